@@ -1,0 +1,251 @@
+"""One fused round against mlx-lm on the same weights, in one process, interleaved.
+
+    scripts/bench_round                 # the embedded pair
+    scripts/bench_round --pair NAME --max-tokens 128 --json FILE
+
+Every contender decodes every prompt greedily to the same number of tokens; a speed is tokens per
+second from the first token on, without text; a ratio is taken prompt by prompt and its median
+quoted, because a machine's own speed drifts more than what is compared.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import mlx.core as mx
+import typer
+from mlx_lm.generate import generate_step, speculative_generate_step
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mlxspec.engine import GREEDY, Engine
+from mlxspec.errors import UsageError
+from mlxspec.loading import load
+from mlxspec.pairs import DEFAULT_PAIR
+from mlxspec.timing import halves
+
+COUNTS = range(1, 7)
+PROMPTS = Path(__file__).resolve().parent.parent / "scripts" / "held_out_prompts.json"
+
+Decode = Callable[[], Iterable[int]]
+
+
+def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
+    """All tokens, and tokens per second after the first."""
+    seen: list[int] = []
+    first = last = 0.0
+    for token in tokens:
+        last = time.perf_counter()
+        first = first or last
+        seen.append(token)
+    return seen, (len(seen) - 1) / (last - first)
+
+
+def contenders(
+    engine: Engine, prompt: list[int], max_tokens: int, counts: Iterable[int]
+) -> dict[str, Decode]:
+    """What decodes `prompt`, by name: `plain`, `mlx-lm K`, `mlxspec 0` and `mlxspec K`."""
+    array = mx.array(prompt, mx.uint32)
+    draft = engine.draft
+    if draft is None:
+        raise UsageError("This pair has no draft.", hint="Choose one that has.")
+
+    def plain() -> Iterable[int]:
+        return (int(t) for t, _ in generate_step(array, engine.target, max_tokens=max_tokens))
+
+    def theirs(count: int) -> Decode:
+        return lambda: (
+            int(token)
+            for token, _, _ in speculative_generate_step(
+                array, engine.target, draft, num_draft_tokens=count, max_tokens=max_tokens
+            )
+        )
+
+    def ours(count: int) -> Decode:
+        def decode() -> Iterable[int]:
+            session = engine.session(prompt, max_tokens=max_tokens, draft_tokens=count)
+            while tokens := session.step():
+                yield from tokens
+
+        return decode
+
+    table: dict[str, Decode] = {"plain": plain, "mlxspec 0": ours(0)}
+    for count in counts:
+        table[f"mlx-lm {count}"] = theirs(count)
+        table[f"mlxspec {count}"] = ours(count)
+    return table
+
+
+def race(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, list[float]]:
+    """Tokens per second of every contender on every prompt.
+
+    Raises:
+        RuntimeError: two contenders wrote different text.
+    """
+    speeds: dict[str, list[float]] = {}
+    for warm, prompt in enumerate(track([prompts[0], *prompts], "decoding", transient=True)):
+        texts: dict[str, list[int]] = {}
+        for name, decode in contenders(engine, prompt, max_tokens, COUNTS).items():
+            texts[name], speed = timed(decode())
+            if warm:  # the first prompt is run once for nothing: kernels, traces, buffers
+                speeds.setdefault(name, []).append(speed)
+        different = [name for name, text in texts.items() if text != texts["plain"]]
+        if different:
+            raise RuntimeError(f"{different} left mlx-lm's plain text on prompt {warm}")
+    return speeds
+
+
+def acceptance(engine: Engine, prompts: list[list[int]], max_tokens: int) -> list[dict[str, Any]]:
+    """Acceptance rate and tokens per round for every K, over all prompts together."""
+    rows = []
+    for count in COUNTS:
+        runs = [
+            engine.generate(p, draft_tokens=count, max_tokens=max_tokens, ignore_eos=True)
+            for p in prompts
+        ]
+        accepted = sum(run.speculation.accepted for run in runs)
+        drafted = sum(run.speculation.drafted for run in runs)
+        rows.append(
+            {
+                "draft_tokens": count,
+                "acceptance_rate": accepted / drafted,
+                "tokens_per_round": 1 + count * accepted / drafted,
+            }
+        )
+    return rows
+
+
+def round_seconds(engine: Engine, prompt: list[int], count: int, capacity: int) -> float:
+    """Median seconds of a round."""
+    session = engine.session(prompt, draft_tokens=count, capacity=capacity)
+    times = []
+    session.step()
+    for _ in range(30):
+        started = time.perf_counter()
+        session.step()
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
+    """A round against its halves run back to back, and against itself at four times the room."""
+    ratios: dict[str, list[float]] = {"parts": [], "room": []}
+    for _ in range(8):
+        room = engine.prefilled(prompt).capacity
+        once = round_seconds(engine, prompt, count, room)
+        four_times = round_seconds(engine, prompt, count, 4 * room)
+        session = engine.session(prompt, draft_tokens=count)
+        for _ in range(8):
+            session.step()
+        ratios["parts"].append(once / sum(halves(session, 30)))
+        ratios["room"].append(four_times / once)
+    return {name: median(values[1:]) for name, values in ratios.items()}
+
+
+def machine() -> dict[str, Any]:
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "device": str(mx.default_device()),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("mlx", "mlx-lm", "mlxspec")},
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(": ")[2] for line in lines if "model name" in line), "") or (
+        platform.processor()
+    )
+
+
+def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    speeds = race(engine, prompts, max_tokens)
+
+    def ratio(name: str, base: str) -> float:
+        return median(a / b for a, b in zip(speeds[name], speeds[base], strict=True))
+
+    rates = acceptance(engine, prompts, max_tokens)
+    rows = [
+        {
+            **rate,
+            "tokens_per_second": median(speeds[f"mlxspec {count}"]),
+            "over_mlx_lm_speculative": ratio(f"mlxspec {count}", f"mlx-lm {count}"),
+            "over_mlx_lm_plain": ratio(f"mlxspec {count}", "plain"),
+            "mlx_lm_speculative_over_plain": ratio(f"mlx-lm {count}", "plain"),
+            **{
+                f"over_its_{name}" if name == "parts" else "at_four_times_the_room": value
+                for name, value in against_parts(engine, prompts[0], count).items()
+            },
+        }
+        for count, rate in zip(COUNTS, rates, strict=True)
+    ]
+    return {
+        "machine": machine(),
+        "prompts": len(prompts),
+        "max_tokens": max_tokens,
+        "mlx_lm_plain_tokens_per_second": median(speeds["plain"]),
+        "mlxspec_plain_over_mlx_lm_plain": ratio("mlxspec 0", "plain"),
+        "rounds": rows,
+        "speeds": speeds,
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    about = result["machine"]
+    console.print(
+        f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}; "
+        f"{result['prompts']} prompts, {result['max_tokens']} tokens each, greedy, medians"
+    )
+    console.print(
+        f"plain: mlx-lm {result['mlx_lm_plain_tokens_per_second']:.0f} tokens/s, "
+        f"mlxspec {result['mlxspec_plain_over_mlx_lm_plain']:.2f} x that"
+    )
+    columns = {
+        "K": ("draft_tokens", "{}"),
+        "acceptance": ("acceptance_rate", "{:.3f}"),
+        "tokens per round": ("tokens_per_round", "{:.2f}"),
+        "tokens/s": ("tokens_per_second", "{:.0f}"),
+        "x mlx-lm plain": ("over_mlx_lm_plain", "{:.2f}"),
+        "x mlx-lm draft": ("over_mlx_lm_speculative", "{:.2f}"),
+        "mlx-lm draft x plain": ("mlx_lm_speculative_over_plain", "{:.2f}"),
+        "round / parts": ("over_its_parts", "{:.3f}"),
+        "4 x room": ("at_four_times_the_room", "{:.3f}"),
+    }
+    table = Table(*columns)
+    for row in result["rounds"]:
+        table.add_row(*(form.format(row[key]) for key, form in columns.values()))
+    console.print(table)
+
+
+def main(
+    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    prompts: Annotated[Path, typer.Option(help="JSON: a list of objects with `text`.")] = PROMPTS,
+    count: Annotated[int, typer.Option(min=7, help="How many of the prompts.")] = 16,
+    max_tokens: Annotated[int, typer.Option(min=32, help="Tokens of each text.")] = 128,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Compare rounds with mlx-lm, plain and speculative, for K = 1 … 6."""
+    console = Console()
+    engine = load(pair, compiled=True)
+    texts = [entry["text"] for entry in islice(json.loads(prompts.read_text()), count)]
+    for draft_tokens in (0, *COUNTS):
+        engine.build_kernels(GREEDY.method, draft_tokens)
+    result = {"pair": pair, **measure(engine, [engine.encode(t) for t in texts], max_tokens)}
+    show(result, console)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,281 @@
+"""A target, perhaps a draft, and everything that decodes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxspec import kernels
+from mlxspec.cache import Model, adopt, require_known
+from mlxspec.drafters import ModelDrafter
+from mlxspec.errors import PromptError, UsageError
+from mlxspec.metrics import Event, Generation, SpeculationStats
+from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS
+from mlxspec.params import Method, SamplingParams
+from mlxspec.prefill import Progress, prefill
+from mlxspec.round import Round, RoundState
+from mlxspec.run import Run
+from mlxspec.sampling import knobs_of
+from mlxspec.session import Session, attended, reserved
+from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
+
+MAX_DRAFT_TOKENS = 64
+GREEDY = SamplingParams()
+
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """Decodes with a target model, and speculates with a draft model where there is one.
+
+    Args:
+        target: an mlx-lm model in memory.
+        draft: a smaller mlx-lm model over the same tokens, or None.
+        tokenizer: mlx-lm's TokenizerWrapper; None takes and gives token ids only.
+        draft_tokens: K where a call does not say.
+        compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
+            are built, which `build_kernels` does, because it takes seconds.
+
+    Raises:
+        UnsupportedModel: a model's cache is of a kind that a round cannot run on.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        draft: Model | None = None,
+        tokenizer: Tokenizer | None = None,
+        *,
+        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
+        compiled: bool | None = None,
+    ) -> None:
+        self.target = target
+        self.draft = draft
+        self.tokenizer = tokenizer
+        self.load_s = 0.0
+        self._draft_tokens = draft_tokens
+        self._compiled = compiled
+        require_known(make_prompt_cache(target), f"The target ({_type_of(target)})")
+        if draft is not None:
+            require_known(make_prompt_cache(draft), f"The draft ({_type_of(draft)})")
+        self._round = lru_cache(maxsize=16)(self._build_round)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the target was made for, or None where its configuration does not say."""
+        length = getattr(getattr(self.target, "args", None), "max_position_embeddings", None)
+        return int(length) if length else None
+
+    # --- generating -----------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Any) -> Generation:
+        """The whole result of `run`, with the same arguments."""
+        run = self.run(prompt, **options)
+        for _ in run:
+            pass
+        return run.generation
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Event]:
+        """An event for every round, with the arguments of `run`."""
+        return iter(self.run(prompt, **options))
+
+    def run(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        draft_tokens: int | None = None,
+        sampling: SamplingParams = GREEDY,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        system: str | None = None,
+        raw: bool = False,
+        on_prefill: Progress | None = None,
+    ) -> Run:
+        """Prepare a generation: an iterator of events with the result so far beside it.
+
+        Args:
+            prompt: text, or token ids that are taken as they are.
+            max_tokens: at least 1; the text also ends where the context does.
+            draft_tokens: K; None takes the engine's own, 0 decodes plainly.
+            sampling: greedy unless given.
+            stop: the text ends before the first of these strings.
+            ignore_eos: go on after the end of the text, for measurements.
+            system, raw: see `encode_prompt`.
+            on_prefill: called with (tokens read, tokens in all).
+
+        Raises:
+            UsageError: a value is out of its range. PromptError: empty or too long.
+        """
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+        if stop and self.tokenizer is None:
+            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
+        tokens = self.encode(prompt, system=system, raw=raw)
+        sampling = sampling.with_seed()
+        count = self.checked_draft_tokens(draft_tokens)
+
+        def begin() -> Session:
+            return self.session(
+                tokens,
+                max_tokens=max_tokens,
+                draft_tokens=count,
+                sampling=sampling,
+                on_prefill=on_prefill,
+            )
+
+        assert sampling.seed is not None
+        generation = Generation(
+            len(tokens), SpeculationStats(count, enabled=count > 0), sampling.seed
+        )
+        generation.timing.load_s = self.load_s
+        text, ends = None, set()
+        if self.tokenizer is not None:
+            continues = isinstance(prompt, str) and is_raw(self.tokenizer, raw)
+            text = TextStream(self.tokenizer, continues=continues, stop=stop)
+            ends = set() if ignore_eos else set(self.tokenizer.eos_token_ids)
+        return Run(begin, generation, text, ends)
+
+    def session(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        draft_tokens: int | None = None,
+        sampling: SamplingParams = GREEDY,
+        capacity: int = 0,
+        on_prefill: Progress | None = None,
+    ) -> Session:
+        """Read `prompt` and return its session, for a program that drives decoding itself.
+
+        Args:
+            max_tokens: where `step` ends; None goes on to the end of the context.
+            capacity: entries that the caches have room for from the start. They grow by
+                themselves.
+            Others: as for `run`.
+        """
+        tokens = self.encode(prompt)
+        count = self.checked_draft_tokens(draft_tokens)
+        rounds = self._round(sampling.method, count > 0, self._is_compiled(sampling.method, count))
+        limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
+        return Session(
+            rounds,
+            self.prefilled(
+                tokens, sampling, draft=count > 0, capacity=capacity, progress=on_prefill
+            ),
+            tokens=len(tokens),
+            limit=min((limit for limit in limits if limit is not None), default=2**31 - 1),
+            draft_tokens=count,
+        )
+
+    def prefilled(
+        self,
+        tokens: Sequence[int],
+        sampling: SamplingParams = GREEDY,
+        *,
+        draft: bool = True,
+        capacity: int = 0,
+        progress: Progress | None = None,
+    ) -> RoundState:
+        """The state of one sequence before its first round."""
+        models = [self.target] if self.draft is None or not draft else [self.target, self.draft]
+        caches = prefill(models, tokens, progress)
+        capacity = max(capacity, reserved(attended(len(tokens) + MAX_DRAFT_TOKENS)))
+        layers = [adopt(cache, capacity) for cache in caches]
+        seed = sampling.with_seed().seed
+        assert seed is not None
+        return RoundState(
+            position=mx.array([len(tokens) - 1], mx.int32),
+            last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
+            key=mx.random.key(seed),
+            knobs=knobs_of(sampling, batch=1),
+            target=layers[0],
+            draft=layers[1] if len(layers) > 1 else [],
+        )
+
+    def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Token ids of a prompt that fits the context.
+
+        Raises:
+            PromptError: it is empty, or leaves no room for a token.
+        """
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise UsageError(
+                    "A text prompt needs a tokenizer.", hint="Give the engine one, or token ids."
+                )
+            tokens = encode_prompt(self.tokenizer, prompt, system=system, raw=raw)
+        else:
+            tokens = list(prompt)
+        if not tokens:
+            raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if self.context is not None and len(tokens) >= self.context:
+            raise PromptError(
+                f"The prompt has {len(tokens):,} tokens; the model's context is {self.context:,}.",
+                hint="Shorten it, or take a model with a longer context.",
+            )
+        return tokens
+
+    def checked_draft_tokens(self, draft_tokens: int | None) -> int:
+        """K for a call that asks for `draft_tokens`: 0 wherever nothing can draft."""
+        count = self._draft_tokens if draft_tokens is None else draft_tokens
+        if not 0 <= count <= MAX_DRAFT_TOKENS:
+            raise UsageError(
+                f"draft_tokens is {count}.", hint=f"It must be between 0 and {MAX_DRAFT_TOKENS}."
+            )
+        return count if self.draft is not None else 0
+
+    # --- compiling ------------------------------------------------------------------------
+
+    def kernels_missing(self, method: Method, draft_tokens: int | None = None) -> bool:
+        """Whether `build_kernels` would make such rounds faster from now on."""
+        count = self.checked_draft_tokens(draft_tokens)
+        built = kernels.are_built(self._kind(method, count))
+        return self._compiled is None and kernels.can_compile() and not built
+
+    def build_kernels(self, method: Method, draft_tokens: int | None = None) -> None:
+        """Run two compiled rounds, so that MLX builds every kernel that they need."""
+        count = self.checked_draft_tokens(draft_tokens)
+        rounds = self._round(method, count > 0, True)
+        state = self.prefilled([0, 0], draft=count > 0)
+        session = Session(rounds, state, tokens=2, limit=64, draft_tokens=count)
+        for _ in range(2):
+            session.step()
+        kernels.mark_built(self._kind(method, count))
+
+    def _is_compiled(self, method: Method, draft_tokens: int) -> bool:
+        if self._compiled is not None:
+            return self._compiled
+        return kernels.can_compile() and kernels.are_built(self._kind(method, draft_tokens))
+
+    def _kind(self, method: Method, draft_tokens: int) -> str:
+        """Names a round's operations. Of K it matters whether a second step is drafted."""
+        models = [self.target] if self.draft is None else [self.target, self.draft]
+        described = [f"{_type_of(model)} {_dtypes(model)}" for model in models]
+        return f"{described} {method} {min(draft_tokens, 2)}"
+
+    def _build_round(self, method: Method, drafts: bool, compiled: bool) -> Round:
+        drafter = None
+        if drafts and self.draft is not None:
+            drafter = ModelDrafter(
+                self.draft, _vocabulary(self.draft), _vocabulary(self.target), method
+            )
+        return Round(self.target, drafter, method, compiled=compiled)
+
+
+def _vocabulary(model: Model) -> int:
+    # The shape of a graph that is never evaluated: configurations do not all name it alike.
+    return int(model(mx.zeros((1, 1), mx.int32)).shape[-1])
+
+
+def _type_of(model: Model) -> str:
+    return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))
+
+
+def _dtypes(model: Model) -> list[str]:
+    return sorted({str(array.dtype) for array in dict(tree_flatten(model.parameters())).values()})

@@ -1,0 +1,222 @@
+"""From the names of models to an engine: folders, repositories, and what can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from mlx_lm.generate import maybe_set_recommended_wired_limit
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
+
+from mlxspec.cache import Model
+from mlxspec.engine import Engine
+from mlxspec.errors import LoadError, VocabularyMismatch
+from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
+from mlxspec.text import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+
+
+def load(
+    pair: str | Pair = DEFAULT_PAIR,
+    *,
+    models: Path | None = None,
+    speculation: bool = True,
+    compiled: bool | None = None,
+) -> Engine:
+    """Load a pair's models and tokenizer.
+
+    Args:
+        pair: a name in the table of pairs, or a pair.
+        models: a table laid over the shipped one, in place of the user's own.
+        speculation: False leaves the draft unloaded.
+        compiled: see `Engine`.
+
+    Raises:
+        UnknownPair, TableError: the table has no such pair, or is not valid.
+        LoadError: a folder or repository is missing, damaged or of an unsupported type.
+        VocabularyMismatch: the two do not speak the same tokens.
+    """
+    started = time.perf_counter()
+    if isinstance(pair, str):
+        pair = find_pair(pair, models)
+    maybe_set_recommended_wired_limit()
+    target_folder = _folder(pair.target, pair)
+    target, tokenizer = _model(target_folder), _tokenizer(target_folder)
+    draft = None
+    if pair.draft is not None and speculation:
+        draft_folder = _folder(pair.draft, pair)
+        _require_same_tokens(tokenizer, target_folder, draft_folder)
+        draft = _model(draft_folder)
+    engine = Engine(target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled)
+    engine.load_s = time.perf_counter() - started
+    return engine
+
+
+# --- where a model is -------------------------------------------------------------------
+
+
+def _folder(location: str, pair: Pair) -> Path:
+    inside = package_folder(location)
+    folder = inside or Path(location).expanduser()
+    if not folder.exists() and not inside and _is_repository(location):
+        with _hub_errors(location, pair):
+            folder = Path(snapshot_download(location, allow_patterns=DEFAULT_ALLOW_PATTERNS))
+    _require_complete(folder)
+    return folder
+
+
+def _is_repository(location: str) -> bool:
+    return not location.startswith(("/", ".", "~")) and location.count("/") == 1
+
+
+@contextmanager
+def _hub_errors(repository: str, pair: Pair) -> Iterator[None]:
+    """Say in words what kept a repository from being downloaded."""
+    what = f"{repository} (of the pair {pair.name})"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise LoadError(
+            f"{what} asks for its licence to be accepted.",
+            hint=f"Accept it at https://huggingface.co/{repository}, then run `hf auth login`.",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise LoadError(
+            f"There is no model {what} on the hub, or it is private.",
+            hint="Check the name; for a private one run `hf auth login`.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise LoadError(
+            f"{what} is not on this machine, and the hub cannot be reached.",
+            hint=f"Connect to the network once and run `hf download {repository}`.",
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise LoadError(
+            f"{what} could not be downloaded: {_first_line(error)}",
+            hint="Try again; what was downloaded is kept.",
+        ) from error
+
+
+def _require_complete(folder: Path) -> None:
+    if not folder.is_dir():
+        raise LoadError(
+            f"There is no model folder {folder}.",
+            hint="Give a folder with a config.json, or a repository such as org/name.",
+        )
+    _json(folder / "config.json")
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise _incomplete(folder / "tokenizer.json")
+    index = folder / "model.safetensors.index.json"
+    shards = set(_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    for shard in sorted(shards):
+        if not (folder / shard).exists():
+            raise _incomplete(folder / shard)
+    if not any(folder.glob("model*.safetensors")):
+        raise _incomplete(folder / "model.safetensors")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _incomplete(path) from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, ValueError("it is not an object"))
+    return content
+
+
+def _incomplete(path: Path) -> LoadError:
+    return LoadError(
+        f"The model folder {path.parent} has no {path.name}.",
+        hint="Copy or download the model again; it may be half-written.",
+    )
+
+
+def _damaged(path: Path, error: Exception) -> LoadError:
+    return LoadError(
+        f"{path} is damaged: {_first_line(error)}.", hint="Copy or download the model again."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+# --- what is in it ----------------------------------------------------------------------
+
+
+def _model(folder: Path) -> Model:
+    try:
+        model, _ = load_model(folder)
+    except KeyError as error:
+        raise LoadError(
+            f"{folder / 'config.json'} has no {error}.", hint="Use a model that mlx-lm can run."
+        ) from error
+    except (ValueError, TypeError) as error:
+        # What mlx-lm raises for a model type, a configuration or a set of weights it cannot use.
+        raise LoadError(
+            f"mlx-lm cannot load {folder}: {_first_line(error)}.",
+            hint="Check config.json and the weights, or use a model that mlx-lm can run.",
+        ) from error
+    except RuntimeError as error:
+        raise _damaged(_first_unreadable(folder), error) from error
+    return model
+
+
+def _first_unreadable(folder: Path) -> Path:
+    """The first file of weights whose header does not fit its size."""
+    files = sorted(folder.glob("model*.safetensors"))
+    for path in files:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            try:
+                entries = json.loads(file.read(min(header, size)))
+                ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return path
+        if 8 + header + max(ends, default=0) != size:
+            return path
+    return files[0]
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    ends = _json(folder / "config.json").get("eos_token_id")
+    try:
+        return load_tokenizer(folder, eos_token_ids=ends)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise LoadError(
+            f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}.",
+            hint="Copy or download the model again.",
+        ) from error
+
+
+def _require_same_tokens(target: Tokenizer, target_folder: Path, draft_folder: Path) -> None:
+    """Refuse a draft whose ids mean other tokens; padding to another size is no difference."""
+    files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
+    if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return
+    mine = {index: token for token, index in target.get_vocab().items()}
+    theirs = {index: token for token, index in _tokenizer(draft_folder).get_vocab().items()}
+    for index in sorted(mine.keys() & theirs.keys()):
+        if mine[index] != theirs[index]:
+            raise VocabularyMismatch(
+                f"Token {index} is {mine[index]!r} in {target_folder.name} and "
+                f"{theirs[index]!r} in {draft_folder.name}.",
+                hint="Choose a draft of the target's own family, or use --no-speculation.",
+            )

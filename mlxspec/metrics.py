@@ -1,0 +1,169 @@
+"""What a generation consists of and what it cost: plain numbers, no arrays, no clock.
+
+The events that a session yields and the summary that every consumer prints are defined here, so
+that a display or a server needs neither MLX nor the engine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class RoundStats:
+    """One round of one sequence.
+
+    `drafted` tokens were proposed and `accepted` of them kept, in order from the first. A round
+    that the end of the text cut short is not `full` and does not count towards acceptance.
+    """
+
+    drafted: int
+    accepted: int
+    full: bool = True
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text and who wrote it: the draft, with the target's consent, or the target."""
+
+    text: str
+    from_draft: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one round committed.
+
+    `tokens` are the round's token ids, without an end-of-text token, and `from_draft` says of
+    each whether it was proposed. `pieces` is the text that became final: it may lag behind the
+    tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
+    event only.
+    """
+
+    tokens: tuple[int, ...]
+    from_draft: tuple[bool, ...]
+    pieces: tuple[Piece, ...]
+    round: RoundStats | None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass
+class Timing:
+    """Seconds of wall-clock time. `decode_s` runs from the end of prefill to the last token."""
+
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    time_to_first_token_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where a round's time goes, as fractions that add up to 1."""
+
+    draft: float
+    verify: float
+    host: float
+
+
+@dataclass
+class SpeculationStats:
+    """Acceptance over the rounds so far. Rates are None until there is a full round."""
+
+    draft_tokens: int
+    enabled: bool = True
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    full_rounds: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.accepted_by_position = self.accepted_by_position or [0] * self.draft_tokens
+
+    def add(self, stats: RoundStats) -> None:
+        self.rounds += 1
+        if not stats.full:
+            return
+        self.full_rounds += 1
+        self.drafted += stats.drafted
+        self.accepted += stats.accepted
+        for position in range(stats.accepted):
+            self.accepted_by_position[position] += 1
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted over full rounds."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_round(self) -> float | None:
+        """Tokens that a full round commits, the target's own included."""
+        return 1 + self.accepted / self.full_rounds if self.full_rounds else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "enabled": self.enabled,
+            "draft_tokens": self.draft_tokens,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "acceptance_rate": _rounded(self.acceptance_rate),
+            "tokens_per_round": _rounded(self.tokens_per_round),
+            "accepted_by_position": self.accepted_by_position,
+        }
+
+
+@dataclass
+class Generation:
+    """The whole result of one prompt; grows by `add` while the text is being written.
+
+    `tokens` are ids without the end-of-text token. `peak_gb` is MLX's peak memory in 10⁹ bytes.
+    """
+
+    prompt_tokens: int
+    speculation: SpeculationStats
+    seed: int
+    timing: Timing = field(default_factory=Timing)
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason = "interrupted"
+    peak_gb: float = 0.0
+
+    def add(self, event: Event) -> None:
+        self.tokens.extend(event.tokens)
+        self.text += event.text
+        if event.round is not None:
+            self.speculation.add(event.round)
+        if event.finish_reason is not None:
+            self.finish_reason = event.finish_reason
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second of decoding, prefill not included."""
+        return len(self.tokens) / self.timing.decode_s if self.timing.decode_s else None
+
+    def as_dict(self) -> dict[str, Any]:
+        timing = {name: round(value, 6) for name, value in vars(self.timing).items()}
+        timing["tokens_per_second"] = _rounded(self.tokens_per_second)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": self.tokens,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "seed": self.seed,
+            "speculation": self.speculation.as_dict(),
+            "timing": timing,
+            "memory": {"peak_gb": round(self.peak_gb, 4)},
+        }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

@@ -1,0 +1,132 @@
+"""The table of model pairs, and the defaults of everything that a pair or a call leaves open."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_config_path
+
+from mlxspec.errors import TableError, UnknownPair, nearest
+
+DEFAULT_PAIR = "demo"
+DEFAULT_DRAFT_TOKENS = 3
+DEFAULT_MAX_TOKENS = 256
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A target and what drafts for it.
+
+    `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
+    inside this package. `draft` is None where the target decodes plainly.
+    """
+
+    name: str
+    target: str
+    draft: str | None = None
+    draft_tokens: int = DEFAULT_DRAFT_TOKENS
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_TYPES: dict[str, type] = {"target": str, "draft": str, "draft_tokens": int, "note": str}
+assert {field.name for field in fields(Pair)} == {"name", *_TYPES}
+
+
+def shipped_table() -> Path:
+    inside = _PACKAGE / "models.toml"
+    return inside if inside.exists() else _PACKAGE.parent / "models.toml"
+
+
+def user_table() -> Path:
+    return user_config_path("mlxspec") / "models.toml"
+
+
+def load_pairs(models: Path | None = None) -> dict[str, Pair]:
+    """The shipped pairs, with the user's table, or the file `models`, laid over them.
+
+    An entry may give some keys of a pair that exists, or a whole new pair.
+
+    Raises:
+        TableError: a table cannot be read, or a key is not what it should be.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    sources: dict[str, Path] = {}
+    for path in _tables(models):
+        for name, entry in _read(path).items():
+            entries.setdefault(name, {}).update(_checked(path, name, entry))
+            sources[name] = path
+    for name, entry in entries.items():
+        if "target" not in entry:
+            raise _bad(sources[name], name, "has no `target`", "a repository or a folder")
+    return {name: Pair(name=name, **entry) for name, entry in entries.items()}
+
+
+def find_pair(name: str, models: Path | None = None) -> Pair:
+    pairs = load_pairs(models)
+    if name not in pairs:
+        raise UnknownPair(name, pairs)
+    return pairs[name]
+
+
+def package_folder(location: str) -> Path | None:
+    """The folder that `package:FOLDER` means, or None for any other location."""
+    scheme, _, folder = location.partition(":")
+    return _PACKAGE / folder if scheme == "package" else None
+
+
+def _tables(models: Path | None) -> list[Path]:
+    if models is not None:
+        return [shipped_table(), models]
+    return [shipped_table(), *(path for path in [user_table()] if path.exists())]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TableError(
+            f"The table {path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise TableError(
+            f"The table {path} is not valid TOML: {error}.", hint="Correct it there, or remove it."
+        ) from error
+
+
+def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise _bad(path, name, "is not a table", "a section with a target and a draft")
+    values: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key not in _TYPES:
+            near = nearest(key, _TYPES)
+            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in _TYPES)
+            raise _bad(path, f"{name}.{key}", "is no key of a pair", known)
+        if type(value) is not _TYPES[key]:
+            kind = "a whole number" if _TYPES[key] is int else "a string"
+            raise _bad(path, f"{name}.{key}", f"is {value!r}", kind)
+        if isinstance(value, int) and value < 0:
+            raise _bad(path, f"{name}.{key}", f"is {value}", "0 or more")
+        if key in ("target", "draft"):
+            value = _located(path, str(value))
+        values[key] = value
+    return values
+
+
+def _located(path: Path, location: str) -> str:
+    """Folders in a table that begin with `.` or `~` are seen from the table's own folder."""
+    if not location.startswith((".", "~")):
+        return location
+    return str((path.parent / Path(location).expanduser()).resolve())
+
+
+def _bad(path: Path, key: str, found: str, expected: str) -> TableError:
+    return TableError(f"{path}: `{key}` {found}.", hint=f"Expected: {expected}.")

@@ -1,0 +1,55 @@
+"""Where a round's time goes, measured on the models and caches of a session."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import mlx.core as mx
+
+from mlxspec.metrics import Split
+from mlxspec.session import Session
+
+SLOW_ROUND_S = 0.05
+
+
+def measure_split(session: Session, round_s: float) -> Split | None:
+    """Run a few rounds in two halves, each waited for, and compare with `round_s` as it was.
+
+    What neither half accounts for is the host's: building graphs, and text. On a compiled round
+    it holds the tracing of new lengths too. The session can go on afterwards.
+
+    Args:
+        round_s: mean seconds of a round during the generation.
+
+    Returns:
+        None where nothing was drafted, or no round was run.
+    """
+    if session.draft_tokens == 0 or round_s <= 0:
+        return None
+    repeats = 1 if round_s > SLOW_ROUND_S else 5
+    draft_s, verify_s = halves(session, repeats)
+    whole = max(round_s, draft_s + verify_s)
+    return Split(
+        draft=draft_s / whole,
+        verify=verify_s / whole,
+        host=1 - (draft_s + verify_s) / whole,
+    )
+
+
+def halves(session: Session, repeats: int) -> tuple[float, float]:
+    """Median seconds of K draft steps and of one verification, each run alone and waited for."""
+    state, length = session.ahead(repeats + 1)
+    propose, commit = session.rounds.halves(session.draft_tokens, length)
+    mx.eval(state)
+    draft_s, verify_s = [], []
+    for _ in range(repeats + 1):  # the first one traces
+        started = time.perf_counter()
+        draft, state = propose(state)
+        mx.eval(draft, state)
+        drafted = time.perf_counter()
+        state, result = commit(state, draft)
+        mx.eval(state, result)
+        draft_s.append(drafted - started)
+        verify_s.append(time.perf_counter() - drafted)
+    return median(draft_s[1:]), median(verify_s[1:])
