@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlxspec import options
 from mlxspec._version import __version__
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs import DEFAULT_MAX_TOKENS, DEFAULT_PAIR, Pair, find_pair, load_pairs
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from mlxspec.run import Run
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 app = typer.Typer(
     name="mlxspec",
@@ -33,15 +34,12 @@ app = typer.Typer(
 pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
 app.add_typer(pairs_app, name="pairs")
 
-ModelsOption = Annotated[
-    Path | None,
-    typer.Option("--models", metavar="FILE", help="A table of pairs laid over the shipped one."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
 
 def main() -> None:
     """Run the command line; every error of our own is one line, a hint, and an exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115, it stays open
     try:
         app()
     except MlxspecError as error:
@@ -49,10 +47,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from complaining at its end.
+    except OSError as error:  # a full disk; typer itself sees to a pipe that nobody reads
+        # Keep the interpreter from trying again, and complaining, at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(BROKEN_PIPE)
+        what = error.filename or "The output"
+        _explain(MlxspecError(f"{what}: {error.strerror}.", hint="Free it or choose another."))
+        sys.exit(MlxspecError.exit_code)
 
 
 def _explain(error: MlxspecError) -> None:
@@ -80,54 +80,35 @@ def root(
 
 @app.command()
 def generate(
-    prompt: Annotated[
-        str | None,
-        typer.Argument(help="The prompt; piped text is added to it. `-` takes stdin alone."),
-    ] = None,
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
-    target: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_REPO", help="A target in place of the pair's.")
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_REPO", help="A draft in place of the pair's.")
-    ] = None,
-    draft_tokens: Annotated[
-        int | None, typer.Option(min=0, max=64, help="Tokens proposed in every round.")
-    ] = None,
-    no_speculation: Annotated[
-        bool, typer.Option("--no-speculation", help="Decode plainly, without the draft.")
-    ] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = DEFAULT_MAX_TOKENS,
-    temp: Annotated[float, typer.Option(min=0, help="Temperature; 0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling; 1 is off.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Most likely tokens kept; 0 is off.")] = 0,
-    min_p: Annotated[float, typer.Option(min=0, max=1, help="Least share of the best.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the random numbers.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; repeatable.")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template.")] = False,
-    compiled: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile rounds. By default where it pays; on a CPU the first run builds kernels.",
-            show_default=False,
-        ),
-    ] = None,
-    models: ModelsOption = None,
-    as_json: JsonOption = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")
-    ] = False,
+    prompt: options.PromptArgument = None,
+    *,
+    pair: options.PairOption = DEFAULT_PAIR,
+    target: options.TargetOption = None,
+    draft: options.DraftOption = None,
+    draft_tokens: options.DraftTokensOption = None,
+    no_speculation: options.NoSpeculationOption = False,
+    max_tokens: options.MaxTokensOption = DEFAULT_MAX_TOKENS,
+    temperature: options.TemperatureOption = 0.0,
+    top_p: options.TopPOption = 1.0,
+    top_k: options.TopKOption = 0,
+    min_p: options.MinPOption = 0.0,
+    seed: options.SeedOption = None,
+    system: options.SystemOption = None,
+    stop: options.StopOption = None,
+    raw: options.RawOption = False,
+    compiled: options.CompileOption = None,
+    models: options.ModelsOption = None,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
     from mlxspec.display import open_display
     from mlxspec.prompts import read_prompt
 
-    sampling = SamplingParams(temp, top_p, top_k, min_p, seed)
+    sampling = SamplingParams(temperature, top_p, top_k, min_p, seed)
     chosen = _choose_pair(pair, target, draft, models)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
     text = read_prompt(prompt, sys.stdin.buffer)
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=as_json) as display:
         with display.status(f"loading {chosen.name}"):
@@ -163,8 +144,10 @@ def _load(pair: Pair, *, speculation: bool, compiled: bool | None) -> Engine:
     from mlxspec import require_backend
 
     require_backend()
-    # Its advice is for programs that use it, not for people who use a program.
+    # Their advice is for programs that use them, not for people who use a program.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # on a terminal the spinner turns
     from mlxspec.loading import load
 
     return load(pair, speculation=speculation, compiled=compiled)
@@ -211,7 +194,7 @@ def _as_json(pair: Pair, engine: Engine, run: Run) -> str:
 
 
 @pairs_app.command("list")
-def list_pairs(models: ModelsOption = None, as_json: JsonOption = False) -> None:
+def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption = False) -> None:
     """Show every pair of the table."""
     pairs = load_pairs(models)
     if as_json:
@@ -223,15 +206,16 @@ def list_pairs(models: ModelsOption = None, as_json: JsonOption = False) -> None
 @pairs_app.command("show")
 def show_pair(
     name: Annotated[str, typer.Argument(help="Its name in the table.")],
-    models: ModelsOption = None,
-    as_json: JsonOption = False,
+    models: options.ModelsOption = None,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Show one pair."""
     pair = find_pair(name, models)
     if as_json:
         typer.echo(json.dumps(pair.as_dict(), ensure_ascii=False))
         return
-    _print_table([(key.replace("_", " "), str(value)) for key, value in pair.as_dict().items()])
+    values = pair.as_dict() | {"draft": pair.draft or "none"}
+    _print_table([(key.replace("_", " "), str(value)) for key, value in values.items()])
 
 
 def _in_three_lines(pair: Pair) -> str:
@@ -242,10 +226,11 @@ def _in_three_lines(pair: Pair) -> str:
 def _print_table(rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # not strings, in which brackets are markup
     Console(highlight=False).print(table)

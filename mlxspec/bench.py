@@ -11,14 +11,18 @@ quoted, because a machine's own speed drifts more than what is compared.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import mlx.core as mx
 import typer
@@ -27,6 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec import kernels
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
@@ -138,7 +143,7 @@ def round_seconds(engine: Engine, prompt: list[int], count: int, capacity: int) 
 
 def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     """A round against its halves run back to back, and against itself at four times the room."""
-    ratios: dict[str, list[float]] = {"parts": [], "room": []}
+    over_parts, at_four_times = [], []
     for _ in range(8):
         room = engine.prefilled(prompt).capacity
         once = round_seconds(engine, prompt, count, room)
@@ -146,9 +151,53 @@ def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, fl
         session = engine.session(prompt, draft_tokens=count)
         for _ in range(8):
             session.step()
-        ratios["parts"].append(once / sum(halves(session, 30)))
-        ratios["room"].append(four_times / once)
-    return {name: median(values[1:]) for name, values in ratios.items()}
+        over_parts.append(once / sum(halves(session, 30)))
+        at_four_times.append(four_times / once)
+    return {
+        "over_its_parts": median(over_parts[1:]),
+        "at_four_times_the_room": median(at_four_times[1:]),
+    }
+
+
+def compiling(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
+    """Seconds of a compiled and of an eager round, and of tracing a new length."""
+    eager = Engine(engine.target, engine.draft, engine.tokenizer, compiled=False)
+    compiled_s, eager_s = [], []
+    for _ in range(5):
+        compiled_s.append(round_seconds(engine, prompt, count, 0))
+        eager_s.append(round_seconds(eager, prompt, count, 0))
+    fresh = Engine(engine.target, engine.draft, engine.tokenizer, compiled=True)
+    started = time.perf_counter()
+    fresh.session(prompt, draft_tokens=count, max_tokens=1).step()
+    first_s = time.perf_counter() - started
+    started = time.perf_counter()
+    fresh.session(prompt, draft_tokens=count, max_tokens=1).step()
+    return {
+        "compiled_round_s": median(compiled_s),
+        "eager_round_s": median(eager_s),
+        "trace_s": first_s - (time.perf_counter() - started),
+    }
+
+
+COLD = """
+import json, sys, time
+from mlxspec import kernels, load
+from mlxspec.engine import GREEDY
+engine = load(sys.argv[1])
+started = time.perf_counter()
+engine.build_kernels(GREEDY.method, int(sys.argv[2]))
+seconds = time.perf_counter() - started
+print(json.dumps({"cold_kernels": kernels.count_built(), "cold_kernels_s": seconds}))
+"""
+
+
+def cold_kernels(pair: str, count: int) -> dict[str, float]:
+    """How many kernels a first compiled round on a CPU builds, and the seconds it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", COLD, pair, str(count)]
+        environment = os.environ | {"TMPDIR": folder}
+        done = subprocess.run(command, env=environment, capture_output=True, check=True, text=True)
+    return cast(dict[str, float], json.loads(done.stdout))
 
 
 def machine() -> dict[str, Any]:
@@ -183,10 +232,7 @@ def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[s
             "over_mlx_lm_speculative": ratio(f"mlxspec {count}", f"mlx-lm {count}"),
             "over_mlx_lm_plain": ratio(f"mlxspec {count}", "plain"),
             "mlx_lm_speculative_over_plain": ratio(f"mlx-lm {count}", "plain"),
-            **{
-                f"over_its_{name}" if name == "parts" else "at_four_times_the_room": value
-                for name, value in against_parts(engine, prompts[0], count).items()
-            },
+            **against_parts(engine, prompts[0], count),
         }
         for count, rate in zip(COUNTS, rates, strict=True)
     ]
@@ -197,6 +243,7 @@ def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[s
         "mlx_lm_plain_tokens_per_second": median(speeds["plain"]),
         "mlxspec_plain_over_mlx_lm_plain": ratio("mlxspec 0", "plain"),
         "rounds": rows,
+        "compiling": compiling(engine, prompts[0], 3),
         "speeds": speeds,
     }
 
@@ -226,6 +273,17 @@ def show(result: dict[str, Any], console: Console) -> None:
     for row in result["rounds"]:
         table.add_row(*(form.format(row[key]) for key, form in columns.values()))
     console.print(table)
+    cost = result["compiling"]
+    console.print(
+        f"a round at K = 3: compiled {1e3 * cost['compiled_round_s']:.1f} ms, "
+        f"eager {1e3 * cost['eager_round_s']:.1f} ms; a new length is traced in "
+        f"{1e3 * cost['trace_s']:.0f} ms"
+    )
+    if "cold_kernels" in cost:
+        console.print(
+            f"on this CPU a first compiled round builds {cost['cold_kernels']} kernels "
+            f"in {cost['cold_kernels_s']:.1f} s"
+        )
 
 
 def main(
@@ -242,6 +300,8 @@ def main(
     for draft_tokens in (0, *COUNTS):
         engine.build_kernels(GREEDY.method, draft_tokens)
     result = {"pair": pair, **measure(engine, [engine.encode(t) for t in texts], max_tokens)}
+    if kernels.on_cpu() and kernels.can_compile():
+        result["compiling"] |= cold_kernels(pair, 3)
     show(result, console)
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")

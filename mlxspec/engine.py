@@ -15,16 +15,15 @@ from mlxspec.cache import Model, adopt, require_known
 from mlxspec.drafters import ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
-from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS
+from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS, MAX_DRAFT_TOKENS
 from mlxspec.params import Method, SamplingParams
 from mlxspec.prefill import Progress, prefill
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
 from mlxspec.sampling import knobs_of
-from mlxspec.session import Session, attended, reserved
+from mlxspec.session import Session, reserved
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
 
-MAX_DRAFT_TOKENS = 64
 GREEDY = SamplingParams()
 
 Prompt = str | Sequence[int]
@@ -185,7 +184,7 @@ class Engine:
         """The state of one sequence before its first round."""
         models = [self.target] if self.draft is None or not draft else [self.target, self.draft]
         caches = prefill(models, tokens, progress)
-        capacity = max(capacity, reserved(attended(len(tokens) + MAX_DRAFT_TOKENS)))
+        capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
         layers = [adopt(cache, capacity) for cache in caches]
         seed = sampling.with_seed().seed
         assert seed is not None

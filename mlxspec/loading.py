@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -54,12 +54,13 @@ def load(
         pair = find_pair(pair, models)
     maybe_set_recommended_wired_limit()
     target_folder = _folder(pair.target, pair)
-    target, tokenizer = _model(target_folder), _tokenizer(target_folder)
+    target, config = _model(target_folder)
+    tokenizer = _tokenizer(target_folder, config.get("eos_token_id"))
     draft = None
     if pair.draft is not None and speculation:
         draft_folder = _folder(pair.draft, pair)
-        _require_same_tokens(tokenizer, target_folder, draft_folder)
-        draft = _model(draft_folder)
+        _require_same_tokens(tokenizer, target_folder, draft_folder, pair)
+        draft, _ = _model(draft_folder)
     engine = Engine(target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled)
     engine.load_s = time.perf_counter() - started
     return engine
@@ -70,12 +71,19 @@ def load(
 
 def _folder(location: str, pair: Pair) -> Path:
     inside = package_folder(location)
-    folder = inside or Path(location).expanduser()
+    folder = inside or _expanded(location)
     if not folder.exists() and not inside and _is_repository(location):
         with _hub_errors(location, pair):
             folder = Path(snapshot_download(location, allow_patterns=DEFAULT_ALLOW_PATTERNS))
     _require_complete(folder)
     return folder
+
+
+def _expanded(location: str) -> Path:
+    try:
+        return Path(location).expanduser()
+    except RuntimeError:  # there is no home of that name, and so no such folder
+        return Path(location)
 
 
 def _is_repository(location: str) -> bool:
@@ -103,9 +111,9 @@ def _hub_errors(repository: str, pair: Pair) -> Iterator[None]:
             f"{what} is not on this machine, and the hub cannot be reached.",
             hint=f"Connect to the network once and run `hf download {repository}`.",
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the HTTP client's own errors have no base in huggingface_hub
         raise LoadError(
-            f"{what} could not be downloaded: {_first_line(error)}",
+            f"{what} could not be downloaded: {_in_one_line(error)}",
             hint="Try again; what was downloaded is kept.",
         ) from error
 
@@ -120,12 +128,18 @@ def _require_complete(folder: Path) -> None:
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise _incomplete(folder / "tokenizer.json")
     index = folder / "model.safetensors.index.json"
-    shards = set(_json(index).get("weight_map", {}).values()) if index.exists() else set()
-    for shard in sorted(shards):
+    for shard in sorted(_shards(index)) if index.exists() else ():
         if not (folder / shard).exists():
             raise _incomplete(folder / shard)
     if not any(folder.glob("model*.safetensors")):
         raise _incomplete(folder / "model.safetensors")
+
+
+def _shards(index: Path) -> set[str]:
+    weights = _json(index).get("weight_map")
+    if not isinstance(weights, dict) or not all(isinstance(v, str) for v in weights.values()):
+        raise _damaged(index, ValueError("it has no weight_map"))
+    return set(weights.values())
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -133,6 +147,10 @@ def _json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _incomplete(path) from error
+    except OSError as error:
+        raise LoadError(
+            f"{path} cannot be read: {error.strerror}.", hint="It must be a file of your own."
+        ) from error
     except ValueError as error:
         raise _damaged(path, error) from error
     if not isinstance(content, dict):
@@ -149,33 +167,35 @@ def _incomplete(path: Path) -> LoadError:
 
 def _damaged(path: Path, error: Exception) -> LoadError:
     return LoadError(
-        f"{path} is damaged: {_first_line(error)}.", hint="Copy or download the model again."
+        f"{path} is damaged: {_in_one_line(error)}.", hint="Copy or download the model again."
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _in_one_line(error: Exception) -> str:
+    return shorten(str(error), 200, placeholder=" …").rstrip(".") or type(error).__name__
 
 
 # --- what is in it ----------------------------------------------------------------------
 
 
-def _model(folder: Path) -> Model:
+def _model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """The model and its configuration, completed by generation_config.json."""
     try:
-        model, _ = load_model(folder)
+        model, config = load_model(folder)
     except KeyError as error:
         raise LoadError(
             f"{folder / 'config.json'} has no {error}.", hint="Use a model that mlx-lm can run."
         ) from error
-    except (ValueError, TypeError) as error:
-        # What mlx-lm raises for a model type, a configuration or a set of weights it cannot use.
-        raise LoadError(
-            f"mlx-lm cannot load {folder}: {_first_line(error)}.",
-            hint="Check config.json and the weights, or use a model that mlx-lm can run.",
-        ) from error
     except RuntimeError as error:
         raise _damaged(_first_unreadable(folder), error) from error
-    return model
+    except Exception as error:
+        # A model type, a configuration or weights that mlx-lm cannot use: its models raise whatever
+        # they come across.
+        raise LoadError(
+            f"mlx-lm cannot load {folder}: {_in_one_line(error)}.",
+            hint="Check config.json and the weights, or use a model that mlx-lm can run.",
+        ) from error
+    return model, config
 
 
 def _first_unreadable(folder: Path) -> Path:
@@ -195,18 +215,19 @@ def _first_unreadable(folder: Path) -> Path:
     return files[0]
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
-    ends = _json(folder / "config.json").get("eos_token_id")
+def _tokenizer(folder: Path, ends: list[int] | int | None = None) -> Tokenizer:
     try:
         return load_tokenizer(folder, eos_token_ids=ends)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # tokenizers raises Exception itself
         raise LoadError(
-            f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}.",
+            f"The tokenizer in {folder} cannot be loaded: {_in_one_line(error)}.",
             hint="Copy or download the model again.",
         ) from error
 
 
-def _require_same_tokens(target: Tokenizer, target_folder: Path, draft_folder: Path) -> None:
+def _require_same_tokens(
+    target: Tokenizer, target_folder: Path, draft_folder: Path, pair: Pair
+) -> None:
     """Refuse a draft whose ids mean other tokens; padding to another size is no difference."""
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
@@ -216,7 +237,7 @@ def _require_same_tokens(target: Tokenizer, target_folder: Path, draft_folder: P
     for index in sorted(mine.keys() & theirs.keys()):
         if mine[index] != theirs[index]:
             raise VocabularyMismatch(
-                f"Token {index} is {mine[index]!r} in {target_folder.name} and "
-                f"{theirs[index]!r} in {draft_folder.name}.",
+                f"Token {index} is {mine[index]!r} in {pair.target} and "
+                f"{theirs[index]!r} in {pair.draft}.",
                 hint="Choose a draft of the target's own family, or use --no-speculation.",
             )

@@ -14,6 +14,7 @@ from mlxspec.errors import TableError, UnknownPair, nearest
 DEFAULT_PAIR = "demo"
 DEFAULT_DRAFT_TOKENS = 3
 DEFAULT_MAX_TOKENS = 256
+MAX_DRAFT_TOKENS = 64
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -113,10 +114,16 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
         if type(value) is not _TYPES[key]:
             kind = "a whole number" if _TYPES[key] is int else "a string"
             raise _bad(path, f"{name}.{key}", f"is {value!r}", kind)
-        if isinstance(value, int) and value < 0:
-            raise _bad(path, f"{name}.{key}", f"is {value}", "0 or more")
+        if value == "" and key != "note":
+            raise _bad(path, f"{name}.{key}", "is empty", "a repository or a folder")
+        if isinstance(value, int) and not 0 <= value <= MAX_DRAFT_TOKENS:
+            raise _bad(path, f"{name}.{key}", f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
         if key in ("target", "draft"):
-            value = _located(path, str(value))
+            try:
+                value = _located(path, str(value))
+            except RuntimeError as error:  # there is no home of that name
+                expected = "a repository or a folder"
+                raise _bad(path, f"{name}.{key}", f"is {value!r}", expected) from error
         values[key] = value
     return values
 

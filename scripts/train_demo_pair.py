@@ -41,7 +41,8 @@ HELD_OUT_PERCENT = 4
 # Tables of data rather than code: nothing in them can be learned.
 SKIPPED_FOLDERS = {"site-packages", "encodings", "pydoc_data", "__pycache__", "bad_coding"}
 # Words with one leading character, short digit runs, punctuation runs, line ends, indentation.
-SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# A line end is never part of the token before it: a prompt may well end just there.
+SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class Shape:
 
 
 # Many thin layers, because on a CPU an operation's overhead is paid once however many rows it
-# verifies; one layer for the draft, whose time is mostly its output head.
+# verifies; two for the draft, the fewest that can copy what stands further up.
 TARGET = Shape(layers=24, width=64, heads=2, key_heads=1, hidden=192)
-DRAFT = Shape(layers=1, width=96, heads=3, key_heads=1, hidden=256)
+DRAFT = Shape(layers=2, width=64, heads=2, key_heads=1, hidden=192)
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,17 @@ def sample_target(
     return torch.from_numpy(samples.astype(np.int64))
 
 
+def draft_from(target: LlamaForCausalLM, vocab_size: int) -> LlamaForCausalLM:
+    """A draft that begins as the target's embedding, first and last layer, and final norm."""
+    draft = LlamaForCausalLM(DRAFT.config(vocab_size))
+    inner, outer = draft.model, target.model
+    inner.embed_tokens.load_state_dict(outer.embed_tokens.state_dict())
+    inner.norm.load_state_dict(outer.norm.state_dict())
+    for mine, source in zip(inner.layers, (outer.layers[0], outer.layers[-1]), strict=True):
+        mine.load_state_dict(source.state_dict())
+    return draft
+
+
 def distillation_loss(
     draft: torch.nn.Module, target: torch.nn.Module, x: torch.Tensor
 ) -> torch.Tensor:
@@ -365,8 +377,8 @@ def train_draft(
         draft,
         loss_of,
         lambda: mean_held_out_loss(draft, held_out),
-        [Phase(steps, batch=32, length=samples.shape[1])],
-        peak=1e-2,
+        [Phase(steps, batch=16, length=samples.shape[1])],
+        peak=6e-3,
         checkpoint=work / "draft.pt",
     )
 
@@ -398,8 +410,8 @@ def export(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--vocab-size", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=4500, help="updates of the target")
-    parser.add_argument("--draft-steps", type=int, default=3000, help="updates of the draft")
+    parser.add_argument("--steps", type=int, default=3400, help="updates of the target")
+    parser.add_argument("--draft-steps", type=int, default=2400, help="updates of the draft")
     parser.add_argument("--samples", type=int, default=4096, help="rows of the target's own text")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "demo_pair")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "mlxspec" / "demo")
@@ -418,9 +430,10 @@ def main() -> None:
     print(f"{len(corpus.train)} files, {len(text):,} tokens; {len(corpus.held_out)} held out")
 
     target = LlamaForCausalLM(TARGET.config(len(tokenizer)))
-    draft = LlamaForCausalLM(DRAFT.config(len(tokenizer)))
-    print(f"target {target.num_parameters():,} parameters, draft {draft.num_parameters():,}")
+    print(f"target: {target.num_parameters():,} parameters")
     train_target(target, text, held_out, arguments.steps, work)
+    draft = draft_from(target, len(tokenizer))
+    print(f"draft: {draft.num_parameters():,} parameters")
     target.requires_grad_(False)
     samples = sample_target(target, text, arguments.samples, 256, work / "samples.npy")
     train_draft(draft, target, text, held_out, samples, arguments.draft_steps, work)

@@ -1,0 +1,252 @@
+"""What the tests of the command line share: small model folders, processes, a terminal, a hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import IO, Any
+
+import mlx.core as mx
+from conftest import build
+from mlx.utils import tree_flatten
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+ROOT = Path(__file__).resolve().parent.parent
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PATIENCE_S = 120
+
+
+# --- model folders ----------------------------------------------------------------------
+
+
+def letters_tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
+    """A token for each of `letters` and one for the space: all its text is printable."""
+    vocabulary = {letter: token for token, letter in enumerate([*letters, "Ġ"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def save_model(
+    folder: Path,
+    *,
+    name: str = "llama",
+    seed: int = 1,
+    letters: str = LETTERS,
+    template: str | None = None,
+    **changes: Any,
+) -> Path:
+    """Write a tiny random model without an end of text as a complete folder."""
+    tokenizer = letters_tokenizer(letters)
+    tokenizer.chat_template = template
+    values = {"vocabulary": len(tokenizer), "seed": seed, **changes}
+    model = build(name, **values)
+    folder.mkdir(parents=True)
+    tokenizer.save_pretrained(folder)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    config = {key: value for key, value in asdict(model.args).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+# --- processes --------------------------------------------------------------------------
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The surroundings without what a person may have set up for themselves."""
+    mine = ("HF_", "NO_COLOR", "FORCE_COLOR", "XDG_CONFIG_HOME", "COLUMNS", "LINES", "TTY_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(mine)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", **changes}
+
+
+def command(*arguments: str | bytes) -> list[str | bytes]:
+    return [sys.executable, "-m", "mlxspec", *arguments]
+
+
+def mlxspec(
+    *arguments: str | bytes, stdin: bytes | None = None, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Run the command with pipes; without `stdin` it gets /dev/null."""
+    return subprocess.run(
+        command(*arguments),
+        env=env or environment(),
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+        **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
+    )
+
+
+def is_one_error(stderr: bytes | str) -> bool:
+    """Whether it is one line of error, one of hint, and nothing else."""
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
+    lines = text.splitlines()
+    return len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint:  ")
+
+
+class TerminalRun:
+    """The command with its stdin, stdout and stderr on a pseudo-terminal.
+
+    Args:
+        stdout, stderr: files that take the terminal's place.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> None:
+        self.output = b""
+        self._master, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            command(*arguments),
+            env=env or environment(),
+            stdin=terminal,
+            stdout=stdout or terminal,
+            stderr=stderr or terminal,
+            start_new_session=True,
+        )
+        os.close(terminal)
+
+    def __enter__(self) -> TerminalRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+    def read_until(self, seen: Callable[[bytes], bool]) -> None:
+        """Read until `seen` holds of the output, which is an error at its end."""
+        while not seen(self.output):
+            assert self._read(), f"ended before that: {self.output!r}"
+
+    def interrupt(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        """Read to the end and return the exit code."""
+        while self._read():
+            pass
+        return self.process.wait(PATIENCE_S)
+
+    @property
+    def text(self) -> str:
+        return self.output.decode().replace("\r\n", "\n")
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE_S)
+        assert ready, f"nothing more for {PATIENCE_S} s: {self.output!r}"
+        chunk = b""
+        with suppress(OSError):  # what Linux gives in place of an end of file
+            chunk = os.read(self._master, 65536)
+        self.output += chunk
+        return bool(chunk)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+# --- a hub ------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """What huggingface-hub asks of a server, on loopback.
+
+    `models` are folders by repository; `refused` gives a status and an error code to a
+    repository, or (0, "") to close its connections unanswered.
+    """
+
+    models: dict[str, Path]
+    refused: dict[str, tuple[int, str]]
+    endpoint: str = ""
+
+    def listing(self, repository: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "type": "file",
+                "path": path.name,
+                "size": path.stat().st_size,
+                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+            }
+            for path in sorted(self.models[repository].iterdir())
+        ]
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0].removeprefix("/api/models").strip("/")
+            organisation, name, *rest = path.split("/")
+            repository = f"{organisation}/{name}"
+            if repository in hub.refused or repository not in hub.models:
+                status, code = hub.refused.get(repository, (404, "RepoNotFound"))
+                if not status:
+                    self.close_connection = True
+                    return
+                self.answer(status, b"{}", {"X-Error-Code": code})
+            elif not rest or rest[0] == "revision":
+                about = {"id": repository, "sha": COMMIT, "siblings": []}
+                self.answer(200, json.dumps(about).encode())
+            elif rest[0] == "tree":
+                self.answer(200, json.dumps(hub.listing(repository)).encode())
+            else:  # resolve, commit, file
+                content = (hub.models[repository] / rest[2]).read_bytes()
+                etag = hashlib.sha1(content).hexdigest()
+                self.answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+
+        do_HEAD = do_GET
+
+        def answer(
+            self, status: int, content: bytes, headers: dict[str, str] | None = None
+        ) -> None:
+            self.send_response(status)
+            for key, value in {**(headers or {}), "Content-Length": str(len(content))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

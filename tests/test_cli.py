@@ -1,0 +1,660 @@
+"""The command line from outside: pipes, a terminal, errors, interrupts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import pytest
+from cli_tools import (
+    PATIENCE_S,
+    ROOT,
+    TerminalRun,
+    command,
+    environment,
+    is_one_error,
+    mlxspec,
+    save_model,
+    wait_for,
+)
+from tokenizers import Tokenizer
+
+from mlxspec import __version__, kernels
+from mlxspec.app import main
+from mlxspec.pairs import find_pair, package_folder
+
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
+FOREVER = ("--max-tokens", "100000")
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def no_table_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+@pytest.fixture
+def invoke(monkeypatch, capfd):
+    """Calls the command in this process; `stdin` comes through a pipe."""
+    opened: list[io.TextIOWrapper] = []
+
+    def call(*arguments: str, stdin: bytes | None = None) -> Ended:
+        if stdin is None:
+            source = os.open(os.devnull, os.O_RDONLY)
+        else:
+            source, sink = os.pipe()
+            assert os.write(sink, stdin) == len(stdin)
+            os.close(sink)
+        opened.append(os.fdopen(source))
+        monkeypatch.setattr(sys, "stdin", opened[-1])
+        monkeypatch.setattr(sys, "argv", ["mlxspec", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ended(ended.value.code or 0, out, err)
+
+    yield call
+    for stream in opened:
+        stream.close()
+
+
+@pytest.fixture
+def generate(invoke):
+    """Generates a little with the demo pair, without building kernels for it."""
+
+    def call(*arguments: str, stdin: bytes | None = None) -> Ended:
+        options = ("--no-compile", *(() if "--max-tokens" in arguments else ("--max-tokens", "24")))
+        return invoke("generate", *options, *arguments, stdin=stdin)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory):
+    """Options for a pair that writes letters and spaces without an end."""
+    folder = str(save_model(tmp_path_factory.mktemp("models") / "letters"))
+    return ("--target", folder, "--draft", folder, "--no-compile")
+
+
+@pytest.fixture
+def text_of(generate):
+    """The text that the same arguments give with --json."""
+    return lambda *arguments: generate("--json", *arguments).json["text"]
+
+
+# --- where the prompt comes from --------------------------------------------------------
+
+
+def test_a_prompt_is_the_argument_or_what_is_piped_in(generate):
+    by_argument = generate("def f(x):", "--json").json
+    assert by_argument["prompt_tokens"] > 1
+    for run in (
+        generate("--json", stdin=b"def f(x):"),
+        generate("--json", "-", stdin=b"def f(x):"),
+        generate("--json", "", stdin=b"def f(x):"),
+        generate("--json", "def f(x):", stdin=b""),
+    ):
+        assert run.json["tokens"] == by_argument["tokens"]
+        assert run.json["prompt_tokens"] == by_argument["prompt_tokens"]
+
+
+def test_a_prompt_may_be_both_with_a_blank_line_between(generate):
+    both = generate("--json", "import os", stdin=b"def f(x):\n").json
+    whole = generate("--json", "import os\n\ndef f(x):\n").json
+    assert both["prompt_tokens"] == whole["prompt_tokens"]
+    assert both["tokens"] == whole["tokens"]
+
+
+def test_a_real_pipe_into_the_process(letters, text_of):
+    run = mlxspec("generate", *letters, "--max-tokens", "24", stdin=b"abc")
+    assert run.returncode == 0
+    assert run.stdout.decode() == text_of("abc", *letters)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        ((), None, "There is no prompt."),
+        ((), b"", "There is no prompt."),
+        (("-",), None, "The prompt is empty."),
+        (("-",), b" \n", "The prompt is empty."),
+        (("",), None, "The prompt is empty."),
+        ((" \t\n",), None, "The prompt is empty."),
+        ((), b"caf\xe9", "not valid UTF-8"),
+        (("-",), b"\xff\xfe", "not valid UTF-8"),
+        (("x",), b"\xff", "not valid UTF-8"),
+        (("\udce9",), None, "not valid UTF-8"),
+        ((), b"x = 1\n" * 4000, "the model's context is"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_one_error(generate, arguments, stdin, words):
+    run = generate(*arguments, stdin=stdin)
+    assert run.code == 2
+    assert run.out == ""
+    assert is_one_error(run.err)
+    assert words in run.err
+
+
+def test_an_argument_that_is_not_utf8_reaches_the_process_as_bytes():
+    run = mlxspec("generate", b"caf\xe9")
+    assert (run.returncode, run.stdout) == (2, b"")
+    assert is_one_error(run.stderr)
+    assert b"not valid UTF-8" in run.stderr
+
+
+def test_a_terminal_is_never_waited_for():
+    with TerminalRun("generate") as run:
+        assert run.end() == 2
+    assert "There is no prompt." in run.text
+
+
+def test_closed_streams_are_no_traceback():
+    shell = 'exec "$0" -m mlxspec generate <&- 2>&1'
+    run = subprocess.run(
+        ["sh", "-c", shell, sys.executable], env=environment(), capture_output=True, check=False
+    )
+    assert run.returncode == 2
+    assert is_one_error(run.stdout)
+
+
+# --- what comes out ---------------------------------------------------------------------
+
+
+def test_stdout_is_exactly_the_text_in_any_locale(tmp_path, text_of):
+    # The two bytes of é in any order: characters, and replacements for what is none.
+    accents = save_model(tmp_path / "accents", letters="abÃ©")
+    sampling = ("--temp", "5", "--seed", "1", "--max-tokens", "60")
+    arguments = ("--target", str(accents), "--no-compile", *sampling, "ab")
+    with (tmp_path / "out.txt").open("wb") as out:
+        run = subprocess.run(
+            command("generate", *arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=environment(PYTHONIOENCODING="ascii:strict"),
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    text = text_of(*arguments)
+    assert run.returncode == 0
+    assert (tmp_path / "out.txt").read_bytes() == text.encode()
+    assert not text.isascii()
+    assert len(run.stderr.splitlines()) == 1
+    assert b"60 tokens" in run.stderr
+
+
+def test_quiet_leaves_stderr_empty(generate):
+    loud, quiet = generate("def f(x):"), generate("def f(x):", "--quiet")
+    assert (quiet.code, quiet.err) == (0, "")
+    assert quiet.out == loud.out
+    assert len(loud.err.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly(letters):
+    with subprocess.Popen(
+        command("generate", *letters, *FOREVER, "abc"),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert len(process.stdout.read(5)) == 5
+        process.stdout.close()
+        stderr = process.stderr.read()
+        assert process.wait(PATIENCE_S) != 0
+    assert len(stderr.splitlines()) <= 1
+    assert b"Error" not in stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
+def test_a_full_disk_is_one_error(letters):
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        run = subprocess.run(
+            command("generate", "abc", "--quiet", *letters),
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert run.returncode == 1
+    assert is_one_error(run.stderr)
+
+
+def test_json_is_one_object_with_these_keys_and_types(generate):
+    run = generate("def f(x):", "--json", "--draft-tokens", "3")
+    assert run.out.endswith("}\n")
+    assert run.out.count("\n") == 1
+    number = (int, float)
+    kinds = {
+        "pair": str,
+        "target": str,
+        "draft": str,
+        "prompt_tokens": int,
+        "tokens": list,
+        "text": str,
+        "finish_reason": str,
+        "seed": int,
+        "speculation": {
+            "enabled": bool,
+            "draft_tokens": int,
+            "rounds": int,
+            "drafted": int,
+            "accepted": int,
+            "acceptance_rate": number,
+            "tokens_per_round": number,
+            "accepted_by_position": list,
+        },
+        "timing": dict.fromkeys(
+            ["load_s", "prefill_s", "time_to_first_token_s", "decode_s", "tokens_per_second"], float
+        ),
+        "memory": {"peak_gb": float},
+    }
+
+    def check(value, kind):
+        if isinstance(kind, dict):
+            assert list(value) == list(kind)
+            for key in kind:
+                check(value[key], kind[key])
+        else:
+            assert isinstance(value, kind)
+
+    result = run.json
+    check(result, kinds)
+    assert (result["pair"], result["finish_reason"]) == ("demo", "length")
+    assert len(result["tokens"]) == 24
+    stats = result["speculation"]
+    assert (stats["enabled"], stats["draft_tokens"]) == (True, 3)
+    assert len(stats["accepted_by_position"]) == 3
+    assert sum(stats["accepted_by_position"]) == stats["accepted"]
+    assert stats["acceptance_rate"] == pytest.approx(stats["accepted"] / stats["drafted"], abs=1e-4)
+
+
+# --- options ----------------------------------------------------------------------------
+
+
+def pieces_of(tokens):
+    tokenizer = Tokenizer.from_file(
+        str(package_folder(find_pair("demo").target) / "tokenizer.json")
+    )
+    return [tokenizer.decode([token]) for token in tokens]
+
+
+def test_text_ends_before_the_first_stop_string(generate):
+    whole = generate("class Stack:\n", "--json", "--max-tokens", "60").json
+    text, pieces = whole["text"], pieces_of(whole["tokens"])
+    # A string that begins in one token and ends in the next one.
+    ends = [sum(map(len, pieces[:count])) for count in range(5, 50)]
+    at = next(end for end in ends if text.find(text[end - 1 : end + 1]) > 5)
+    stop = text[at - 1 : at + 1]
+    first = text[: text.find(stop)]
+    for options in (["--stop", stop], ["--stop", "§", "--stop", text[-1] * 999, "--stop", stop]):
+        cut = generate("class Stack:\n", "--json", "--max-tokens", "60", *options).json
+        assert (cut["text"], cut["finish_reason"]) == (first, "stop")
+    plain = generate("class Stack:\n", "--max-tokens", "60", "--stop", stop, "--stop", first[3:6])
+    assert plain.out == first[: first.find(first[3:6])]
+
+
+def test_a_seed_repeats_the_text(generate):
+    sample = ("def f(x):", "--json", "--temp", "1", "--max-tokens", "40")
+    one, other = (generate(*sample, "--seed", seed).json for seed in ("1", "2"))
+    assert generate(*sample, "--seed", "1").json["tokens"] == one["tokens"] != other["tokens"]
+    drawn = generate(*sample).json
+    again = generate(*sample, "--seed", str(drawn["seed"])).json
+    assert again["tokens"] == drawn["tokens"]
+
+
+def test_speculation_does_not_change_greedy_text(generate):
+    arguments = ("def f(x):", "--json", "--max-tokens", "40")
+    speculating = generate(*arguments, "--draft-tokens", "5").json
+    assert speculating["speculation"]["enabled"] is True
+    for option in (["--draft-tokens", "0"], ["--no-speculation"]):
+        plain = generate(*arguments, *option).json
+        assert plain["tokens"] == speculating["tokens"]
+        assert plain["text"] == speculating["text"]
+        assert plain["draft"] is None
+        assert plain["speculation"]["enabled"] is False
+        assert plain["speculation"]["draft_tokens"] == plain["speculation"]["drafted"] == 0
+
+
+def test_folders_take_the_place_of_a_pairs_models(generate, letters):
+    demo = package_folder("package:demo")
+    own = generate("def f(x):", "--json").json
+    target = generate("def f(x):", "--json", "--target", str(demo / "target")).json
+    assert target["tokens"] == own["tokens"]
+    assert (target["target"], target["draft"]) == (str(demo / "target"), None)
+    draft = generate("def f(x):", "--json", "--draft", str(demo / "draft")).json
+    assert draft["tokens"] == own["tokens"]
+    assert (draft["pair"], draft["draft"]) == ("demo", str(demo / "draft"))
+    pair = generate("abc", "--json", *letters).json
+    assert pair["speculation"]["acceptance_rate"] == 1.0
+
+
+def test_a_chat_template_is_used_unless_raw(generate, tmp_path):
+    folder = save_model(
+        tmp_path / "chat", template="{{ messages[0].content }} {{ messages|length }}"
+    )
+    counted = {
+        options: generate("abc", "--json", "--target", str(folder), *options).json["prompt_tokens"]
+        for options in [(), ("--raw",), ("--system", "abcdef")]
+    }
+    # The template's figure is in no token.
+    assert counted == {(): 4, ("--raw",): 3, ("--system", "abcdef"): 7}
+
+
+def test_a_system_message_needs_a_chat_template(generate):
+    for options in ([], ["--raw"]):
+        run = generate("def f(x):", "--system", "Be brief.", *options)
+        assert (run.code, run.out) == (2, "")
+        assert is_one_error(run.err)
+        assert "system message" in run.err
+
+
+def test_an_unknown_pair_suggests_the_nearest(generate):
+    run = generate("def f(x):", "--pair", "dmo")
+    assert (run.code, run.out) == (2, "")
+    assert is_one_error(run.err)
+    assert "`demo`" in run.err
+
+
+def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
+    table = tmp_path / "mine.toml"
+    table.write_text(f'[mine]\ntarget = "{letters[1]}"\ndraft = "{letters[1]}"\ndraft_tokens = 2\n')
+    run = generate("abc", "--json", "--models", str(table), "--pair", "mine").json
+    assert (run["pair"], run["speculation"]["draft_tokens"]) == ("mine", 2)
+    table.write_text("[mine]\n")
+    bad = generate("abc", "--models", str(table), "--pair", "mine")
+    assert (bad.code, bad.out) == (2, "")
+    assert is_one_error(bad.err)
+    assert str(table) in bad.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--max-tokens", "0"),
+        ("--draft-tokens", "-1"),
+        ("--draft-tokens", "65"),
+        ("--temp", "-1"),
+        ("--temp", "nan"),
+        ("--temp", "inf"),
+        ("--temp", "warm"),
+        ("--top-p", "1.1"),
+        ("--top-p", "nan"),
+        ("--top-k", "-1"),
+        ("--min-p", "2"),
+        ("--seed", "-1"),
+        ("--seed", str(2**64)),
+        ("--draft-tokns", "3"),
+        ("a second argument",),
+    ],
+)
+def test_what_is_out_of_range_or_unknown_ends_with_2(invoke, arguments):
+    run = invoke("generate", "def f(x):", *arguments)
+    assert (run.code, run.out) == (2, "")
+    assert run.err
+    assert "Traceback" not in run.err
+
+
+def test_a_damaged_model_is_one_error(generate, tmp_path):
+    run = generate("abc", "--target", str(tmp_path / "none"))
+    assert (run.code, run.out) == (1, "")
+    assert is_one_error(run.err)
+
+
+# --- commands that need no model --------------------------------------------------------
+
+
+def test_version(invoke):
+    assert invoke("--version") == Ended(0, f"mlxspec {__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", [(), ("generate",), ("pairs",), ("pairs", "list")])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(invoke, name, option):
+    run = invoke(*name, option)
+    assert (run.code, run.err) == (0, "")
+    assert "Usage:" in run.out
+
+
+def test_pairs_list(invoke):
+    run = invoke("pairs", "list")
+    assert (run.code, run.err) == (0, "")
+    listed = invoke("pairs", "list", "--json").json
+    assert [pair["name"] for pair in listed][:2] == ["demo", "qwen3-8b"]
+    for pair in listed:
+        assert list(pair) == ["name", "target", "draft", "draft_tokens", "note"]
+        assert pair["name"] in run.out
+        assert pair["target"] in run.out
+        assert pair["draft"] in run.out
+
+
+def test_pairs_show(invoke):
+    run = invoke("pairs", "show", "qwen3-8b")
+    assert (run.code, run.err) == (0, "")
+    shown = invoke("pairs", "show", "qwen3-8b", "--json").json
+    assert shown == find_pair("qwen3-8b").as_dict()
+    assert shown["target"] in run.out
+    assert shown["draft"] in run.out
+
+
+def test_pairs_show_what_a_table_says_to_the_letter(invoke, tmp_path):
+    table = tmp_path / "mine.toml"
+    table.write_text('[mine]\ntarget = "org/[x]"\nnote = "fast [/b] [red]"\n')
+    for arguments in (["list"], ["show", "mine"]):
+        run = invoke("pairs", *arguments, "--models", str(table))
+        assert run.code == 0
+        assert "org/[x]" in run.out
+        assert "fast [/b] [red]" in run.out
+
+
+def test_pairs_show_of_an_unknown_name(invoke):
+    run = invoke("pairs", "show", "qwen3-8c")
+    assert (run.code, run.out) == (2, "")
+    assert is_one_error(run.err)
+    assert "`qwen3-8b`" in run.err
+
+
+def test_checkout_and_module_do_the_same(letters, text_of):
+    listed = [
+        subprocess.run(
+            [sys.executable, *program, "pairs", "list", "--json"],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            check=True,
+        ).stdout
+        for program in (["cli.py"], ["-m", "mlxspec"])
+    ]
+    assert listed[0] == listed[1]
+    run = subprocess.run(
+        [sys.executable, "cli.py", "generate", *letters, "--max-tokens", "24", "abc"],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=True,
+    )
+    assert run.stdout.decode() == text_of("abc", *letters)
+
+
+WITHOUT_MODELS = (["--help"], ["--version"], ["generate", "-h"], ["pairs", "list"])
+
+
+def test_what_needs_no_model_imports_no_model_library():
+    code = f"""
+import sys
+from mlxspec.app import main
+for arguments in {WITHOUT_MODELS!r}:
+    sys.argv = ["mlxspec", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+heavy = {{"mlx", "mlx_lm", "transformers", "tokenizers", "huggingface_hub", "numpy"}}
+print("imported:", heavy & {{name.partition(".")[0] for name in sys.modules}})
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, check=True
+    )
+    assert run.stdout.decode().splitlines()[-1] == "imported: set()"
+
+
+def processor_seconds(*arguments):
+    process = subprocess.Popen(command(*arguments), env=environment(), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["pairs", "list"]])
+def test_what_needs_no_model_answers_at_once(arguments):
+    assert min(processor_seconds(*arguments) for _ in range(4)) < 0.4
+
+
+# --- a terminal -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "styled"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
+)
+def test_a_terminal_gets_the_text_with_styles_where_it_has_colours(
+    letters, text_of, tmp_path, changes, styled
+):
+    arguments = (*letters, "--max-tokens", "200", "abc")
+    with (
+        (tmp_path / "err").open("wb") as err,
+        TerminalRun("generate", *arguments, env=environment(**changes), stderr=err) as run,
+    ):
+        assert run.end() == 0
+    assert STYLE.sub("", run.text) == text_of(*arguments) + "\n"
+    assert bool(STYLE.search(run.text)) is styled
+
+
+def test_a_terminal_shows_text_live_line_and_summary(letters, text_of):
+    arguments = (*letters, "--max-tokens", "400", "abc")
+    with TerminalRun("generate", *arguments) as run:
+        run.read_until(lambda output: b"tok/s" in output and b"acceptance" in output)
+        assert "length limit" not in run.text
+        assert run.end() == 0
+    summary = run.text[run.text.index("400 tokens") :]
+    for words in ("tok/s", "length limit", "100% of 3 drafted", "draft ", "verify ", "peak memory"):
+        assert words in summary
+    assert text_of(*arguments)[:3] in run.text
+
+
+def test_quiet_on_a_terminal_is_the_text_alone(letters, text_of):
+    arguments = (*letters, "--max-tokens", "40", "abc")
+    with TerminalRun("generate", *arguments, "--quiet") as run:
+        assert run.end() == 0
+    assert STYLE.sub("", run.text) == text_of(*arguments) + "\n"
+
+
+def test_ctrl_c_keeps_the_text_and_sums_up(letters, text_of, tmp_path):
+    out = tmp_path / "out.txt"
+    with (
+        out.open("wb") as stdout,
+        TerminalRun("generate", *letters, *FOREVER, "abc", stdout=stdout) as run,
+    ):
+        wait_for(lambda: out.stat().st_size > 40)
+        run.interrupt()
+        assert run.end() == 130
+    kept = out.read_text()
+    assert text_of(*letters, "--max-tokens", str(len(kept)), "abc") == kept
+    assert f"{len(kept)} tokens" in run.text
+    assert "interrupted" in run.text
+    assert "Traceback" not in run.text
+
+
+def test_ctrl_c_on_a_terminal_leaves_it_usable(letters):
+    with TerminalRun("generate", *letters, *FOREVER, "abc") as run:
+        run.read_until(lambda output: b"acceptance" in output)
+        run.interrupt()
+        assert run.end() == 130
+    assert "interrupted" in run.text
+    assert "Traceback" not in run.text
+    assert run.text.endswith("\n")
+    assert run.text.count("\x1b[?25l") <= run.text.count("\x1b[?25h")
+
+
+def test_ctrl_c_with_json_prints_the_object(letters, tmp_path):
+    out = tmp_path / "out.json"
+    with (
+        out.open("wb") as stdout,
+        TerminalRun("generate", *letters, *FOREVER, "--json", "abc", stdout=stdout) as run,
+    ):
+        run.read_until(lambda output: b"tok/s" in output)
+        run.interrupt()
+        assert run.end() == 130
+    result = json.loads(out.read_text())
+    assert result["finish_reason"] == "interrupted"
+    assert len(result["tokens"]) == len(result["text"]) > 0
+
+
+def test_ctrl_c_while_loading_is_quiet(tmp_path):
+    os.mkfifo(tmp_path / "config.json")  # whoever reads it waits
+    process = subprocess.Popen(
+        command("generate", "abc", "--target", str(tmp_path)),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    opened: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            opened.append(os.open(tmp_path / "config.json", os.O_WRONLY | os.O_NONBLOCK))
+        return bool(opened)
+
+    with process:
+        wait_for(is_read)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE_S)
+    os.close(opened[0])
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+# --- kernels for the CPU ----------------------------------------------------------------
+
+needs_compiler = pytest.mark.skipif(
+    not (kernels.on_cpu() and kernels.can_compile()), reason="kernels are built on a CPU alone"
+)
+
+
+@needs_compiler
+def test_building_kernels_is_said_and_can_be_interrupted(letters, tmp_path):
+    arguments = [argument for argument in letters if argument != "--no-compile"]
+    with TerminalRun("generate", *arguments, "abc", env=environment(TMPDIR=str(tmp_path))) as run:
+        run.read_until(lambda output: b"building CPU kernels" in output)
+        run.interrupt()
+        assert run.end() == 130
+    assert "Traceback" not in run.text
+    assert "tokens in" not in run.text
+
+
+@needs_compiler
+def test_without_a_compiler_it_runs_uncompiled(letters, text_of, tmp_path):
+    arguments = [argument for argument in letters if argument != "--no-compile"]
+    env = environment(TMPDIR=str(tmp_path), PATH=str(tmp_path))
+    run = mlxspec("generate", *arguments, "--max-tokens", "24", "abc", env=env)
+    assert (run.returncode, run.stdout.decode()) == (0, text_of("abc", *letters))
+    assert not list(tmp_path.rglob("*.so"))

@@ -1,0 +1,81 @@
+"""The embedded pair against mlx-lm on the same weights, and what its figures rest on."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+
+from mlxspec import SamplingParams, load
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS = [
+    entry["text"] for entry in json.loads((ROOT / "scripts/held_out_prompts.json").read_text())
+]
+COUNT = 20
+TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return load("demo")
+
+
+@pytest.fixture(scope="module")
+def plain(engine):
+    """mlx-lm's own text after a prompt, computed once for all K."""
+
+    @cache
+    def decode(index):
+        prompt = mx.array(engine.encode(PROMPTS[index]))
+        steps = generate_step(prompt, engine.target, max_tokens=TOKENS)
+        return [int(token) for token, _ in steps]
+
+    return decode
+
+
+@pytest.mark.parametrize("draft_tokens", range(9))
+def test_greedy_text_is_plain_decoding(engine, plain, draft_tokens):
+    for index in range(COUNT):
+        run = engine.generate(
+            PROMPTS[index], draft_tokens=draft_tokens, max_tokens=TOKENS, ignore_eos=True
+        )
+        assert run.tokens == plain(index)
+
+
+def test_weights_are_float32_and_small(engine):
+    assert all(w.dtype == mx.float32 for w in (engine.target.model.norm.weight,))
+    files = (ROOT / "mlxspec" / "demo").rglob("*.safetensors")
+    assert sum(file.stat().st_size for file in files) <= 12e6
+
+
+@pytest.mark.parametrize(("draft_tokens", "least"), [(3, 0.65), (5, 0.52)])
+def test_acceptance_on_files_that_training_never_saw(engine, draft_tokens, least):
+    runs = [
+        engine.generate(text, draft_tokens=draft_tokens, max_tokens=64, ignore_eos=True)
+        for text in PROMPTS
+    ]
+    accepted = sum(run.speculation.accepted for run in runs)
+    drafted = sum(run.speculation.drafted for run in runs)
+    assert accepted / drafted >= least
+
+
+@pytest.mark.parametrize("prompt", ["def fibonacci(n):", "class Stack:"])
+def test_writes_something_like_python(engine, prompt):
+    text = engine.generate(prompt, max_tokens=120).text
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) >= 4
+    assert any(line.startswith("    ") for line in lines)
+    assert any(word in text for word in ("return", "self.", "def ", "if ", "raise "))
+
+
+def test_a_seed_repeats_its_text_and_another_writes_another(engine):
+    sampled = [
+        engine.generate("class Queue:", max_tokens=40, sampling=SamplingParams(1.0, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert sampled[0].tokens == sampled[1].tokens
+    assert sampled[0].tokens != sampled[2].tokens
+    assert sampled[0].seed == 1

@@ -1,0 +1,61 @@
+"""A module imports only from a lower layer; what a bare command imports is counted."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlxspec
+
+PACKAGE = Path(mlxspec.__file__).parent
+
+LAYERS = [
+    ["errors", "metrics", "_version"],
+    ["pairs", "params", "prompts", "kernels", "cache"],
+    ["options", "sampling", "prefill", "text", "verify"],
+    ["drafters"],
+    ["round"],
+    ["session"],
+    ["run"],
+    ["engine"],
+    ["loading", "timing", "terminal"],
+    ["display", "bench"],
+    ["app"],
+    ["__main__"],
+]
+RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that `path` imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlxspec"):
+            name = (node.module or "").removeprefix("mlxspec").lstrip(".")
+            found |= {name} if name else {alias.name for alias in node.names}
+    return found & RANK.keys()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda p: p.stem)
+def test_imports_point_down(path):
+    if path.stem == "__init__":
+        return  # it names everything that is public, each on first use
+    assert path.stem in RANK, f"give {path.stem} a layer"
+    upward = {name for name in imports_of(path) if RANK[name] >= RANK[path.stem]}
+    assert not upward
+
+
+@pytest.mark.parametrize("module", ["metrics", "errors", "params", "pairs", "display", "app"])
+def test_what_a_screen_needs_imports_no_mlx(module):
+    code = f"import sys, mlxspec.{module}; sys.exit('mlx.core' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_public_names_are_sorted_and_there():
+    assert mlxspec.__all__ == sorted(mlxspec.__all__)
+    for name in mlxspec.__all__:
+        assert getattr(mlxspec, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mlxspec.nothing  # noqa: B018

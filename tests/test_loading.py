@@ -1,0 +1,330 @@
+"""Model folders and repositories, whole and damaged, and a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from cli_tools import LETTERS, Hub, environment, is_one_error, mlxspec, save_model, serving
+from huggingface_hub import close_session, constants
+
+from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
+from mlxspec.loading import load
+from mlxspec.pairs import Pair
+
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "target")
+
+
+@pytest.fixture
+def folder(target, tmp_path):
+    """A copy of a whole model, to be damaged."""
+    return Path(shutil.copytree(target, tmp_path / "model"))
+
+
+def pair_of(target, draft=None):
+    return Pair("mine", str(target), None if draft is None else str(draft))
+
+
+def refused(kind, target, draft=None):
+    with pytest.raises(kind) as caught:
+        load(pair_of(target, draft))
+    assert type(caught.value) is kind
+    assert "\n" not in caught.value.message + caught.value.hint
+    return caught.value
+
+
+# --- whole folders ----------------------------------------------------------------------
+
+
+def test_a_local_pair_loads_and_generates(target):
+    engine = load(pair_of(target, target))
+    result = engine.generate("abc", max_tokens=12)
+    assert len(result.tokens) == len(result.text) == 12
+    assert result.speculation.acceptance_rate == 1.0
+    assert engine.load_s > 0
+
+
+def test_a_folder_of_the_working_directory_needs_no_path(target, monkeypatch):
+    monkeypatch.chdir(target.parent)
+    assert load(pair_of(target.name)).draft is None
+
+
+def test_without_speculation_the_draft_is_not_even_looked_for(target):
+    assert load(pair_of(target, "/nowhere"), speculation=False).draft is None
+
+
+def test_a_pair_of_the_table_loads_by_name(target, tmp_path):
+    models = tmp_path / "models.toml"
+    models.write_text(f'[mine]\ntarget = "{target}"\ndraft_tokens = 2\n')
+    assert load("mine", models=models).target.model_type == "llama"
+
+
+def test_sharded_weights_load(folder):
+    weights = mx.load(str(folder / "model.safetensors"))
+    names = sorted(weights)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for shard, part in shards.items():
+        mx.save_safetensors(str(folder / shard), {name: weights[name] for name in part})
+    index = {name: shard for shard, part in shards.items() for name in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors").unlink()
+    assert load(pair_of(folder)).target is not None
+    (folder / "model-2.safetensors").unlink()
+    assert "has no model-2.safetensors" in refused(LoadError, folder).message
+
+
+def test_a_chat_template_is_used_unless_raw(target, tmp_path):
+    chat = save_model(tmp_path / "chat", template=TEMPLATE)
+    engine = load(pair_of(chat))
+    decode = engine.tokenizer.decode
+    assert decode(engine.encode("hi")) == "user hi assistant "
+    assert decode(engine.encode("hi", system="be")) == "system be user hi assistant "
+    assert decode(engine.encode("hi", raw=True)) == "hi"
+    assert decode(load(pair_of(target)).encode("hi")) == "hi"
+
+
+@pytest.mark.parametrize(("file", "ends"), [("config.json", 3), ("generation_config.json", [3, 4])])
+def test_the_ends_of_text_are_those_that_mlx_lm_knows(folder, file, ends):
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**values, "eos_token_id": ends}))
+    known = load(pair_of(folder)).tokenizer.eos_token_ids
+    assert known == {3} if ends == 3 else known == {3, 4}
+
+
+# --- damaged folders --------------------------------------------------------------------
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    for place in (tmp_path / "none", "~nobody-of-this-name/x", "package:none", "./none", "none"):
+        error = refused(LoadError, place)
+        assert Path(str(place).removeprefix("package:")).name in error.message
+        assert "config.json" in error.hint
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused(LoadError, tmp_path / "file").message
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    error = refused(LoadError, folder)
+    assert error.message == f"The model folder {folder} has no {name}."
+    assert "again" in error.hint
+
+
+def test_a_directory_in_place_of_a_file_is_named(folder):
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    assert str(folder / "config.json") in refused(LoadError, folder).message
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"model_type": "llama",'])
+def test_a_config_that_is_not_a_json_object_is_damaged(folder, content):
+    (folder / "config.json").write_text(content)
+    assert f"{folder / 'config.json'} is damaged" in refused(LoadError, folder).message
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}'])
+def test_an_index_without_shards_is_damaged(folder, content):
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert "model.safetensors.index.json is damaged" in refused(LoadError, folder).message
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -100])
+def test_truncated_weights_are_named(folder, size):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    assert f"{weights} is damaged" in refused(LoadError, folder).message
+
+
+def config_with(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in {**config, **changes}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_size": 64}, "shape"),
+        ({"num_hidden_layers": 3, "layer_types": None}, "parameters"),
+        ({"model_type": "nonsense"}, "nonsense"),
+        ({"model_type": None}, "model_type"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": 0}, ""),
+        ({"hidden_size": "many"}, ""),
+    ],
+)
+def test_what_mlx_lm_cannot_build_is_refused_with_its_words(folder, changes, words):
+    config_with(folder, **changes)
+    error = refused(LoadError, folder)
+    assert str(folder) in error.message
+    assert words in error.message
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"model": {"type": "BPE"}}'])
+def test_a_damaged_tokenizer_is_refused(folder, content):
+    (folder / "tokenizer.json").write_text(content)
+    assert f"tokenizer in {folder} cannot be loaded" in refused(LoadError, folder).message
+
+
+# --- models and drafts that cannot be used ----------------------------------------------
+
+GEMMA3 = {
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 32,
+        "num_hidden_layers": 6,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 27,
+        "sliding_window": 16,
+    },
+    "model_type": "gemma3",
+    "vocab_size": 27,
+}
+MAMBA = {
+    "model_type": "mamba",
+    "vocab_size": 27,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "state_size": 4,
+    "num_hidden_layers": 2,
+    "conv_kernel": 4,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "time_step_rank": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "cache"),
+    [(GEMMA3, "RotatingKVCache"), (MAMBA, "ArraysCache")],
+    ids=["gemma3", "mamba"],
+)
+def test_a_model_with_an_unknown_cache_is_refused_by_name(folder, target, config, cache):
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    classes, arguments = _get_classes(config)
+    model = classes(arguments.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+    for pair in [(folder,), (target, folder)]:
+        error = refused(UnsupportedModel, *pair)
+        assert cache in error.message
+        assert config["model_type"] in error.message
+        assert ("target" if len(pair) == 1 else "draft") in error.message.lower()
+
+
+def test_a_draft_of_other_tokens_is_refused_at_the_first_difference(target, tmp_path):
+    swapped = LETTERS.replace("xyz", "xzy")
+    draft = save_model(tmp_path / "draft", letters=swapped)
+    error = refused(VocabularyMismatch, target, draft)
+    assert error.message == f"Token 24 is 'y' in {target} and 'z' in {draft}."
+    assert "--no-speculation" in error.hint
+
+
+def test_padded_and_longer_vocabularies_are_accepted(target, tmp_path):
+    padded = save_model(tmp_path / "padded", vocabulary=32, seed=1)
+    longer = save_model(tmp_path / "longer", letters=LETTERS, vocabulary=64, seed=2)
+    (longer / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    plain = load(pair_of(target)).generate("abc", max_tokens=10).tokens
+    for draft in (padded, longer):
+        assert load(pair_of(target, draft)).generate("abc", max_tokens=10).tokens == plain
+    big = load(pair_of(padded, target)).generate("abc", max_tokens=10).tokens
+    assert big == load(pair_of(padded)).generate("abc", max_tokens=10).tokens
+
+
+# --- repositories -----------------------------------------------------------------------
+
+REFUSED = {"org/gated": (403, "GatedRepo"), "org/broken": (500, ""), "org/cut": (0, "")}
+
+
+@pytest.fixture
+def hub(target, tmp_path, monkeypatch):
+    """A hub with one model, and an empty cache; nothing of this process goes anywhere else."""
+    with serving(Hub({"org/model": target}, REFUSED)) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        yield hub
+        close_session()
+
+
+def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path):
+    changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    arguments = ("generate", "--target", "org/model", "--no-compile", "--quiet", "abc")
+    with serving(Hub({"org/model": target}, {})) as hub:
+        changes["HF_ENDPOINT"] = hub.endpoint
+        first = mlxspec(*arguments, env=environment(**changes))
+    second = mlxspec(*arguments, env=environment(**changes))
+    local = mlxspec("generate", "--target", str(target), *arguments[3:])
+    for run in (first, second):
+        assert (run.returncode, run.stdout, run.stderr) == (0, local.stdout, b"")
+    assert local.stdout
+
+
+def test_a_hub_that_cannot_be_reached_is_one_error_of_the_command(tmp_path):
+    table = tmp_path / "models.toml"
+    table.write_text('[mine]\ntarget = "org/model"\n')
+    closed = environment(
+        HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0"
+    )
+    run = mlxspec("generate", "abc", "--pair", "mine", "--models", str(table), env=closed)
+    assert run.returncode == 1
+    assert run.stdout == b""
+    assert is_one_error(run.stderr)
+    assert b"org/model (of the pair mine) is not on this machine" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("repository", "message", "hint"),
+    [
+        ("org/none", "There is no model org/none (of the pair mine)", "Check the name"),
+        ("org/gated", "org/gated (of the pair mine) asks for its licence", "hf auth login"),
+        ("org/broken", "org/broken (of the pair mine) is not on this machine", "hf download"),
+        ("org/cut", "org/cut (of the pair mine) could not be downloaded", "Try again"),
+        ("no good/name!", "There is no model no good/name! (of the pair mine)", "Check the name"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_words(hub, repository, message, hint):
+    error = refused(LoadError, repository)
+    assert error.message.startswith(message)
+    assert hint in error.hint
+
+
+def test_a_hub_that_is_away_is_said_in_words(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    error = refused(LoadError, "org/model")
+    assert "org/model (of the pair mine) is not on this machine" in error.message
+    assert "hf download org/model" in error.hint
+
+
+def test_a_draft_of_the_hub_with_other_tokens_is_named_by_its_repository(hub, target, tmp_path):
+    hub.models["org/other"] = save_model(tmp_path / "other", letters=LETTERS[::-1])
+    error = refused(VocabularyMismatch, "org/model", "org/other")
+    assert "in org/model and" in error.message
+    assert "in org/other." in error.message
+
+
+def test_a_repository_without_weights_is_incomplete(hub, tmp_path):
+    bare = hub.models["org/bare"] = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    assert "has no tokenizer.json" in refused(LoadError, "org/bare").message

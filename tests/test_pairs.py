@@ -1,0 +1,183 @@
+"""The table of pairs: what is shipped, what people lay over it, and tables that cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mlxspec.errors import TableError, UnknownPair
+from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, Pair, find_pair, load_pairs, package_folder
+from mlxspec.pairs import user_table as place_of_user_table
+
+SHIPPED = ["demo", "qwen3-8b", "llama-3.1-8b", "llama-3.3-70b", "qwen2.5-72b"]
+
+
+@pytest.fixture(autouse=True)
+def user_table(tmp_path, monkeypatch):
+    """Where the user's table belongs on this platform, in a home of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home" / "config"))
+    path = place_of_user_table()
+    assert tmp_path in path.parents
+    path.parent.mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Writes a table for `--models` and returns its path."""
+
+    def write(text: str | bytes) -> Path:
+        path = tmp_path / "tables" / "mine.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def test_five_pairs_are_shipped():
+    pairs = load_pairs()
+    assert list(pairs) == SHIPPED
+    for name, pair in pairs.items():
+        assert pair.name == name
+        assert pair.target
+        assert pair.draft
+        assert pair.draft_tokens >= 1
+        assert pair.note
+        assert "\n" not in pair.note
+    assert all(pair.draft_tokens == DEFAULT_DRAFT_TOKENS for pair in list(pairs.values())[1:])
+
+
+def test_the_demo_pair_is_inside_the_package():
+    demo = find_pair("demo")
+    for location in (demo.target, demo.draft):
+        assert (package_folder(location) / "config.json").is_file()
+
+
+def test_the_others_are_repositories_of_mlx_community():
+    for pair in list(load_pairs().values())[1:]:
+        assert {location.split("/")[0] for location in (pair.target, pair.draft)} == {
+            "mlx-community"
+        }
+
+
+def test_a_table_changes_single_keys_of_a_pair(table):
+    models = table("[demo]\ndraft_tokens = 7\n")
+    shipped = find_pair("demo")
+    changed = find_pair("demo", models)
+    assert changed == Pair("demo", shipped.target, shipped.draft, 7, shipped.note)
+    assert list(load_pairs(models)) == SHIPPED
+
+
+def test_a_table_adds_pairs(table):
+    models = table('[mine]\ntarget = "org/big"\n["a.b"]\ntarget = "org/t"\ndraft = "org/d"\n')
+    pairs = load_pairs(models)
+    assert list(pairs) == [*SHIPPED, "mine", "a.b"]
+    assert pairs["mine"] == Pair("mine", "org/big", None, DEFAULT_DRAFT_TOKENS, "")
+    assert pairs["a.b"].draft == "org/d"
+
+
+def test_the_users_own_table_is_laid_over_the_shipped_one(user_table):
+    user_table.write_text('[qwen3-8b]\ndraft_tokens = 5\n[own]\ntarget = "org/own"\n')
+    assert find_pair("qwen3-8b").draft_tokens == 5
+    assert find_pair("qwen3-8b").target == "mlx-community/Qwen3-8B-4bit"
+    assert find_pair("own").target == "org/own"
+
+
+def test_a_named_table_takes_the_place_of_the_users_own(user_table, table):
+    user_table.write_text('[own]\ntarget = "org/own"\n')
+    assert "own" not in load_pairs(table(""))
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("./models/x", "{table}/models/x"),
+        ("../x", "{table}/../x"),
+        ("~/models/x", "{home}/models/x"),
+        ("/models/x", "/models/x"),
+        ("org/x", "org/x"),
+        ("package:demo/target", "package:demo/target"),
+    ],
+)
+def test_folders_are_seen_from_the_tables_own(table, tmp_path, written, meant):
+    models = table(f'[mine]\ntarget = "{written}"\ndraft = "{written}"\n')
+    pair = find_pair("mine", models)
+    expected = meant.format(table=models.parent, home=tmp_path / "home")
+    if expected.startswith(str(tmp_path)):
+        expected = str(Path(expected).resolve())
+    assert pair.target == pair.draft == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "expected"),
+    [
+        ('[demo]\ndraft_tokens = "4"\n', "demo.draft_tokens", "a whole number"),
+        ("[demo]\ndraft_tokens = 4.0\n", "demo.draft_tokens", "a whole number"),
+        ("[demo]\ndraft_tokens = true\n", "demo.draft_tokens", "a whole number"),
+        ("[demo]\ndraft_tokens = -1\n", "demo.draft_tokens", "0"),
+        ("[demo]\ndraft_tokens = 65\n", "demo.draft_tokens", "64"),
+        ("[demo]\ntarget = 1\n", "demo.target", "a string"),
+        ('[demo]\ntarget = ["a"]\n', "demo.target", "a string"),
+        ('[demo]\ntarget = ""\n', "demo.target", "a repository or a folder"),
+        ('[demo]\ntarget = "~nobody-of-this-name/x"\n', "demo.target", "a repository or a folder"),
+        ("[demo]\nnote = 1\n", "demo.note", "a string"),
+        ('[demo]\ntraget = "org/x"\n', "demo.traget", "`target`"),
+        ("[demo]\ndraft_token = 3\n", "demo.draft_token", "`draft_tokens`"),
+        ("[demo]\nzzzzzz = 3\n", "demo.zzzzzz", "`target`, `draft`, `draft_tokens`, `note`"),
+        ("[demo.target]\nx = 1\n", "demo.target", "a string"),
+        ('[mine]\ndraft = "org/x"\n', "mine", "a repository or a folder"),
+        ("demo = 3\n", "demo", "a section"),
+        ('[[demo]]\ntarget = "org/x"\n', "demo", "a section"),
+    ],
+)
+def test_a_bad_table_names_file_and_key_and_what_was_expected(table, text, key, expected):
+    models = table(text)
+    with pytest.raises(TableError) as caught:
+        load_pairs(models)
+    assert str(models) in caught.value.message
+    assert f"`{key}`" in caught.value.message
+    assert expected in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["[demo", "x", "[demo]\nnote = 'a'\nnote = 'b'\n", b"note = '\xff'"]
+)
+def test_what_is_not_toml_names_the_file(table, text):
+    models = table(text)
+    with pytest.raises(TableError) as caught:
+        load_pairs(models)
+    assert str(models) in caught.value.message
+    assert "TOML" in caught.value.message
+
+
+def test_a_table_that_cannot_be_read_names_the_file_and_why(tmp_path):
+    for path, why in [(tmp_path / "none.toml", "No such file"), (tmp_path, "Is a directory")]:
+        with pytest.raises(TableError, match=why) as caught:
+            load_pairs(path)
+        assert str(path) in caught.value.message
+
+
+def test_a_bad_table_of_the_user_is_named_too(user_table):
+    user_table.write_text("[demo]\nnote = 1\n")
+    with pytest.raises(TableError) as caught:
+        load_pairs()
+    assert str(user_table) in caught.value.message
+
+
+@pytest.mark.parametrize(("name", "near"), [("dmo", "demo"), ("qwen3-8", "qwen3-8b")])
+def test_an_unknown_name_suggests_the_nearest(name, near):
+    with pytest.raises(UnknownPair) as caught:
+        find_pair(name)
+    assert repr(name) in caught.value.message
+    assert f"`{near}`" in caught.value.hint
+
+
+def test_a_name_like_no_other_suggests_none():
+    with pytest.raises(UnknownPair) as caught:
+        find_pair("xyzzy")
+    assert "Did you mean" not in caught.value.hint
+    assert "mlxspec pairs list" in caught.value.hint
