@@ -32,6 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec import kernels
+from mlxspec._version import __version__
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
@@ -206,7 +207,8 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "device": str(mx.default_device()),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("mlx", "mlx-lm", "mlxspec")},
+        "mlxspec": __version__,
+        **{name: version(name) for name in ("mlx", "mlx-lm")},
     }
 
 

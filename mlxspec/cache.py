@@ -87,6 +87,12 @@ def forward(
     return logits, [cache.layer for cache in caches]
 
 
+def vocabulary_of(model: Model) -> int:
+    """Rows of a model's output."""
+    # The shape of a graph that is never evaluated: configurations do not all name it alike.
+    return int(model(mx.zeros((1, 1), mx.int32)).shape[-1])
+
+
 def adopt(caches: list[KVCache], capacity: int) -> Layers:
     """Copy prefilled mlx-lm caches into layers with room for `capacity` entries."""
     return [

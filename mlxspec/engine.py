@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec import kernels
-from mlxspec.cache import Model, adopt, require_known
+from mlxspec.cache import Model, adopt, require_known, vocabulary_of
 from mlxspec.drafters import ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
@@ -62,6 +62,7 @@ class Engine:
         require_known(make_prompt_cache(target), f"The target ({_type_of(target)})")
         if draft is not None:
             require_known(make_prompt_cache(draft), f"The draft ({_type_of(draft)})")
+        self._vocabulary = vocabulary_of(target)
         self._round = lru_cache(maxsize=16)(self._build_round)
 
     @property
@@ -201,7 +202,7 @@ class Engine:
         """Token ids of a prompt that fits the context.
 
         Raises:
-            PromptError: it is empty, or leaves no room for a token.
+            PromptError: it is empty, too long, or has a token that the model does not.
         """
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -213,6 +214,11 @@ class Engine:
             tokens = list(prompt)
         if not tokens:
             raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if not all(0 <= token < self._vocabulary for token in tokens):
+            raise PromptError(
+                f"A token of the prompt is not one of the model's {self._vocabulary:,}.",
+                hint="Encode it with the model's own tokenizer.",
+            )
         if self.context is not None and len(tokens) >= self.context:
             raise PromptError(
                 f"The prompt has {len(tokens):,} tokens; the model's context is {self.context:,}.",
@@ -261,15 +267,8 @@ class Engine:
     def _build_round(self, method: Method, drafts: bool, compiled: bool) -> Round:
         drafter = None
         if drafts and self.draft is not None:
-            drafter = ModelDrafter(
-                self.draft, _vocabulary(self.draft), _vocabulary(self.target), method
-            )
+            drafter = ModelDrafter(self.draft, vocabulary_of(self.draft), self._vocabulary, method)
         return Round(self.target, drafter, method, compiled=compiled)
-
-
-def _vocabulary(model: Model) -> int:
-    # The shape of a graph that is never evaluated: configurations do not all name it alike.
-    return int(model(mx.zeros((1, 1), mx.int32)).shape[-1])
 
 
 def _type_of(model: Model) -> str:

@@ -23,7 +23,9 @@ DraftOption = Annotated[
 DraftTokensOption = Annotated[
     int | None,
     typer.Option(
-        min=0, max=MAX_DRAFT_TOKENS, help="Tokens proposed in every round; the pair's own if not given."
+        min=0,
+        max=MAX_DRAFT_TOKENS,
+        help="Tokens proposed in every round; the pair's own if not given.",
     ),
 ]
 NoSpeculationOption = Annotated[
@@ -61,6 +63,4 @@ ModelsOption = Annotated[
     typer.Option("--models", metavar="FILE", help="A table of pairs laid over the shipped one."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")
-]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]

@@ -80,5 +80,6 @@ class Run:
             finish = "length"
         if finish is not None and self._text:
             pieces += self._text.finish()
+            finish = "stop" if self._text.stopped else finish
         stats = RoundStats(stats.drafted, stats.accepted, full=stats.full and not cut)
         return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish)

@@ -23,7 +23,9 @@ class Knobs(NamedTuple):
 
 def knobs_of(params: SamplingParams, batch: int) -> Knobs:
     """The parameters of `batch` sequences that are sampled alike."""
-    values = (params.temperature, params.top_p, params.min_p)
+    # Below this a division by it leaves float32; the distribution is a point long before.
+    temperature = max(params.temperature, 1e-30)
+    values = (temperature, params.top_p, params.min_p)
     return Knobs(*(mx.full((batch,), value, mx.float32) for value in values))
 
 

@@ -34,7 +34,7 @@ class Session:
         state: of one sequence, prefilled.
         tokens: how many tokens are committed, the prompt's.
         limit: how many may ever be.
-        draft_tokens: K, proposed in every round; 0 decodes plainly.
+        draft_tokens: K, proposed in every round; 0 decodes plainly. It may change between steps.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Session:
         self._state = state
         self._tokens = tokens
         self._limit = limit
-        self._in_flight: list[mx.array] = []
+        self._in_flight: list[tuple[int, mx.array]] = []  # K and result, oldest first
 
     @property
     def done(self) -> bool:
@@ -62,8 +62,7 @@ class Session:
 
         For measurements: what is computed from it leaves the session as it was.
         """
-        unread = len(self._in_flight) + rounds
-        length = attended(self._tokens + unread * (self.draft_tokens + 1))
+        length = attended(self._bound() + rounds * (self.draft_tokens + 1))
         return self._state.grown(max(reserved(length), self._state.capacity)), length
 
     def step(self) -> list[int]:
@@ -75,24 +74,27 @@ class Session:
             self._dispatch()
         if not self._in_flight:
             return []
-        rows = cast(list[list[int]], self._in_flight.pop(0).tolist())
-        *tokens, accepted = rows[0]
+        drafted, result = self._in_flight.pop(0)
+        *tokens, accepted = cast(list[list[int]], result.tolist())[0]
         committed = tokens[: accepted + 1][: self._limit - self._tokens]
         self._tokens += len(committed)
-        self.stats = RoundStats(self.draft_tokens, accepted, full=len(committed) == accepted + 1)
+        self.stats = RoundStats(drafted, accepted, full=len(committed) == accepted + 1)
         return committed
+
+    def _bound(self) -> int:
+        """How many tokens are committed at most once every dispatched round is."""
+        return self._tokens + sum(drafted + 1 for drafted, _ in self._in_flight)
 
     def _wants_more(self) -> bool:
         # Every round in flight brings at least one token.
         return self._tokens + len(self._in_flight) < self._limit
 
     def _dispatch(self) -> None:
-        unread = len(self._in_flight)
-        length = attended(self._tokens + unread * (self.draft_tokens + 1) + self.draft_tokens)
+        length = attended(self._bound() + self.draft_tokens)
         if length > self._state.capacity:
             self._state = self._state.grown(reserved(length))
         self._state, result = self._round(
             self._state, draft_tokens=self.draft_tokens, length=length
         )
         mx.async_eval(result, self._state)
-        self._in_flight.append(result)
+        self._in_flight.append((self.draft_tokens, result))

@@ -86,10 +86,11 @@ class TextStream:
         if piece.text:
             self._held.append(piece)
         held = "".join(piece.text for piece in self._held)
-        found = [at for at in map(held.find, self._stop) if at >= 0]
+        # The one that is complete first, as if the text came letter by letter.
+        found = [(held.find(stop) + len(stop), -len(stop)) for stop in self._stop if stop in held]
         if found:
             self.stopped = True
-            return self._take(min(found))
+            return self._take(sum(min(found)))
         return self._take(len(held) - self._longest_beginning(held))
 
     def _longest_beginning(self, held: str) -> int:
