@@ -27,6 +27,7 @@ from typing import Annotated, Any, cast
 import mlx.core as mx
 import typer
 from mlx_lm.generate import generate_step, speculative_generate_step
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -260,18 +261,22 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"plain: mlx-lm {result['mlx_lm_plain_tokens_per_second']:.0f} tokens/s, "
         f"mlxspec {result['mlxspec_plain_over_mlx_lm_plain']:.2f} x that"
     )
+    console.print(
+        "/ plain, / mlx-lm: mlxspec's tokens/s over mlx-lm's, plain and speculative at the same K;"
+        " / parts: a round over its halves back to back; 4 x room: over itself with larger caches"
+    )
     columns = {
         "K": ("draft_tokens", "{}"),
         "acceptance": ("acceptance_rate", "{:.3f}"),
-        "tokens per round": ("tokens_per_round", "{:.2f}"),
+        "per round": ("tokens_per_round", "{:.2f}"),
         "tokens/s": ("tokens_per_second", "{:.0f}"),
-        "x mlx-lm plain": ("over_mlx_lm_plain", "{:.2f}"),
-        "x mlx-lm draft": ("over_mlx_lm_speculative", "{:.2f}"),
-        "mlx-lm draft x plain": ("mlx_lm_speculative_over_plain", "{:.2f}"),
-        "round / parts": ("over_its_parts", "{:.3f}"),
+        "/ plain": ("over_mlx_lm_plain", "{:.2f}"),
+        "/ mlx-lm": ("over_mlx_lm_speculative", "{:.2f}"),
+        "mlx-lm / plain": ("mlx_lm_speculative_over_plain", "{:.2f}"),
+        "/ parts": ("over_its_parts", "{:.3f}"),
         "4 x room": ("at_four_times_the_room", "{:.3f}"),
     }
-    table = Table(*columns)
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1))
     for row in result["rounds"]:
         table.add_row(*(form.format(row[key]) for key, form in columns.values()))
     console.print(table)

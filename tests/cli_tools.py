@@ -93,6 +93,23 @@ def mlxspec(
     )
 
 
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command with pipes for its output, ended with the block."""
+    process = subprocess.Popen(
+        command(*arguments),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def is_one_error(stderr: bytes | str) -> bool:
     """Whether it is one line of error, one of hint, and nothing else."""
     text = stderr.decode() if isinstance(stderr, bytes) else stderr

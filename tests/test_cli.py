@@ -22,6 +22,7 @@ from cli_tools import (
     is_one_error,
     mlxspec,
     save_model,
+    started,
     wait_for,
 )
 from tokenizers import Tokenizer
@@ -208,13 +209,7 @@ def test_quiet_leaves_stderr_empty(generate):
 
 
 def test_a_reader_that_leaves_early_ends_it_quietly(letters):
-    with subprocess.Popen(
-        command("generate", *letters, *FOREVER, "abc"),
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
+    with started("generate", *letters, *FOREVER, "abc") as process:
         assert len(process.stdout.read(5)) == 5
         process.stdout.close()
         stderr = process.stderr.read()
@@ -611,13 +606,6 @@ def test_ctrl_c_with_json_prints_the_object(letters, tmp_path):
 
 def test_ctrl_c_while_loading_is_quiet(tmp_path):
     os.mkfifo(tmp_path / "config.json")  # whoever reads it waits
-    process = subprocess.Popen(
-        command("generate", "abc", "--target", str(tmp_path)),
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
     opened: list[int] = []
 
     def is_read() -> bool:
@@ -625,11 +613,11 @@ def test_ctrl_c_while_loading_is_quiet(tmp_path):
             opened.append(os.open(tmp_path / "config.json", os.O_WRONLY | os.O_NONBLOCK))
         return bool(opened)
 
-    with process:
+    with started("generate", "abc", "--target", str(tmp_path)) as process:
         wait_for(is_read)
         process.send_signal(signal.SIGINT)
+        os.close(opened[0])  # ends a read that began just after the signal
         out, err = process.communicate(timeout=PATIENCE_S)
-    os.close(opened[0])
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
