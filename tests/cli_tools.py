@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parent.parent
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = "abcdefghijklmnopqrstuvwxyzĠ"  # Ġ is a space
 PATIENCE_S = 120
 
 
@@ -34,8 +34,8 @@ PATIENCE_S = 120
 
 
 def letters_tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
-    """A token for each of `letters` and one for the space: all its text is printable."""
-    vocabulary = {letter: token for token, letter in enumerate([*letters, "Ġ"])}
+    """A token for each of `letters`, which name bytes: all its text is printable."""
+    vocabulary = {letter: token for token, letter in enumerate(letters)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -77,7 +77,10 @@ def test_sharded_weights_load(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (folder / "model.safetensors").unlink()
     assert load(pair_of(folder)).target is not None
-    (folder / "model-2.safetensors").unlink()
+    second = folder / "model-2.safetensors"
+    second.write_bytes(second.read_bytes()[:-8])
+    assert f"{second} is damaged" in refused(LoadError, folder).message
+    second.unlink()
     assert "has no model-2.safetensors" in refused(LoadError, folder).message
 
 
@@ -240,8 +243,7 @@ def test_a_draft_of_other_tokens_is_refused_at_the_first_difference(target, tmp_
 
 def test_padded_and_longer_vocabularies_are_accepted(target, tmp_path):
     padded = save_model(tmp_path / "padded", vocabulary=32, seed=1)
-    longer = save_model(tmp_path / "longer", letters=LETTERS, vocabulary=64, seed=2)
-    (longer / "tokenizer_config.json").write_text('{"tokenizer_class": "TokenizersBackend"}')
+    longer = save_model(tmp_path / "longer", letters=LETTERS + "ABC", vocabulary=64, seed=2)
     plain = load(pair_of(target)).generate("abc", max_tokens=10).tokens
     for draft in (padded, longer):
         assert load(pair_of(target, draft)).generate("abc", max_tokens=10).tokens == plain
