@@ -38,8 +38,11 @@ def __getattr__(name: str) -> Any:
     """Import on first use: a command that needs no model must not wait for MLX."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    require_backend()
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ImportError:
+        require_backend()
+        raise
 
 
 def require_backend() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -111,9 +112,12 @@ def generate(
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
     text = read_prompt(prompt, sys.stdin.buffer)
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=as_json) as display:
+        speculation = not no_speculation and draft_tokens != 0
+        with display.status("starting"):
+            loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
+        loading.download(chosen, speculation=speculation)
         with display.status(f"loading {chosen.name}"):
-            speculation = not no_speculation and draft_tokens != 0
-            engine = _load(chosen, speculation=speculation, compiled=compiled)
+            engine = loading.load(chosen, speculation=speculation, compiled=compiled)
         run = engine.run(
             text,
             max_tokens=max_tokens,
@@ -140,24 +144,27 @@ def _choose_pair(name: str, target: str | None, draft: str | None, models: Path 
     return pair if draft is None else Pair(name=name, target=pair.target, draft=draft)
 
 
-def _load(pair: Pair, *, speculation: bool, compiled: bool | None) -> Engine:
+def _loading(*, progress_bars: bool) -> ModuleType:
+    """Import what needs MLX, which takes a second or two."""
     from mlxspec import require_backend
 
     require_backend()
     # Their advice is for programs that use them, not for people who use a program.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # on a terminal the spinner turns
-    from mlxspec.loading import load
+    if not progress_bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from mlxspec import loading
 
-    return load(pair, speculation=speculation, compiled=compiled)
+    return loading
 
 
 def _build_kernels(
     engine: Engine, sampling: SamplingParams, draft_tokens: int | None, display: Display
 ) -> None:
     if engine.kernels_missing(sampling.method, draft_tokens):
-        with display.status("building CPU kernels, once (some ten seconds; --no-compile skips it)"):
+        display.note("building CPU kernels, once: some ten seconds; --no-compile skips it")
+        with display.status("building CPU kernels"):
             engine.build_kernels(sampling.method, draft_tokens)
 
 

@@ -58,9 +58,9 @@ class TableError(MlxspecError):
 class BackendMissing(MlxspecError, ImportError):
     def __init__(self) -> None:
         super().__init__(
-            "MLX has no backend for this machine.",
-            hint="Install one: pip install 'mlxspec[cpu]', or [cuda12] or [cuda13] with an "
-            "NVIDIA GPU. A Mac with Apple silicon needs no extra.",
+            "MLX has no backend for this machine: pip install 'mlxspec[cpu]', or [cuda12] or "
+            "[cuda13] with an NVIDIA GPU.",
+            hint="A Mac with Apple silicon needs no extra; check that its Python is native arm64.",
         )
 
 

@@ -66,6 +66,17 @@ def load(
     return engine
 
 
+def download(pair: Pair, *, speculation: bool = True) -> None:
+    """Fetch what of a pair is not on this machine yet, with the hub's own progress bars.
+
+    Raises:
+        LoadError: a folder or repository is missing or not complete.
+    """
+    for location in (pair.target, pair.draft if speculation else None):
+        if location is not None:
+            _folder(location, pair)
+
+
 # --- where a model is -------------------------------------------------------------------
 
 

@@ -15,7 +15,11 @@ PromptArgument = Annotated[
 ]
 PairOption = Annotated[str, typer.Option(help="A pair of the table.")]
 TargetOption = Annotated[
-    str | None, typer.Option(metavar="PATH_OR_REPO", help="A target in place of the pair's.")
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_REPO",
+        help="A target in place of a pair's; decodes plainly without --draft.",
+    ),
 ]
 DraftOption = Annotated[
     str | None, typer.Option(metavar="PATH_OR_REPO", help="A draft in place of the pair's.")

@@ -30,7 +30,12 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= self.temperature < float("inf"), "0 or more")
+        _require(
+            "temperature",
+            self.temperature,
+            0 <= self.temperature < float("inf"),
+            "finite, and 0 or more",
+        )
         _require("top_p", self.top_p, 0 <= self.top_p <= 1, "between 0 and 1")
         _require("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1")
         _require("top_k", self.top_k, self.top_k >= 0, "0 or more")
