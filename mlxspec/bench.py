@@ -222,6 +222,7 @@ def _processor() -> str:
 
 
 def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    """All figures as one object, as `--json` writes it."""
     speeds = race(engine, prompts, max_tokens)
 
     def ratio(name: str, base: str) -> float:
@@ -252,6 +253,7 @@ def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[s
 
 
 def show(result: dict[str, Any], console: Console) -> None:
+    """Print what `measure` returned."""
     about = result["machine"]
     console.print(
         f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}; "

@@ -151,6 +151,7 @@ class Generation:
         return len(self.tokens) / self.timing.decode_s if self.timing.decode_s else None
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as plain values, rates rounded to four digits, for JSON."""
         timing = {name: round(value, 6) for name, value in vars(self.timing).items()}
         timing["tokens_per_second"] = _rounded(self.tokens_per_second)
         return {
