@@ -15,10 +15,12 @@ import typer
 from mlxspec import options
 from mlxspec._version import __version__
 from mlxspec.errors import MlxspecError
-from mlxspec.pairs import DEFAULT_MAX_TOKENS, DEFAULT_PAIR, Pair, find_pair, load_pairs
+from mlxspec.options import ModelOptions, SamplingOptions, TextOptions, grouped
+from mlxspec.pairs import Pair, find_pair, load_pairs
 from mlxspec.params import SamplingParams
 
 if TYPE_CHECKING:
+    from mlxspec.audit import Audit
     from mlxspec.display import Display
     from mlxspec.engine import Engine
     from mlxspec.run import Run
@@ -76,72 +78,127 @@ def root(
         raise typer.Exit
 
 
-# --- generate ---------------------------------------------------------------------------
+# --- generate and audit -----------------------------------------------------------------
 
 
 @app.command()
+@grouped
 def generate(
     prompt: options.PromptArgument = None,
     *,
-    pair: options.PairOption = DEFAULT_PAIR,
-    target: options.TargetOption = None,
-    draft: options.DraftOption = None,
-    draft_tokens: options.DraftTokensOption = None,
-    no_speculation: options.NoSpeculationOption = False,
-    max_tokens: options.MaxTokensOption = DEFAULT_MAX_TOKENS,
-    temperature: options.TemperatureOption = 0.0,
-    top_p: options.TopPOption = 1.0,
-    top_k: options.TopKOption = 0,
-    min_p: options.MinPOption = 0.0,
-    seed: options.SeedOption = None,
-    system: options.SystemOption = None,
-    stop: options.StopOption = None,
-    raw: options.RawOption = False,
-    compiled: options.CompileOption = None,
-    models: options.ModelsOption = None,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    audit: options.AuditOption = False,
     as_json: options.JsonOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
+    _write(
+        prompt,
+        text,
+        models,
+        sampling.params(),
+        audited=audit,
+        shown=True,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+@app.command("audit")
+@grouped
+def audit_text(
+    prompt: options.PromptArgument = None,
+    *,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    as_json: options.JsonOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Write a text and prove it: hold every token against plain decoding.
+
+    When sampling, with the coupled rule, whose text depends on the seed alone. Exits with 1 where
+    a difference is more than rounding.
+    """
+    _write(
+        prompt,
+        text,
+        models,
+        sampling.params(),
+        audited=True,
+        shown=False,
+        as_json=as_json,
+        quiet=quiet,
+    )
+
+
+def _write(
+    prompt: str | None,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingParams,
+    *,
+    audited: bool,
+    shown: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Generate, show what is to be shown, and audit."""
     from mlxspec.display import open_display
     from mlxspec.prompts import read_prompt
 
-    sampling = SamplingParams(temperature, top_p, top_k, min_p, seed)
-    chosen = _choose_pair(pair, target, draft, models)
+    pair = models.chosen()
+    text.require_free()
+    if audited:
+        sampling = sampling.auditable()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
-    text = read_prompt(prompt, sys.stdin.buffer)
-    with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=as_json) as display:
-        speculation = not no_speculation and draft_tokens != 0
-        with display.status("starting"):
-            loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
-        loading.download(chosen, speculation=speculation)
-        with display.status(f"loading {chosen.name}"):
-            engine = loading.load(chosen, speculation=speculation, compiled=compiled)
+    words = read_prompt(prompt, sys.stdin.buffer)
+    silent = as_json or not shown
+    with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
+        engine = _engine(pair, models, display, quiet=quiet)
         run = engine.run(
-            text,
-            max_tokens=max_tokens,
-            draft_tokens=draft_tokens,
+            words,
+            max_tokens=text.max_tokens,
+            draft_tokens=models.draft_tokens,
             sampling=sampling,
-            stop=stop or (),
-            system=system,
-            raw=raw,
+            stop=text.stop or (),
+            system=text.system,
+            raw=text.raw,
             on_prefill=display.prefill,
         )
-        _build_kernels(engine, sampling, draft_tokens, display)
-        interrupted = _show(run, display, with_split=not quiet)
+        _build_kernels(engine, sampling, models.draft_tokens, display)
+        interrupted = _show(run, display, with_split=shown and not quiet)
+        report = None
+        if audited and not interrupted:
+            from mlxspec.audit import audit
+
+            with display.status("auditing"):
+                report = audit(engine, run, sampling)
     if as_json:
-        typer.echo(_as_json(chosen, engine, run))
+        typer.echo(_as_json(pair, engine, run, report))
+    elif report is not None and not (shown and quiet):
+        tokenizer = engine.tokenizer
+        described = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
+        typer.echo(described, err=shown)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+    if report is not None and report.outcome == "defect":
+        raise typer.Exit(MlxspecError.exit_code)
 
 
-def _choose_pair(name: str, target: str | None, draft: str | None, models: Path | None) -> Pair:
-    """The table's pair, or what the options make of it."""
-    if target is not None:
-        return Pair(name=target, target=target, draft=draft)
-    pair = find_pair(name, models)
-    return pair if draft is None else Pair(name=name, target=pair.target, draft=draft)
+def _engine(pair: Pair, models: ModelOptions, display: Display, *, quiet: bool) -> Engine:
+    with display.status("starting"):
+        loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
+    leave_out = display.note if models.falls_back else None
+    folders = loading.fetch(pair, speculation=models.speculates, leave_out=leave_out)
+    with display.status(f"loading {pair.name}"):
+        engine: Engine = loading.load(
+            pair, folders=folders, compiled=models.compiled, leave_out=leave_out
+        )
+    return engine
 
 
 def _loading(*, progress_bars: bool) -> ModuleType:
@@ -162,10 +219,10 @@ def _loading(*, progress_bars: bool) -> ModuleType:
 def _build_kernels(
     engine: Engine, sampling: SamplingParams, draft_tokens: int | None, display: Display
 ) -> None:
-    if engine.kernels_missing(sampling.method, draft_tokens):
+    if engine.kernels_missing(sampling, draft_tokens):
         display.note("building CPU kernels, once: some ten seconds; --no-compile skips it")
         with display.status("building CPU kernels"):
-            engine.build_kernels(sampling.method, draft_tokens)
+            engine.build_kernels(sampling, draft_tokens)
 
 
 def _show(run: Run, display: Display, *, with_split: bool) -> bool:
@@ -187,14 +244,17 @@ def _show(run: Run, display: Display, *, with_split: bool) -> bool:
     return interrupted
 
 
-def _as_json(pair: Pair, engine: Engine, run: Run) -> str:
+def _as_json(pair: Pair, engine: Engine, run: Run, report: Audit | None) -> str:
     speculates = run.generation.speculation.enabled
     names = {
         "pair": pair.name,
         "target": pair.target,
         "draft": pair.draft if speculates else None,
     }
-    return json.dumps(names | run.generation.as_dict(), ensure_ascii=False)
+    result = names | run.generation.as_dict()
+    if report is not None:
+        result["audit"] = report.as_dict()
+    return json.dumps(result, ensure_ascii=False)
 
 
 # --- pairs ------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ from mlxspec import kernels, load
 from mlxspec.engine import GREEDY
 engine = load(sys.argv[1])
 started = time.perf_counter()
-engine.build_kernels(GREEDY.method, int(sys.argv[2]))
+engine.build_kernels(GREEDY, int(sys.argv[2]))
 seconds = time.perf_counter() - started
 print(json.dumps({"cold_kernels": kernels.count_built(), "cold_kernels_s": seconds}))
 """
@@ -307,7 +307,7 @@ def main(
     engine = load(pair, compiled=True)
     texts = [entry["text"] for entry in islice(json.loads(prompts.read_text()), count)]
     for draft_tokens in (0, *COUNTS):
-        engine.build_kernels(GREEDY.method, draft_tokens)
+        engine.build_kernels(GREEDY, draft_tokens)
     result = {"pair": pair, **measure(engine, [engine.encode(t) for t in texts], max_tokens)}
     if kernels.on_cpu() and kernels.can_compile():
         result["compiling"] |= cold_kernels(pair, 3)

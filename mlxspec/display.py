@@ -122,6 +122,8 @@ class Display:
         if elapsed_s - self._status_s >= STATUS_EVERY_S:
             self._status, self._status_s = _live_parts(generation, elapsed_s), elapsed_s
         self._line.draw(self._status)
+        for note in event.notes:
+            self.note(note)
 
     def finish(self, generation: Generation, split: Split | None) -> None:
         """End the text and sum the generation up. Never raises."""
@@ -193,6 +195,7 @@ def _live_parts(generation: Generation, elapsed_s: float) -> list[str]:
     if _speculates(generation) and stats.acceptance_rate is not None:
         parts.append(f"acceptance {stats.acceptance_rate:.0%}")
         parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
+        parts += [] if stats.is_exact else ["not exact"]
     return [*parts, f"{elapsed_s:.1f} s"]
 
 
@@ -207,6 +210,7 @@ def _summary(generation: Generation, split: Split | None) -> list[tuple[str, lis
             f"{stats.tokens_per_round:.2f} tokens per round",
             f"by position {' '.join(f'{100 * share:.0f}' for share in kept)}%",
         ]
+        accepted += [] if stats.is_exact else [f"not exact: {stats.rule} verification"]
         rows.append(("accepted", accepted))
     cost = []
     if split is not None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mlxspec.cache import Layers, Model, forward
-from mlxspec.params import Method
-from mlxspec.sampling import Knobs, log_probs
+from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.verify import Draft
 
 
@@ -15,30 +14,28 @@ class ModelDrafter:
 
     Args:
         model: an mlx-lm model.
-        own_vocabulary: rows of its output.
-        target_vocabulary: rows of the target's. It proposes from the common part only, and is
-            shown its last token in place of one that it does not have.
-        method: how it picks its tokens, the same way as the target.
+        vocabulary: rows of its output. It proposes from the part that it shares with the target,
+            and is shown its last token in place of one that it does not have.
+        sampler: how it picks its tokens, the same way as the target.
     """
 
-    def __init__(
-        self, model: Model, own_vocabulary: int, target_vocabulary: int, method: Method
-    ) -> None:
+    def __init__(self, model: Model, vocabulary: int, sampler: Sampler) -> None:
         self.model = model
-        self._own = own_vocabulary
-        self._common = min(own_vocabulary, target_vocabulary)
-        self._clamps = own_vocabulary < target_vocabulary
-        self._method = method
+        self._own = vocabulary
+        self._common = min(vocabulary, sampler.vocabulary)
+        self._clamps = vocabulary < sampler.vocabulary
+        self._sampler = sampler
 
     def propose(
         self,
         layers: Layers,
         last_two: mx.array,
+        recent: mx.array,
         position: mx.array,
         count: int,
         length: int,
         knobs: Knobs,
-        key: mx.array,
+        noise: mx.array | None,
     ) -> tuple[Draft, Layers]:
         """Propose `count` ≥ 1 tokens after `last_two`, whose last stands at `position`.
 
@@ -47,6 +44,8 @@ class ModelDrafter:
 
         Args:
             last_two: int32 [B, 2]. position: int32 [B].
+            recent: int32 [B, W], the last tokens of the text, that at `position` included.
+            noise: float32 [B, count, V], Gumbel; None for a greedy method.
         """
         start = mx.maximum(position - 1, 0)
         # Positions as data: a constant for each step would be a kernel for each step.
@@ -54,23 +53,18 @@ class ModelDrafter:
         tokens: list[mx.array] = []
         log_qs: list[mx.array] = []
         fed, offset = last_two, start
-        for i, step_key in enumerate(mx.random.split(key, count)):
+        for i in range(count):
             logits, layers = forward(self.model, self._known(fed), layers, offset, length)
-            token, log_q = self._choose(logits[:, -1:, : self._common], knobs, step_key)
+            scores = self._sampler.scores(logits[:, -1:, : self._common], recent, knobs)
+            if noise is not None:
+                log_qs.append(self._sampler.log_probs(uniform_if_broken(scores), knobs))
+                scores = log_qs[-1] + noise[:, i : i + 1, : self._common]
+            token = mx.argmax(scores, axis=-1).astype(mx.int32)
             tokens.append(token)
-            if log_q is not None:
-                log_qs.append(log_q)
+            recent = mx.concatenate([recent, token], axis=1)
             fed, offset = token, steps[:, min(i + 1, count - 1)]
         log_q = mx.concatenate(log_qs, axis=1) if log_qs else None
         return Draft(mx.concatenate(tokens, axis=1), log_q), layers
-
-    def _choose(
-        self, logits: mx.array, knobs: Knobs, key: mx.array
-    ) -> tuple[mx.array, mx.array | None]:
-        if self._method.greedy:
-            return mx.argmax(logits, axis=-1).astype(mx.int32), None
-        log_q = log_probs(logits, self._method, knobs)
-        return mx.random.categorical(log_q, key=key).astype(mx.int32), log_q
 
     def _known(self, tokens: mx.array) -> mx.array:
         return mx.minimum(tokens, self._own - 1) if self._clamps else tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,14 +14,15 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec import kernels
 from mlxspec.cache import Model, adopt, require_known, vocabulary_of
 from mlxspec.drafters import ModelDrafter
-from mlxspec.errors import PromptError, UsageError
+from mlxspec.errors import OutOfMemory, PromptError, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
+from mlxspec.noise import row_key
 from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS, MAX_DRAFT_TOKENS
 from mlxspec.params import Method, SamplingParams
-from mlxspec.prefill import Progress, prefill
+from mlxspec.prefill import Note, Progress, prefill
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
-from mlxspec.sampling import knobs_of
+from mlxspec.sampling import NO_TOKEN, Processor, Sampler, knobs_of
 from mlxspec.session import Session, reserved
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
 
@@ -63,7 +65,14 @@ class Engine:
         if draft is not None:
             require_known(make_prompt_cache(draft), f"The draft ({_type_of(draft)})")
         self._vocabulary = vocabulary_of(target)
+        self._draft_vocabulary = vocabulary_of(draft) if draft is not None else 0
         self._round = lru_cache(maxsize=16)(self._build_round)
+
+    @property
+    def models(self) -> list[tuple[Model, int]]:
+        """The target, and the draft where there is one, with the rows of their output."""
+        models = [(self.target, self._vocabulary)]
+        return models + ([(self.draft, self._draft_vocabulary)] if self.draft is not None else [])
 
     @property
     def context(self) -> int | None:
@@ -95,6 +104,7 @@ class Engine:
         ignore_eos: bool = False,
         system: str | None = None,
         raw: bool = False,
+        processors: Sequence[Processor] = (),
         on_prefill: Progress | None = None,
     ) -> Run:
         """Prepare a generation: an iterator of events with the result so far beside it.
@@ -107,6 +117,10 @@ class Engine:
             stop: the text ends before the first of these strings.
             ignore_eos: go on after the end of the text, for measurements.
             system, raw: see `encode_prompt`.
+            processors: a caller's own logits processors, as mlx-lm takes them. They see every
+                proposal's place, kept or not, so they must depend on their arguments alone; and
+                they run on the host, which makes rounds slower. Nothing constrains output to a
+                grammar or a JSON schema but what is given here.
             on_prefill: called with (tokens read, tokens in all).
 
         Raises:
@@ -126,12 +140,15 @@ class Engine:
                 max_tokens=max_tokens,
                 draft_tokens=count,
                 sampling=sampling,
+                processors=processors,
                 on_prefill=on_prefill,
             )
 
         assert sampling.seed is not None
         generation = Generation(
-            len(tokens), SpeculationStats(count, enabled=count > 0), sampling.seed
+            len(tokens),
+            SpeculationStats(count, enabled=count > 0, rule=sampling.rule),
+            sampling.seed,
         )
         generation.timing.load_s = self.load_s
         text, ends = None, set()
@@ -148,6 +165,7 @@ class Engine:
         max_tokens: int | None = None,
         draft_tokens: int | None = None,
         sampling: SamplingParams = GREEDY,
+        processors: Sequence[Processor] = (),
         capacity: int = 0,
         on_prefill: Progress | None = None,
     ) -> Session:
@@ -161,16 +179,34 @@ class Engine:
         """
         tokens = self.encode(prompt)
         count = self.checked_draft_tokens(draft_tokens)
-        rounds = self._round(sampling.method, count > 0, self._is_compiled(sampling.method, count))
+        sampling = self._completed(sampling)
         limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
+        limit = min((limit for limit in limits if limit is not None), default=None)
+        method = sampling.method(reserved(limit) if limit is not None else None)
+        if processors:
+            rounds = self._build_round(method, False, tuple(processors))
+        else:
+            rounds = self._round(method, self._is_compiled(sampling, count))
+        notes = ["logits processors of your own: rounds are not compiled"] if processors else []
+
+        def prefilled(text: Sequence[int], draft: bool) -> RoundState:
+            return self.prefilled(
+                text,
+                sampling,
+                sampler=rounds.sampler,
+                draft=draft,
+                capacity=capacity,
+                progress=on_prefill,
+                note=notes.append,
+            )
+
         return Session(
             rounds,
-            self.prefilled(
-                tokens, sampling, draft=count > 0, capacity=capacity, progress=on_prefill
-            ),
-            tokens=len(tokens),
-            limit=min((limit for limit in limits if limit is not None), default=2**31 - 1),
+            prefilled,
+            tokens,
+            limit=2**31 - 1 if limit is None else limit,
             draft_tokens=count,
+            notes=notes,
         )
 
     def prefilled(
@@ -178,13 +214,28 @@ class Engine:
         tokens: Sequence[int],
         sampling: SamplingParams = GREEDY,
         *,
+        sampler: Sampler | None = None,
         draft: bool = True,
         capacity: int = 0,
         progress: Progress | None = None,
+        note: Note | None = None,
     ) -> RoundState:
-        """The state of one sequence before its first round."""
-        models = [self.target] if self.draft is None or not draft else [self.target, self.draft]
-        caches = prefill(models, tokens, progress)
+        """The state of one sequence before its first round.
+
+        Args:
+            sampler: says how much of the text the rounds look back on; None is not at all.
+            note: called with what a person should know, such as that the draft was left out
+                because memory would not hold both.
+        """
+        models = self.models if draft else self.models[:1]
+        try:
+            caches = prefill(models, tokens, progress=progress, note=note)
+        except OutOfMemory:
+            if len(models) == 1:
+                raise
+            caches = prefill(models[:1], tokens, progress=progress, note=note)
+            if note is not None:
+                note("memory does not hold the draft's cache: going on without the draft")
         capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
         layers = [adopt(cache, capacity) for cache in caches]
         seed = sampling.with_seed().seed
@@ -192,8 +243,9 @@ class Engine:
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
             last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
-            key=mx.random.key(seed),
-            knobs=knobs_of(sampling, batch=1),
+            recent=_recent(tokens, sampler),
+            keys=row_key(seed)[None],
+            knobs=knobs_of(sampling, batch=1, vocabulary=self._vocabulary),
             target=layers[0],
             draft=layers[1] if len(layers) > 1 else [],
         )
@@ -235,40 +287,68 @@ class Engine:
             )
         return count if self.draft is not None else 0
 
+    def _completed(self, sampling: SamplingParams) -> SamplingParams:
+        """With a seed, and with what XTC spares where a call does not say."""
+        sampling = sampling.with_seed()
+        if sampling.xtc_special_tokens is not None or self.tokenizer is None:
+            return sampling
+        line_end = self.tokenizer.encode("\n", add_special_tokens=False)
+        spared = (*line_end, *sorted(self.tokenizer.eos_token_ids))
+        return replace(sampling, xtc_special_tokens=spared)
+
     # --- compiling ------------------------------------------------------------------------
 
-    def kernels_missing(self, method: Method, draft_tokens: int | None = None) -> bool:
+    def kernels_missing(self, sampling: SamplingParams, draft_tokens: int | None = None) -> bool:
         """Whether `build_kernels` would make such rounds faster from now on."""
         count = self.checked_draft_tokens(draft_tokens)
-        built = kernels.are_built(self._kind(method, count))
+        built = kernels.are_built(self._kind(sampling, count))
         return self._compiled is None and kernels.can_compile() and not built
 
-    def build_kernels(self, method: Method, draft_tokens: int | None = None) -> None:
+    def build_kernels(self, sampling: SamplingParams, draft_tokens: int | None = None) -> None:
         """Run two compiled rounds, so that MLX builds every kernel that they need."""
         count = self.checked_draft_tokens(draft_tokens)
-        rounds = self._round(method, count > 0, True)
-        state = self.prefilled([0, 0], draft=count > 0)
-        session = Session(rounds, state, tokens=2, limit=64, draft_tokens=count)
+        rounds = self._round(self._completed(sampling).method(_ANY_LENGTH), True)
+
+        def prefilled(text: Sequence[int], draft: bool) -> RoundState:
+            return self.prefilled(text, sampling, sampler=rounds.sampler, draft=draft)
+
+        session = Session(rounds, prefilled, [0, 0], limit=64, draft_tokens=count)
         for _ in range(2):
             session.step()
-        kernels.mark_built(self._kind(method, count))
+        kernels.mark_built(self._kind(sampling, count))
 
-    def _is_compiled(self, method: Method, draft_tokens: int) -> bool:
+    def _is_compiled(self, sampling: SamplingParams, draft_tokens: int) -> bool:
         if self._compiled is not None:
             return self._compiled
-        return kernels.can_compile() and kernels.are_built(self._kind(method, draft_tokens))
+        return kernels.can_compile() and kernels.are_built(self._kind(sampling, draft_tokens))
 
-    def _kind(self, method: Method, draft_tokens: int) -> str:
+    def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
         """Names a round's operations. Of K it matters whether a second step is drafted."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
         described = [f"{_type_of(model)} {_dtypes(model)}" for model in models]
+        method = self._completed(sampling).method(_ANY_LENGTH)
         return f"{described} {method} {min(draft_tokens, 2)}"
 
-    def _build_round(self, method: Method, drafts: bool, compiled: bool) -> Round:
+    def _build_round(
+        self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
+    ) -> Round:
+        sampler = Sampler(method, self._vocabulary, processors)
         drafter = None
-        if drafts and self.draft is not None:
-            drafter = ModelDrafter(self.draft, vocabulary_of(self.draft), self._vocabulary, method)
-        return Round(self.target, drafter, method, compiled=compiled)
+        if self.draft is not None:
+            drafter = ModelDrafter(self.draft, self._draft_vocabulary, sampler)
+        return Round(self.target, drafter, sampler, compiled=compiled)
+
+
+_ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
+
+
+def _recent(tokens: Sequence[int], sampler: Sampler | None) -> mx.array:
+    """The text, or as much of its end as the rounds look back on: int32 [1, W]."""
+    if sampler is not None and sampler.sees_whole_text:
+        return mx.array([list(tokens)], mx.int32)
+    window = sampler.context if sampler is not None else 0
+    last = list(tokens[max(len(tokens) - window, 0) :])
+    return mx.array([[NO_TOKEN] * (window - len(last)) + last], mx.int32).reshape(1, window)
 
 
 def _type_of(model: Model) -> str:

@@ -8,7 +8,9 @@ MlxspecError
 ├── BackendMissing        MLX is installed without a backend for this machine
 ├── LoadError             a model folder or repository that cannot be loaded
 │   └── UnsupportedModel  the model loads, but a round cannot run on it exactly
-└── VocabularyMismatch    draft and target do not speak the same tokens
+├── VocabularyMismatch    draft and target do not speak the same tokens
+├── OutOfMemory           not even the smallest step fits
+└── BrokenOutput          a model's output is no distribution: not numbers, or nothing allowed
 """
 
 from __future__ import annotations
@@ -74,6 +76,24 @@ class UnsupportedModel(LoadError):
 
 class VocabularyMismatch(MlxspecError):
     pass
+
+
+class OutOfMemory(MlxspecError):
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"Memory ran out while {what}.",
+            hint="Close other programs, shorten the prompt, or take a smaller model.",
+        )
+
+
+class BrokenOutput(MlxspecError):
+    def __init__(self, tokens: int) -> None:
+        super().__init__(
+            f"The target's output after {tokens:,} tokens is not a distribution: it is not a "
+            "number, or nothing is left to choose from.",
+            hint="Check the model's weights with --no-speculation; a bias or a logits processor "
+            "must leave at least one token.",
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -22,11 +23,44 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
 
 from mlxspec.cache import Model
 from mlxspec.engine import Engine
-from mlxspec.errors import LoadError, VocabularyMismatch
+from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
+from mlxspec.memory import watched
 from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
 from mlxspec.text import Tokenizer
 
+T = TypeVar("T")
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+
+
+# Called with why a draft is left out.
+LeaveOut = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a pair's models are on this machine; `draft` is None where nothing drafts."""
+
+    target: Path
+    draft: Path | None
+
+
+def fetch(pair: Pair, *, speculation: bool = True, leave_out: LeaveOut | None = None) -> Folders:
+    """Find a pair's folders, and download what is not on this machine yet.
+
+    Args:
+        speculation: False leaves the draft where it is.
+        leave_out: go on without a draft that is not to be had, and say why; None raises.
+
+    Raises:
+        LoadError: a folder or repository is missing or not complete.
+    """
+    draft = None
+    target = _folder(pair.target, pair)
+    if pair.draft is not None and speculation:
+        location = pair.draft
+        draft = _unless_left_out(lambda: _folder(location, pair), leave_out)
+    return Folders(target, draft)
 
 
 def load(
@@ -35,6 +69,8 @@ def load(
     models: Path | None = None,
     speculation: bool = True,
     compiled: bool | None = None,
+    folders: Folders | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> Engine:
     """Load a pair's models and tokenizer.
 
@@ -43,6 +79,8 @@ def load(
         models: a table laid over the shipped one, in place of the user's own.
         speculation: False leaves the draft unloaded.
         compiled: see `Engine`.
+        folders: what `fetch` returned, where that was called before.
+        leave_out: go on without a draft that cannot be used, and say why; None raises.
 
     Raises:
         UnknownPair, TableError: the table has no such pair, or is not valid.
@@ -52,29 +90,36 @@ def load(
     started = time.perf_counter()
     if isinstance(pair, str):
         pair = find_pair(pair, models)
+    folders = folders or fetch(pair, speculation=speculation, leave_out=leave_out)
     maybe_set_recommended_wired_limit()
-    target_folder = _folder(pair.target, pair)
-    target, config = _model(target_folder)
-    tokenizer = _tokenizer(target_folder, config.get("eos_token_id"))
-    draft = None
-    if pair.draft is not None and speculation:
-        draft_folder = _folder(pair.draft, pair)
-        _require_same_tokens(tokenizer, target_folder, draft_folder, pair)
-        draft, _ = _model(draft_folder)
-    engine = Engine(target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled)
+    target, config = _model(folders.target)
+    tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
+
+    def engine_with(draft_folder: Path | None) -> Engine:
+        draft = None
+        if draft_folder is not None:
+            _require_same_tokens(tokenizer, folders.target, draft_folder, pair)
+            draft, _ = _model(draft_folder)
+        return Engine(target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled)
+
+    engine = None
+    if folders.draft is not None:
+        engine = _unless_left_out(lambda: engine_with(folders.draft), leave_out)
+    engine = engine or engine_with(None)
     engine.load_s = time.perf_counter() - started
     return engine
 
 
-def download(pair: Pair, *, speculation: bool = True) -> None:
-    """Fetch what of a pair is not on this machine yet, with the hub's own progress bars.
-
-    Raises:
-        LoadError: a folder or repository is missing or not complete.
-    """
-    for location in (pair.target, pair.draft if speculation else None):
-        if location is not None:
-            _folder(location, pair)
+def _unless_left_out(step: Callable[[], T], leave_out: LeaveOut | None) -> T | None:
+    """What `step` returns; None where it cannot be done and may be left out."""
+    try:
+        with watched("loading the draft"):
+            return step()
+    except (LoadError, VocabularyMismatch, OutOfMemory) as error:
+        if leave_out is None:
+            raise
+        leave_out(f"no speculation: {error.message}")
+        return None
 
 
 # --- where a model is -------------------------------------------------------------------
@@ -243,12 +288,30 @@ def _require_same_tokens(
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return
-    mine = {index: token for token, index in target.get_vocab().items()}
-    theirs = {index: token for token, index in _tokenizer(draft_folder).get_vocab().items()}
-    for index in sorted(mine.keys() & theirs.keys()):
-        if mine[index] != theirs[index]:
-            raise VocabularyMismatch(
-                f"Token {index} is {mine[index]!r} in {pair.target} and "
-                f"{theirs[index]!r} in {pair.draft}.",
-                hint="Choose a draft of the target's own family, or use --no-speculation.",
-            )
+    mine, theirs = target.get_vocab(), _tokenizer(draft_folder).get_vocab()
+    difference = _first_difference(mine, theirs)
+    if difference is not None:
+        token, here, there = difference
+        raise VocabularyMismatch(
+            f"The draft speaks other tokens: {token!r} is {here} in {pair.target} and {there} in "
+            f"{pair.draft}.",
+            hint="Choose a draft of the target's own family, or use --no-speculation.",
+        )
+
+
+def _first_difference(mine: dict[str, int], theirs: dict[str, int]) -> tuple[str, str, str] | None:
+    """The token of the lowest id that means another token, or has another id, in the other one.
+
+    Added and special tokens are among them. What only one of the two has is no difference.
+
+    Returns:
+        The token, and what it is in each.
+    """
+    names = {index: token for token, index in theirs.items()}
+    for token, index in sorted(mine.items(), key=lambda entry: entry[1]):
+        there = theirs.get(token)
+        if there is not None and there != index:
+            return token, f"token {index}", f"token {there}"
+        if there is None and index in names:
+            return token, f"token {index}", f"none, where {index} is {names[index]!r}"
+    return None

@@ -40,7 +40,7 @@ class Event:
     `tokens` are the round's token ids, without an end-of-text token, and `from_draft` says of
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
     tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
-    event only.
+    event only. `notes` are lines for people about what happened besides.
     """
 
     tokens: tuple[int, ...]
@@ -48,6 +48,7 @@ class Event:
     pieces: tuple[Piece, ...]
     round: RoundStats | None
     finish_reason: FinishReason | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -79,6 +80,7 @@ class SpeculationStats:
 
     draft_tokens: int
     enabled: bool = True
+    rule: str = "greedy"
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -108,10 +110,17 @@ class SpeculationStats:
         """Tokens that a full round commits, the target's own included."""
         return 1 + self.accepted / self.full_rounds if self.full_rounds else None
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether the text is distributed as the target's own: always, but for one rule."""
+        return not self.enabled or self.rule != "relaxed"
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "enabled": self.enabled,
             "draft_tokens": self.draft_tokens,
+            "verify": self.rule,
+            "exact": self.is_exact,
             "rounds": self.rounds,
             "drafted": self.drafted,
             "accepted": self.accepted,
@@ -136,10 +145,12 @@ class Generation:
     text: str = ""
     finish_reason: FinishReason = "interrupted"
     peak_gb: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         self.tokens.extend(event.tokens)
         self.text += event.text
+        self.notes.extend(event.notes)
         if event.round is not None:
             self.speculation.add(event.round)
         if event.finish_reason is not None:
@@ -160,6 +171,7 @@ class Generation:
             "text": self.text,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
+            "notes": self.notes,
             "speculation": self.speculation.as_dict(),
             "timing": timing,
             "memory": {"peak_gb": round(self.peak_gb, 4)},

@@ -8,39 +8,65 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.cache import Model, vocabulary_of
+from mlxspec.cache import Model
+from mlxspec.errors import OutOfMemory
+from mlxspec.memory import watched
 
-CHUNK = (
-    512  # rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar
-)
+# Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
+CHUNK = 512
+SMALLEST_CHUNK = 16
 
 Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
 
 
 def prefill(
-    models: Sequence[Model], tokens: Sequence[int], progress: Progress | None = None
+    models: Sequence[tuple[Model, int]],
+    tokens: Sequence[int],
+    *,
+    progress: Progress | None = None,
+    note: Note | None = None,
 ) -> list[list[Any]]:
     """Run every model over all of `tokens` but the last, which the first round feeds.
 
     A cache has no shape before its first row, so a single token is read as well; the first round
-    writes it again.
+    writes it again. Where memory runs out, it begins again with chunks of half the size.
 
     Args:
+        models: each with the size of its vocabulary. A draft may lack tokens of the target's,
+            whose embeddings would be read out of bounds; it is shown its last token instead.
         progress: called with (tokens read, tokens in all) after every chunk.
+        note: called with what a person should know.
 
     Returns:
         For each model, mlx-lm caches, evaluated.
+
+    Raises:
+        OutOfMemory: not even the smallest chunk fits.
     """
     read = tokens[: max(len(tokens) - 1, 1)]
-    caches = [make_prompt_cache(model) for model in models]
-    # A draft may lack tokens of the target's; their embeddings would be read out of bounds.
-    last_tokens = [vocabulary_of(model) - 1 for model in models]
-    for start in range(0, len(read), CHUNK):
-        chunk = mx.array([read[start : start + CHUNK]], mx.int32)
-        for model, cache, last in zip(models, caches, last_tokens, strict=True):
-            model(mx.minimum(chunk, last), cache=cache)
-        mx.eval([layer.state for cache in caches for layer in cache])
+    chunk = CHUNK
+    while True:
+        try:
+            return _read(models, read, chunk, progress or (lambda *_: None))
+        except OutOfMemory:
+            chunk //= 2
+            if chunk < SMALLEST_CHUNK:
+                raise
+        if note is not None:
+            note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
+
+
+def _read(
+    models: Sequence[tuple[Model, int]], read: Sequence[int], chunk: int, progress: Progress
+) -> list[list[Any]]:
+    caches = [make_prompt_cache(model) for model, _ in models]
+    for start in range(0, len(read), chunk):
+        rows = mx.array([read[start : start + chunk]], mx.int32)
+        with watched("reading the prompt"):
+            for (model, vocabulary), cache in zip(models, caches, strict=True):
+                model(mx.minimum(rows, vocabulary - 1), cache=cache)
+            mx.eval([layer.state for cache in caches for layer in cache])
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
-        if progress is not None:
-            progress(min(start + CHUNK, len(read)), len(read))
+        progress(min(start + chunk, len(read)), len(read))
     return caches

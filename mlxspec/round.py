@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxspec import verify
+from mlxspec import noise, verify
 from mlxspec.cache import Layers, Model, capacity_of, forward, grow
 from mlxspec.drafters import ModelDrafter
-from mlxspec.params import Method
-from mlxspec.sampling import Knobs, log_probs
-from mlxspec.verify import Draft, Verdict
+from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
+from mlxspec.verify import Draft, Rule, Verdict
+
+BROKEN = -1  # in place of the number of accepted tokens: the target's scores are no distribution
 
 
 class RoundState(NamedTuple):
@@ -29,14 +30,17 @@ class RoundState(NamedTuple):
 
     position: int32 [B], of the last committed token, which is not in the target's cache yet.
     last_two: int32 [B, 2], the token before it, and it.
-    key: the random key.
+    recent: int32 [B, W], the last W tokens up to it, with NO_TOKEN before the first; the whole
+        text where the sampler sees it.
+    keys: uint32 [B, 2], of the random numbers; they never change.
     knobs: the sampling parameters, float32 [B] each.
     target, draft: the caches' storage; `draft` is empty where nothing drafts.
     """
 
     position: mx.array
     last_two: mx.array
-    key: mx.array
+    recent: mx.array
+    keys: mx.array
     knobs: Knobs
     target: Layers
     draft: Layers
@@ -59,18 +63,19 @@ class Round:
     Args:
         target: an mlx-lm model.
         drafter: None decodes plainly: a round of no proposal and one token.
-        method: greedy or sampling.
+        sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
             build their graph anew every time.
     """
 
     def __init__(
-        self, target: Model, drafter: ModelDrafter | None, method: Method, *, compiled: bool
+        self, target: Model, drafter: ModelDrafter | None, sampler: Sampler, *, compiled: bool
     ) -> None:
+        self.sampler = sampler
         self._target = target
         self._drafter = drafter
-        self._method = method
-        self._compiled = compiled
+        # A caller's processors may look at values, which a trace does not have.
+        self._compiled = compiled and not sampler.sees_whole_text
         self._of_shape = cache(self._build)
 
     def __call__(
@@ -86,7 +91,7 @@ class Round:
 
         Returns:
             The state after the round, and `result`, int32 [B, K + 2]: the committed tokens, of
-            which the first accepted + 1 count, and last the number of accepted ones.
+            which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
         """
         after, result = self._of_shape(draft_tokens, length)(state)
         return RoundState(*after), result
@@ -114,41 +119,96 @@ class Round:
     ) -> tuple[Draft, RoundState]:
         if self._drafter is None or draft_tokens == 0:
             return Draft(mx.zeros((state.position.shape[0], 0), mx.int32), None), state
-        draft_key, key = mx.random.split(state.key)
         draft, layers = self._drafter.propose(
             state.draft,
             state.last_two,
+            state.recent,
             state.position,
             count=draft_tokens,
             length=length,
             knobs=state.knobs,
-            key=draft_key,
+            noise=self._draft_noise(state, draft_tokens),
         )
-        return draft, state._replace(key=key, draft=layers)
+        return draft, state._replace(draft=layers)
+
+    def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
+        method = self.sampler.method
+        if method.greedy:
+            return None
+        if method.rule == "coupled":
+            return self._target_noise(state, mx.arange(count))
+        streams = noise.DRAFT + mx.arange(count)
+        keys = noise.keys_of(state.keys, streams, state.position[:, None])
+        return noise.gumbel(keys, self.sampler.vocabulary)
+
+    def _target_noise(self, state: RoundState, after: mx.array) -> mx.array:
+        """Noise [B, N, V] of the tokens that follow `after` proposed ones, int32 [N] or [B, N]."""
+        keys = noise.keys_of(state.keys, noise.TARGET, state.position[:, None] + 1 + after)
+        return noise.gumbel(keys, self.sampler.vocabulary)
 
     def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
-        verify_key, key = mx.random.split(state.key)
         rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
         logits, layers = forward(self._target, rows, state.target, state.position, length)
-        verdict = self._judge(logits, draft, state.knobs, verify_key)
+        recent = mx.concatenate([state.recent, draft.tokens], axis=1)
+        scores = self.sampler.scores(logits, recent, state.knobs)
+        verdict = self._judge(scores, draft, state)
+        result = _result(draft.tokens, verdict, scores)
         last = mx.take_along_axis(rows, verdict.accepted[:, None], axis=1)
         after = state._replace(
             position=state.position + verdict.accepted + 1,
             last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
-            key=key,
+            recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
             target=layers,
         )
-        return after, _result(draft.tokens, verdict)
+        return after, result
 
-    def _judge(self, logits: mx.array, draft: Draft, knobs: Knobs, key: mx.array) -> Verdict:
-        if self._method.greedy:
-            return verify.greedy(logits, draft)
-        return verify.token_rule(log_probs(logits, self._method, knobs), draft, key)
+    def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
+        method = self.sampler.method
+        if method.rule == "greedy":
+            return verify.greedy(scores, draft)
+        log_p = uniform_if_broken(scores)  # `_result` tells where it matters
+        if not method.greedy:
+            log_p = self.sampler.log_probs(log_p, state.knobs)
+        if method.rule == "coupled":
+            following = mx.arange(draft.tokens.shape[1] + 1)
+            return verify.greedy(log_p + self._target_noise(state, following), draft)
+        rule = _RULES.get(method.rule) or verify.relaxed(state.knobs.threshold)
+        return self._tested(rule, log_p, draft, state)
+
+    def _tested(self, rule: Rule, log_p: mx.array, draft: Draft, state: RoundState) -> Verdict:
+        """The verdict of a rule that tests proposals and then chooses what follows."""
+        batch, count = draft.tokens.shape
+        if count == 0:
+            accepted, log_weights = mx.zeros((batch,), mx.int32), log_p[:, 0]
+        else:
+            keys = noise.keys_of(state.keys, noise.ACCEPT, state.position[:, None])
+            acceptance = rule.accept(log_p, draft)
+            accepted = rule.kept(mx.log(noise.uniform(keys, count)[:, 0]) < acceptance.log_h)
+            log_weights = rule.follow(log_p, draft, acceptance, accepted)
+        if not self.sampler.method.greedy:
+            log_weights = log_weights + self._target_noise(state, accepted[:, None])[:, 0]
+        return Verdict(accepted, mx.argmax(log_weights, axis=-1).astype(mx.int32))
+
+    def _recent(self, recent: mx.array, committed: mx.array, accepted: mx.array) -> mx.array:
+        if self.sampler.sees_whole_text:
+            kept = (
+                cast(int, accepted.item()) + 1
+            )  # waits for the round: its length shapes the next one
+            return mx.concatenate([recent, committed[:, :kept]], axis=1)
+        if recent.shape[1] == 0:
+            return recent
+        places = accepted[:, None] + 1 + mx.arange(recent.shape[1])
+        return mx.take_along_axis(mx.concatenate([recent, committed], axis=1), places, axis=1)
 
 
-def _result(tokens: mx.array, verdict: Verdict) -> mx.array:
+_RULES = {"token": verify.TOKEN, "block": verify.BLOCK}
+
+
+def _result(tokens: mx.array, verdict: Verdict, scores: mx.array) -> mx.array:
     batch, count = tokens.shape
     accepted = verdict.accepted[:, None]
     committed = mx.concatenate([tokens, mx.zeros((batch, 1), mx.int32)], axis=1)
     committed = mx.where(mx.arange(count + 1) == accepted, verdict.next_token[:, None], committed)
+    sound = mx.isfinite(mx.max(scores, axis=-1)) | (mx.arange(count + 1) > accepted)
+    accepted = mx.where(mx.all(sound, axis=-1, keepdims=True), accepted, BROKEN)
     return mx.concatenate([committed, accepted], axis=1)

@@ -82,4 +82,6 @@ class Run:
             pieces += self._text.finish()
             finish = "stop" if self._text.stopped else finish
         stats = RoundStats(stats.drafted, stats.accepted, full=stats.full and not cut)
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish)
+        notes = tuple(session.notes)
+        session.notes.clear()
+        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)

@@ -1,18 +1,31 @@
 """Which proposed tokens are kept, and what follows them: arrays in, a verdict out.
 
-Knows no model. B sequences, K proposed tokens, V tokens of the target's vocabulary; row i of the
-target's N = K + 1 rows is its distribution after i proposed tokens.
+Knows no model and draws no random numbers. B sequences, K proposed tokens x₁ … x_K, V tokens of
+the target's vocabulary. Row i of the target's K + 1 rows (from 0) is its distribution after i
+proposed tokens, p_{i+1}; row i of the draft's K rows is the one that x_{i+1} was drawn from.
+
+A sampling rule has two parts, so that both can be enumerated and composed:
+
+    accept   log h, [B, K]: how likely each proposed token is to pass its test, and how the tests'
+             outcomes become the number of tokens kept
+    follow   log w, [B, V], not normalised: what the next token is drawn from after so many
+
+All of it computes in the dtype of log p, float32 in a round.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import mlx.core as mx
 
 
 class Draft(NamedTuple):
-    """A proposal: tokens int32 [B, K], and log q float32 [B, K, V'], or None for a point mass."""
+    """A proposal: tokens int32 [B, K], and log q [B, K, V'], or None for a point mass.
+
+    V' ≤ V: tokens past the draft's vocabulary count as q = 0.
+    """
 
     tokens: mx.array
     log_q: mx.array | None
@@ -25,68 +38,166 @@ class Verdict(NamedTuple):
     next_token: mx.array
 
 
-def greedy(logits: mx.array, draft: Draft) -> Verdict:
-    """Keep the tokens that are the target's most likely ones; continue with its own.
+class Acceptance(NamedTuple):
+    """The tests of a proposal: log h [B, K], and an array that `follow` needs, [B, K + 1].
+
+    log_weight: log W after each number of kept tokens, which scales p in the residual.
+    """
+
+    log_h: mx.array
+    log_weight: mx.array
+
+
+class Rule(NamedTuple):
+    """A sampling rule; see the module.
+
+    accept: (log_p [B, K + 1, V], draft) to its tests.
+    kept: outcomes of the tests, boolean [B, K], to the number of tokens kept, int32 [B].
+    follow: (log_p, draft, acceptance, kept) to log w.
+    """
+
+    accept: Callable[[mx.array, Draft], Acceptance]
+    kept: Callable[[mx.array], mx.array]
+    follow: Callable[[mx.array, Draft, Acceptance, mx.array], mx.array]
+
+
+def greedy(scores: mx.array, draft: Draft) -> Verdict:
+    """Keep the tokens that score best with the target; continue with its own best.
+
+    With log p + Gumbel noise as scores, and a draft that chose by log q + the same noise, this is
+    the coupled rule: every token is a draw from p (the Gumbel-max trick) and depends on the noise
+    alone, whatever was proposed (Daliri et al., arXiv 2408.07978).
 
     Args:
-        logits: [B, K + 1, V].
+        scores: [B, K + 1, V].
     """
-    best = mx.argmax(logits, axis=-1).astype(mx.int32)
-    accepted = _leading(best[:, :-1] == draft.tokens)
+    best = mx.argmax(scores, axis=-1).astype(mx.int32)
+    accepted = leading(best[:, :-1] == draft.tokens)
     return Verdict(accepted, _pick(best, accepted))
 
 
-def token_rule(log_p: mx.array, draft: Draft, key: mx.array) -> Verdict:
-    """Accept xᵢ with probability min(1, p/q), then draw from norm(max(p − q, 0)).
-
-    The joint distribution of what is kept is the target's own (Leviathan et al., arXiv
-    2211.17192, theorem 3.5; Chen et al., arXiv 2302.01318). After K kept tokens the next one is
-    drawn from p itself.
-
-    Args:
-        log_p: float32 [B, K + 1, V], normalised.
-        draft: with log_q over the first V' ≤ V tokens; the others count as q = 0.
-        key: a random key.
-    """
-    batch, rows, vocabulary = log_p.shape
-    count = rows - 1
-    accept_key, next_key = mx.random.split(key)
-    if count == 0:
-        return Verdict(mx.zeros((batch,), mx.int32), _draw(log_p[:, 0], next_key))
-    assert draft.log_q is not None
-    log_q = mx.pad(
-        draft.log_q,
-        [(0, 0), (0, 1), (0, vocabulary - draft.log_q.shape[-1])],
-        constant_values=mx.array(-mx.inf),
-    )
-    chosen = draft.tokens[..., None]
-    ratio = mx.take_along_axis(log_p[:, :-1], chosen, -1) - mx.take_along_axis(
-        log_q[:, :-1], chosen, -1
-    )
-    log_u = mx.log(mx.random.uniform(shape=(batch, count), key=accept_key))
-    accepted = _leading(log_u < ratio[..., 0])
-    log_residual = _log_residual(_row(log_p, accepted), _row(log_q, accepted))
-    return Verdict(accepted, _draw(log_residual, next_key))
-
-
-def _log_residual(log_p: mx.array, log_q: mx.array) -> mx.array:
-    """log max(p − q, 0), not normalised, [B, V]; log p where rounding leaves nothing of it."""
-    residual = mx.maximum(mx.exp(log_p) - mx.exp(log_q), 0)
-    empty = mx.max(residual, axis=-1, keepdims=True) == 0
-    return mx.where(empty, log_p, mx.log(residual))
-
-
-def _draw(log_weights: mx.array, key: mx.array) -> mx.array:
-    return mx.random.categorical(log_weights, key=key).astype(mx.int32)
-
-
-def _leading(kept: mx.array) -> mx.array:
+def leading(kept: mx.array) -> mx.array:
     """How many of each row's first entries are true: int32 [B] from boolean [B, K]."""
     return mx.sum(mx.cumprod(kept.astype(mx.int32), axis=-1), axis=-1)
 
 
-def _pick(tokens: mx.array, index: mx.array) -> mx.array:
-    return mx.take_along_axis(tokens, index[:, None], axis=1)[:, 0]
+def last(kept: mx.array) -> mx.array:
+    """The number, counted from 1, of each row's last true entry, 0 without one: int32 [B]."""
+    return mx.max(kept * mx.arange(1, kept.shape[1] + 1), axis=-1).astype(mx.int32)
+
+
+# --- token ------------------------------------------------------------------------------
+
+
+def accept_token(log_p: mx.array, draft: Draft) -> Acceptance:
+    """Keep x while u < p(x) / q(x)."""
+    log_h = mx.minimum(log_ratio(log_p, draft), 0)
+    return Acceptance(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
+
+
+def follow_residual(
+    log_p: mx.array, draft: Draft, acceptance: Acceptance, kept: mx.array
+) -> mx.array:
+    """After a rejection max(W·p − q, 0), after none p itself."""
+    log_p_row = _row(log_p, kept)
+    if draft.tokens.shape[1] == 0:
+        return log_p_row
+    at = mx.minimum(kept, draft.tokens.shape[1] - 1)
+    rejected = (kept < draft.tokens.shape[1])[:, None]
+    if draft.log_q is None:
+        is_token = mx.arange(log_p.shape[-1]) == _pick(draft.tokens, at)[:, None]
+        return mx.where(rejected & is_token, -mx.inf, log_p_row)
+    log_weight = _pick(acceptance.log_weight, kept)[:, None]
+    log_q_row = _padded(_row(draft.log_q, at), log_p.shape[-1])
+    residual = mx.maximum(mx.exp(log_weight + log_p_row) - mx.exp(log_q_row), 0)
+    # Rounding may leave nothing of p where it is q all but exactly.
+    some = mx.max(residual, axis=-1, keepdims=True) > 0
+    return mx.where(rejected & some, mx.log(residual), log_p_row)
+
+
+# Leviathan et al., arXiv 2211.17192, theorem 3.5; Chen et al., arXiv 2302.01318.
+TOKEN = Rule(accept_token, leading, follow_residual)
+
+
+# --- block ------------------------------------------------------------------------------
+
+
+def accept_block(log_p: mx.array, draft: Draft) -> Acceptance:
+    """Test the whole block: keep up to the last i that passes (Sun et al., arXiv 2403.10444).
+
+    W₀ = 1, Wᵢ = min(1, Wᵢ₋₁·pᵢ(xᵢ)/qᵢ(xᵢ)). For i < K, with S = Σ max(Wᵢ·pᵢ₊₁ − qᵢ₊₁, 0),
+    hᵢ = S / (S + 1 − Wᵢ), where 0/0 counts as 1; and h_K = W_K.
+    """
+    # W is a walk that is held below 0 in log space: what its free sum exceeds 0 by is taken off.
+    walk = mx.cumsum(log_ratio(log_p, draft), axis=-1)
+    log_weight = walk - mx.maximum(mx.cummax(walk, axis=-1), 0)
+    log_weight = mx.pad(log_weight, [(0, 0), (1, 0)])
+    inner = log_weight[:, 1:-1]
+    if draft.log_q is None:  # S = W·(1 − p(x))
+        chosen = mx.take_along_axis(log_p[:, 1:-1], draft.tokens[:, 1:, None], -1)[..., 0]
+        surplus = mx.exp(inner) * -mx.expm1(chosen)
+    else:
+        log_q = _padded(draft.log_q[:, 1:], log_p.shape[-1])
+        over = mx.exp(inner[..., None] + log_p[:, 1:-1]) - mx.exp(log_q)
+        surplus = mx.sum(mx.maximum(over, 0), axis=-1)
+    whole = surplus - mx.expm1(inner)
+    log_h = mx.where(whole > 0, mx.log(surplus) - mx.log(whole), 0)
+    return Acceptance(mx.concatenate([log_h, log_weight[:, -1:]], axis=1), log_weight)
+
+
+BLOCK = Rule(accept_block, last, follow_residual)
+
+
+# --- relaxed ----------------------------------------------------------------------------
+
+
+def relaxed(threshold: mx.array) -> Rule:
+    """Keep x while p(x) ≥ threshold · max p. Not exact: the text is no longer the target's own.
+
+    Typical acceptance (Cai et al., arXiv 2401.10774) with its simplest criterion.
+
+    Args:
+        threshold: [B].
+    """
+
+    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+        rows = log_p[:, :-1]
+        chosen = mx.take_along_axis(rows, draft.tokens[..., None], -1)[..., 0]
+        likely = chosen >= mx.max(rows, axis=-1) + mx.log(threshold)[:, None]
+        log_h = mx.where(likely, mx.array(0, log_p.dtype), mx.array(-mx.inf, log_p.dtype))
+        return Acceptance(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
+
+    def follow(log_p: mx.array, _d: Draft, _a: Acceptance, kept: mx.array) -> mx.array:
+        return _row(log_p, kept)
+
+    return Rule(accept, leading, follow)
+
+
+# --- shared -----------------------------------------------------------------------------
+
+
+def log_ratio(log_p: mx.array, draft: Draft) -> mx.array:
+    """log p(x)/q(x) of the proposed tokens, [B, K], below +inf so that it can be summed.
+
+    It is -inf where p(x) = 0, and then so is every sum that it is part of.
+    """
+    chosen = draft.tokens[..., None]
+    ratio = mx.take_along_axis(log_p[:, :-1], chosen, -1)[..., 0]
+    if draft.log_q is not None:
+        ratio = ratio - mx.take_along_axis(draft.log_q, chosen, -1)[..., 0]
+    return mx.minimum(ratio, 80)
+
+
+def _padded(log_q: mx.array, vocabulary: int) -> mx.array:
+    missing = vocabulary - log_q.shape[-1]
+    if missing == 0:
+        return log_q
+    widths = [(0, 0)] * (log_q.ndim - 1) + [(0, missing)]
+    return mx.pad(log_q, widths, constant_values=mx.array(-mx.inf, log_q.dtype))
+
+
+def _pick(values: mx.array, index: mx.array) -> mx.array:
+    return mx.take_along_axis(values, index[:, None], axis=1)[:, 0]
 
 
 def _row(values: mx.array, index: mx.array) -> mx.array:

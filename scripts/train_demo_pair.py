@@ -303,31 +303,40 @@ def train_target(
 
 @torch.no_grad()
 def sample_target(
-    model: LlamaForCausalLM, text: torch.Tensor, count: int, length: int, cache: Path
+    model: LlamaForCausalLM,
+    text: torch.Tensor,
+    count: int,
+    cache: Path,
+    *,
+    prompt: int,
+    length: int,
+    greedy: float,
 ) -> torch.Tensor:
-    """`count` rows of a text's 64 tokens and the target's continuation, half of it greedy.
+    """`count` rows of `length` tokens: `prompt` of a text and the target's continuation.
 
-    The draft will be asked about what the target writes, which is not what people wrote.
+    The draft will be asked about what the target writes, which is not what people wrote. The
+    share `greedy` of the rows is decoded greedily, the rest sampled at temperature 0.7.
     """
     if cache.exists():
         return torch.from_numpy(np.load(cache).astype(np.int64))
     rows: list[np.ndarray] = []
     batch = 256
     for i in range(count // batch):
-        prompt = windows(text, -1_000_000 - i, batch, 63)
+        start = windows(text, -1_000_000 * length - i, batch, prompt - 1)
         torch.manual_seed(SEED + i)
-        sampling = {} if i % 2 == 0 else {"do_sample": True, "temperature": 0.7, "top_k": 0}
+        sampled = int((i + 1) * (1 - greedy)) > int(i * (1 - greedy))
+        sampling = {"do_sample": True, "temperature": 0.7, "top_k": 0} if sampled else {}
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=length - 63,
-                min_new_tokens=length - 63,
+                start,
+                attention_mask=torch.ones_like(start),
+                max_new_tokens=length - prompt,
+                min_new_tokens=length - prompt,
                 pad_token_id=0,
                 **sampling,
             )
         rows.append(out.numpy().astype(np.uint16))
-        print(f"samples {len(rows) * batch}/{count}", flush=True)
+        print(f"{cache.stem} {len(rows) * batch}/{count}", flush=True)
     samples = np.concatenate(rows)
     np.save(cache, samples)
     return torch.from_numpy(samples.astype(np.int64))
@@ -358,29 +367,43 @@ def train_draft(
     target: LlamaForCausalLM,
     text: torch.Tensor,
     held_out: torch.Tensor,
-    samples: torch.Tensor,
-    steps: int,
-    work: Path,
+    arguments: argparse.Namespace,
 ) -> None:
+    """Distil on text and on samples, then polish at a low rate on what the target writes."""
     fast_draft, fast_target = (torch.compile(m, dynamic=False) for m in (draft, target))
+    work, count = arguments.work, arguments.samples
 
-    def loss_of(step: int, phase: Phase) -> torch.Tensor:
-        if step % 2:
-            generator = torch.Generator().manual_seed(SEED + step)
-            x = samples[torch.randint(0, len(samples), (phase.batch,), generator=generator)]
-        else:
-            x = windows(text, step, phase.batch, phase.length - 1)
-        return distillation_loss(fast_draft, fast_target, x)
+    def rows_of(samples: torch.Tensor, step: int, batch: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(SEED + step)
+        return samples[torch.randint(0, len(samples), (batch,), generator=generator)]
 
-    train(
-        "draft",
-        draft,
-        loss_of,
-        lambda: mean_held_out_loss(draft, held_out),
-        [Phase(steps, batch=16, length=samples.shape[1])],
-        peak=6e-3,
-        checkpoint=work / "draft.pt",
+    def stage(
+        name: str, steps: int, length: int, rows: Callable[[int, Phase], torch.Tensor], peak: float
+    ) -> None:
+        train(
+            name,
+            draft,
+            lambda step, p: distillation_loss(fast_draft, fast_target, rows(step, p)),
+            lambda: mean_held_out_loss(draft, held_out),
+            [Phase(steps, batch=16, length=length)],
+            peak=peak,
+            checkpoint=work / f"{name}.pt",
+        )
+
+    mixed = sample_target(
+        target, text, count, work / "samples.npy", prompt=64, length=256, greedy=0.5
     )
+
+    def text_or_sample(step: int, phase: Phase) -> torch.Tensor:
+        if step % 2:
+            return rows_of(mixed, step, phase.batch)
+        return windows(text, step, phase.batch, phase.length - 1)
+
+    stage("draft", arguments.draft_steps, 256, text_or_sample, peak=6e-3)
+    own = sample_target(
+        target, text, 2 * count, work / "greedy.npy", prompt=128, length=288, greedy=0.75
+    )
+    stage("polish", arguments.polish_steps, 288, lambda step, p: rows_of(own, step, p.batch), 2e-3)
 
 
 # --- results --------------------------------------------------------------------------------
@@ -412,6 +435,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=3400, help="updates of the target")
     parser.add_argument("--draft-steps", type=int, default=2400, help="updates of the draft")
+    parser.add_argument("--polish-steps", type=int, default=2000, help="its last ones, at low rate")
     parser.add_argument("--samples", type=int, default=4096, help="rows of the target's own text")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "demo_pair")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "mlxspec" / "demo")
@@ -435,8 +459,7 @@ def main() -> None:
     draft = draft_from(target, len(tokenizer))
     print(f"draft: {draft.num_parameters():,} parameters")
     target.requires_grad_(False)
-    samples = sample_target(target, text, arguments.samples, 256, work / "samples.npy")
-    train_draft(draft, target, text, held_out, samples, arguments.draft_steps, work)
+    train_draft(draft, target, text, held_out, arguments)
 
     report = {
         "python": sys.version.split()[0],
@@ -444,7 +467,11 @@ def main() -> None:
         "seed": SEED,
         "files": {"train": len(corpus.train), "held_out": len(corpus.held_out)},
         "tokens": {"train": len(text), "held_out": len(held_out)},
-        "steps": {"target": arguments.steps, "draft": arguments.draft_steps},
+        "steps": {
+            "target": arguments.steps,
+            "draft": arguments.draft_steps,
+            "polish": arguments.polish_steps,
+        },
     }
     for name, model, shape in (("target", target, TARGET), ("draft", draft, DRAFT)):
         loss = mean_held_out_loss(model, held_out)

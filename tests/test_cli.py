@@ -27,7 +27,7 @@ from cli_tools import (
 )
 from tokenizers import Tokenizer
 
-from mlxspec import __version__, kernels
+from mlxspec import __version__, kernels, verify
 from mlxspec.app import main
 from mlxspec.pairs import find_pair, package_folder
 
@@ -247,9 +247,12 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
         "text": str,
         "finish_reason": str,
         "seed": int,
+        "notes": list,
         "speculation": {
             "enabled": bool,
             "draft_tokens": int,
+            "verify": str,
+            "exact": bool,
             "rounds": int,
             "drafted": int,
             "accepted": int,
@@ -329,6 +332,82 @@ def test_speculation_does_not_change_greedy_text(generate):
         assert plain["speculation"]["draft_tokens"] == plain["speculation"]["drafted"] == 0
 
 
+def test_sampled_text_by_the_coupled_rule_is_the_seeds_alone(generate):
+    sample = ("def f(x):", "--json", "--temp", "1", "--verify", "coupled", "--seed", "5")
+    filters = ("--top-p", "0.95", "--repetition-penalty", "1.1", "--xtc-probability", "0.2")
+    results = [
+        generate(*sample, *filters, *count).json
+        for count in (("--no-speculation",), ("--draft-tokens", "2"), ("--max-draft-tokens", "5"))
+    ]
+    assert len({result["text"] for result in results}) == 1
+    assert [result["speculation"]["draft_tokens"] for result in results] == [0, 2, 5]
+    assert results[1]["speculation"]["verify"] == "coupled"
+
+
+def test_penalties_and_biases_reach_the_text(generate):
+    plain = generate("x = [", "--json").json["tokens"]
+    banned = {str(token): "-inf" for token in set(plain)}
+    result = generate("x = [", "--json", "--logit-bias", json.dumps(banned)).json
+    assert not set(result["tokens"]) & set(plain)
+    penalised = generate("x = [", "--json", "--repetition-penalty", "2").json
+    assert len(set(penalised["tokens"])) > len(set(plain))
+
+
+def test_relaxed_verification_is_labelled_everywhere(generate):
+    relaxed = ("def f(x):", "--verify", "relaxed", "--temp", "1")
+    assert "not exact: relaxed verification" in generate(*relaxed).err
+    for arguments, exact in (
+        (relaxed, False),
+        ((*relaxed, "--no-speculation"), True),
+        (("def f(x):", "--temp", "1"), True),
+    ):
+        run = generate(*arguments, "--json")
+        assert run.json["speculation"]["exact"] is exact
+        assert ("not exact" in run.err) is not exact
+
+
+# --- audit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sampling", [(), ("--temp", "1", "--seed", "3")], ids=["greedy", "sampled"]
+)
+def test_an_audit_writes_one_line_and_no_text(invoke, sampling):
+    options = ("--no-compile", "--max-tokens", "24", *sampling)
+    run = invoke("audit", "def f(x):", *options)
+    assert run.code == 0
+    assert run.out.startswith("audit: identical: plain decoding writes the same ")
+    assert run.out.count("\n") == 1
+    report = invoke("audit", "def f(x):", "--json", *options).json["audit"]
+    assert (report["outcome"], report["first"]) == ("identical", None)
+
+
+def test_an_audit_beside_the_text(generate):
+    text = generate("def f(x):").out
+    run = generate("def f(x):", "--audit")
+    assert (run.code, run.out) == (0, text)
+    assert "audit: identical" in run.err
+    assert generate("def f(x):", "--audit", "--json").json["audit"]["outcome"] == "identical"
+
+
+def test_a_defect_is_told_and_ends_with_1(generate, monkeypatch):
+    def tampered(logits, draft):
+        verdict = greedy(logits, draft)
+        return verdict._replace(next_token=verdict.next_token + 1)
+
+    greedy = verify.greedy
+    monkeypatch.setattr(verify, "greedy", tampered)
+    run = generate("def f(x):", "--audit")
+    assert run.code == 1
+    assert "audit: defect at token " in run.err
+    report = json.loads(generate("def f(x):", "--audit", "--json").out)["audit"]
+    assert report["outcome"] == "defect"
+    assert report["first"]["gap"] > report["noise"]
+
+
+# --- models -----------------------------------------------------------------------------
+
+
 def test_folders_take_the_place_of_a_pairs_models(generate, letters):
     demo = package_folder("package:demo")
     own = generate("def f(x):", "--json").json
@@ -399,6 +478,23 @@ def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
         ("--seed", str(2**64)),
         ("--draft-tokns", "3"),
         ("a second argument",),
+        ("--verify", "blok"),
+        ("--verify", "greedy", "--temp", "1"),
+        ("--acceptance-threshold", "0.5"),
+        ("--acceptance-threshold", "2", "--verify", "relaxed"),
+        ("--xtc-probability", "1.5"),
+        ("--xtc-threshold", "0.6"),
+        ("--repetition-penalty", "-1"),
+        ("--presence-penalty", "nan"),
+        ("--frequency-context-size", "-1"),
+        ("--logit-bias", "42"),
+        ("--logit-bias", '{"a": 1}'),
+        ("--logit-bias", '{"-1": 1}'),
+        ("--logit-bias", '{"1": Infinity}'),
+        ("--json-schema", "{}"),
+        ("--grammar", "root ::= .*"),
+        ("--pair", "qwen3-8b", "--target", "somewhere"),
+        ("--audit", "--temp", "1", "--verify", "block"),
     ],
 )
 def test_what_is_out_of_range_or_unknown_ends_with_2(invoke, arguments):
@@ -406,6 +502,13 @@ def test_what_is_out_of_range_or_unknown_ends_with_2(invoke, arguments):
     assert (run.code, run.out) == (2, "")
     assert run.err
     assert "Traceback" not in run.err
+
+
+def test_a_schema_is_refused_with_what_there_is_in_its_place(generate):
+    run = generate("abc", "--json-schema", "{}")
+    assert is_one_error(run.err)
+    assert "cannot be constrained" in run.err
+    assert "logits processors" in run.err
 
 
 def test_a_damaged_model_is_one_error(generate, tmp_path):
@@ -417,11 +520,28 @@ def test_a_damaged_model_is_one_error(generate, tmp_path):
 # --- commands that need no model --------------------------------------------------------
 
 
+def test_interrupted_while_it_is_imported():
+    program = """
+import sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupting())
+from mlxspec.__main__ import main
+main()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment(), capture_output=True, check=False
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (130, b"", b"")
+
+
 def test_version(invoke):
     assert invoke("--version") == Ended(0, f"mlxspec {__version__}\n", "")
 
 
-@pytest.mark.parametrize("name", [(), ("generate",), ("pairs",), ("pairs", "list")])
+@pytest.mark.parametrize("name", [(), ("generate",), ("audit",), ("pairs",), ("pairs", "list")])
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(invoke, name, option):
     run = invoke(*name, option)

@@ -51,11 +51,11 @@ def test_weights_are_float32_and_small(engine):
     assert sum(file.stat().st_size for file in files) <= 12e6
 
 
-@pytest.mark.parametrize(("draft_tokens", "least"), [(3, 0.64), (5, 0.52)])
+@pytest.mark.parametrize(("draft_tokens", "least"), [(3, 0.65), (5, 0.52)])
 def test_acceptance_on_files_that_training_never_saw(engine, draft_tokens, least):
     runs = [
         engine.generate(text, draft_tokens=draft_tokens, max_tokens=128, ignore_eos=True)
-        for text in PROMPTS[:24]
+        for text in PROMPTS
     ]
     accepted = sum(run.speculation.accepted for run in runs)
     drafted = sum(run.speculation.drafted for run in runs)

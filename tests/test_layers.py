@@ -13,15 +13,16 @@ PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
     ["errors", "metrics", "_version"],
-    ["pairs", "params", "prompts", "kernels", "cache"],
+    ["pairs", "params", "prompts", "kernels", "cache", "memory", "noise"],
     ["options", "sampling", "prefill", "text", "verify"],
     ["drafters"],
     ["round"],
     ["session"],
     ["run"],
     ["engine"],
-    ["loading", "timing", "terminal"],
+    ["loading", "timing", "terminal", "audit"],
     ["display", "bench"],
+    ["bench_sampling"],
     ["app"],
     ["__main__"],
 ]

@@ -10,6 +10,9 @@ import mlx.core as mx
 import pytest
 from cli_tools import LETTERS, Hub, environment, is_one_error, mlxspec, save_model, serving
 from huggingface_hub import close_session, constants
+from mlx.utils import tree_flatten
+from mlx_lm.utils import _get_classes
+from transformers import AutoTokenizer
 
 from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
 from mlxspec.loading import load
@@ -213,19 +216,20 @@ MAMBA = {
 }
 
 
+def replace_model(folder, config):
+    classes, arguments = _get_classes(config)
+    model = classes(arguments.from_dict(config))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 @pytest.mark.parametrize(
     ("config", "cache"),
     [(GEMMA3, "RotatingKVCache"), (MAMBA, "ArraysCache")],
     ids=["gemma3", "mamba"],
 )
 def test_a_model_with_an_unknown_cache_is_refused_by_name(folder, target, config, cache):
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import _get_classes
-
-    classes, arguments = _get_classes(config)
-    model = classes(arguments.from_dict(config))
-    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
-    (folder / "config.json").write_text(json.dumps(config))
+    replace_model(folder, config)
     for pair in [(folder,), (target, folder)]:
         error = refused(UnsupportedModel, *pair)
         assert cache in error.message
@@ -237,8 +241,92 @@ def test_a_draft_of_other_tokens_is_refused_at_the_first_difference(target, tmp_
     swapped = LETTERS.replace("xyz", "xzy")
     draft = save_model(tmp_path / "draft", letters=swapped)
     error = refused(VocabularyMismatch, target, draft)
-    assert error.message == f"Token 24 is 'y' in {target} and 'z' in {draft}."
+    assert error.message == (
+        f"The draft speaks other tokens: 'y' is token 24 in {target} and token 25 in {draft}."
+    )
     assert "--no-speculation" in error.hint
+
+
+def test_a_draft_with_another_token_in_a_place_is_refused(target, tmp_path):
+    draft = save_model(tmp_path / "draft", letters=LETTERS.replace("q", "Q"))
+    message = refused(VocabularyMismatch, target, draft).message
+    assert f"'q' is token 16 in {target} and none, where 16 is 'Q' in {draft}" in message
+
+
+def test_added_and_special_tokens_must_agree(target, tmp_path):
+    folders = []
+    for name, added in (("one", ["<a>", "<b>"]), ("two", ["<b>", "<a>"])):
+        folder = save_model(tmp_path / name, vocabulary=40)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": added})
+        tokenizer.save_pretrained(folder)
+        folders.append(folder)
+    one, two = folders
+    assert f"'<a>' is token 27 in {one}" in refused(VocabularyMismatch, one, two).message
+    # What only one of the two has is a matter of size.
+    assert load(pair_of(target, one)).draft is not None
+    assert load(pair_of(one, target)).draft is not None
+
+
+# --- a draft that cannot be used --------------------------------------------------------
+
+
+def cut_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "missing": shutil.rmtree,
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "cut weights": cut_weights,
+    "no tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
+    "unknown type": lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'),
+    "cache of another kind": lambda folder: replace_model(folder, MAMBA),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_draft_that_cannot_be_used_is_left_out_where_that_is_allowed(target, folder, damage):
+    damage(folder)
+    pair, notes = pair_of(target, folder), []
+    with pytest.raises(LoadError):
+        load(pair)
+    engine = load(pair, leave_out=notes.append)
+    assert engine.draft is None
+    (note,) = notes
+    assert note.startswith("no speculation: ")
+    assert "\n" not in note
+    plain = load(pair_of(target)).generate("abc", max_tokens=10)
+    assert engine.generate("abc", max_tokens=10).tokens == plain.tokens
+
+
+def test_a_target_that_cannot_be_used_is_always_an_error(target, folder):
+    cut_weights(folder)
+    notes = []
+    with pytest.raises(LoadError):
+        load(pair_of(folder, target), leave_out=notes.append)
+    assert notes == []
+
+
+def test_the_command_leaves_out_the_draft_of_a_table_only(target, folder, tmp_path):
+    cut_weights(folder)
+    table = tmp_path / "models.toml"
+    table.write_text(f'[mine]\ntarget = "{target}"\ndraft = "{folder}"\n')
+    common = ("generate", "abc", "--no-compile", "--max-tokens", "8", "--models", str(table))
+    plain = mlxspec(*common, "--pair", "mine", "--no-speculation")
+    left_out = mlxspec(*common, "--pair", "mine")
+    assert (left_out.returncode, left_out.stdout) == (0, plain.stdout)
+    (warning,) = (line for line in left_out.stderr.splitlines() if b"no speculation" in line)
+    assert str(folder).encode() in warning
+    for refusing in (
+        ("--pair", "mine", "--no-fallback"),
+        ("--pair", "mine", "--draft", str(folder)),
+        ("--target", str(target), "--draft", str(folder)),
+    ):
+        run = mlxspec(*common, *refusing)
+        assert (run.returncode, run.stdout) == (1, b"")
+        assert is_one_error(run.stderr)
 
 
 def test_padded_and_longer_vocabularies_are_accepted(target, tmp_path):

@@ -23,9 +23,9 @@ from mlxspec import session as session_module
 from mlxspec.cache import stack
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
-from mlxspec.params import SamplingParams
+from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.round import Round, RoundState
-from mlxspec.sampling import Knobs
+from mlxspec.sampling import NO_TOKEN, Knobs, Sampler
 from mlxspec.session import Session
 
 GREEDY = SamplingParams()
@@ -83,7 +83,7 @@ def test_compiled_rounds_say_the_same(kind: str, draft_tokens: int) -> None:
 def test_compiled_rounds_take_parameters_as_data() -> None:
     eager, compiled = (engine_of("llama", "half", compiled=compiled) for compiled in (False, True))
     texts = []
-    for temperature, top_p, seed in [(0.5, 0.9, 1), (1.5, 0.9, 1), (1.5, 0.5, 1), (1.5, 0.5, 2)]:
+    for temperature, top_p, seed in [(1.0, 0.99, 1), (3.0, 0.99, 1), (3.0, 0.9, 1), (3.0, 0.9, 2)]:
         options = {
             "max_tokens": 40,
             "draft_tokens": 2,
@@ -238,9 +238,12 @@ def test_prompt_with_tokens_that_the_draft_does_not_have() -> None:
 # --- caches after a round -------------------------------------------------------------------
 
 
-def rounds_of(engine: Engine, *, compiled: bool = False) -> Round:
-    drafter = ModelDrafter(engine.draft, 64, 64, GREEDY.method)
-    return Round(engine.target, drafter, GREEDY.method, compiled=compiled)
+def rounds_of(
+    engine: Engine, sampling: SamplingParams = GREEDY, *, compiled: bool = False
+) -> Round:
+    sampler = Sampler(sampling.method(), 64)
+    drafter = ModelDrafter(engine.draft, 64, sampler)
+    return Round(engine.target, drafter, sampler, compiled=compiled)
 
 
 def assert_same_entries(actual: list[Any], expected: list[Any], count: int) -> None:
@@ -274,6 +277,24 @@ def test_caches_equal_a_fresh_prefill_after_every_round(name: str, kind: str) ->
             assert accepted == 0
 
 
+@pytest.mark.parametrize("length", [2, 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_looked_back_on_are_the_last_ones(kind: str, length: int) -> None:
+    engine = engine_of("llama", kind)
+    looking_back = SamplingParams(
+        penalties=Penalties(presence=0.5, presence_context=6, frequency=0.1, frequency_context=3)
+    )
+    rounds = rounds_of(engine, looking_back)
+    tokens = prompt_of(length)
+    state = engine.prefilled(tokens, looking_back, sampler=rounds.sampler)
+    for _ in range(5):
+        assert state.recent.tolist() == [([NO_TOKEN] * 6 + tokens)[-6:]]
+        state, result = rounds(state, draft_tokens=3, length=64)
+        *committed, accepted = result.tolist()[0]
+        tokens = tokens + committed[: accepted + 1]
+    assert state.recent.tolist() == [tokens[-6:]]
+
+
 # --- rows side by side ----------------------------------------------------------------------
 
 
@@ -281,7 +302,8 @@ def side_by_side(states: list[RoundState]) -> RoundState:
     return RoundState(
         position=mx.concatenate([state.position for state in states]),
         last_two=mx.concatenate([state.last_two for state in states]),
-        key=states[0].key,
+        recent=mx.concatenate([state.recent for state in states]),
+        keys=mx.concatenate([state.keys for state in states]),
         knobs=Knobs(*map(mx.concatenate, zip(*(state.knobs for state in states), strict=True))),
         target=stack([state.target for state in states]),
         draft=stack([state.draft for state in states]),
@@ -321,6 +343,20 @@ def test_rows_do_not_see_each_other(name: str, batch: int) -> None:
     for row, prompt in zip(rows, prompts, strict=True):
         assert row == plain(engine.target, prompt, len(row))
         assert [row] == texts(rounds, engine.prefilled(prompt), 12)[0]
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_sampled_rows_do_not_see_each_other(rule: Verify) -> None:
+    engine = engine_of("llama", "half")
+    sampling = [SamplingParams(temperature=2.0, verify=rule, seed=seed) for seed in (3, 3, 4)]
+    rounds = rounds_of(engine, sampling[0])
+    prompts = [prompt_of(length) for length in (4, 31, 4)]
+    states = [engine.prefilled(*each) for each in zip(prompts, sampling, strict=True)]
+    rows, kept = texts(rounds, side_by_side(states), 12)
+    assert any(len(set(counts)) > 1 for counts in kept)
+    assert rows[0] != rows[2]
+    for row, prompt, params in zip(rows, prompts, sampling, strict=True):
+        assert [row] == texts(rounds, engine.prefilled(prompt, params), 12)[0]
 
 
 # --- capacity and memory --------------------------------------------------------------------

@@ -10,25 +10,30 @@ check that passes keeps passing until the numbers are drawn otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import build, reference_p
+from conftest import Contrary, build, prompt_of, reference_p
+from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec import verify
+from mlxspec import noise, verify
+from mlxspec import round as round_module
 from mlxspec.cache import stack
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
-from mlxspec.params import SamplingParams
+from mlxspec.params import SamplingParams, Verify
 from mlxspec.round import Round, RoundState
-from mlxspec.sampling import knobs_of
-from mlxspec.verify import Draft, Verdict
+from mlxspec.sampling import Sampler, knobs_of, normalised
+from mlxspec.verify import Acceptance, Draft, Rule
 
 FALSE_ALARM = 1e-9
 FIRST = 2  # the token that every row continues
+RULES: tuple[Verify, ...] = ("token", "block", "coupled")
 
 HOT = SamplingParams(temperature=1.0)
 PARAMETERS = {
@@ -51,14 +56,17 @@ def check(drawn: np.ndarray, p: np.ndarray) -> None:
 
 
 class Bigram(nn.Module):
-    """The next token depends on the last one alone: no caches, so that many rows are cheap."""
+    """The next token depends on the last one alone: no caches, so that many rows are cheap.
+
+    A table may have fewer rows than tokens, which then share them.
+    """
 
     def __init__(self, table: np.ndarray) -> None:
         super().__init__()
         self.table = mx.array(table, mx.float32)
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
-        return self.table[tokens]
+        return self.table[tokens % len(self.table)]
 
 
 def tables(vocabulary: int, drafts: int | None = None, scale: float = 1.5) -> list[np.ndarray]:
@@ -72,17 +80,27 @@ def tables(vocabulary: int, drafts: int | None = None, scale: float = 1.5) -> li
     return [target, draft]
 
 
-def rounds_of(target: np.ndarray, draft: np.ndarray, params: SamplingParams) -> Round:
-    drafter = ModelDrafter(Bigram(draft), len(draft), len(target), params.method)
-    return Round(Bigram(target), drafter, params.method, compiled=False)
+def rounds_of(
+    target: np.ndarray,
+    draft: np.ndarray,
+    params: SamplingParams,
+    kind: type[ModelDrafter] = ModelDrafter,
+) -> Round:
+    sampler = Sampler(params.method(), target.shape[-1])
+    drafter = kind(Bigram(draft), draft.shape[-1], sampler)
+    return Round(Bigram(target), drafter, sampler, compiled=False)
 
 
-def bigram_state(rows: int, params: SamplingParams, seed: int = 0) -> RoundState:
+def bigram_state(
+    rows: int, params: SamplingParams, seed: int = 0, vocabulary: int = 8
+) -> RoundState:
+    """Rows that differ in nothing but their keys."""
     return RoundState(
         position=mx.full((rows,), 5, mx.int32),
         last_two=mx.full((rows, 2), FIRST, mx.int32),
-        key=mx.random.key(seed),
-        knobs=knobs_of(params, rows),
+        recent=mx.zeros((rows, 0), mx.int32),
+        keys=mx.random.split(mx.random.key(seed), rows),
+        knobs=knobs_of(params, rows, vocabulary),
         target=[],
         draft=[],
     )
@@ -92,22 +110,35 @@ def emitted(
     rounds: Round, state: RoundState, count: int, draft_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` tokens of every row, and how many proposals its first round kept."""
-    texts: list[list[int]] = [[] for _ in state.position.tolist()]
+    rows = state.position.shape[0]
+    texts = np.full((rows, count), -1)
+    written = np.zeros(rows, int)
     kept = None
     for _ in range(count):
         state, result = rounds(state, draft_tokens=draft_tokens, length=64)
-        committed = result.tolist()
-        kept = kept or [row[-1] for row in committed]
-        for text, row in zip(texts, committed, strict=True):
-            text += row[: row[-1] + 1]
-    return np.array([text[:count] for text in texts]), np.array(kept)
+        *committed, accepted = np.array(result).T
+        for place, tokens in enumerate(committed):
+            counts = (place <= accepted) & (written + place < count)
+            texts[counts, written[counts] + place] = tokens[counts]
+        written += accepted + 1
+        kept = accepted if kept is None else kept
+    assert kept is not None
+    assert (texts >= 0).all()
+    return texts, kept
 
 
-def check_rounds(params: SamplingParams, *, draft_tokens: int = 2, count: int = 1) -> None:
+def check_rounds(
+    params: SamplingParams,
+    *,
+    draft_tokens: int = 2,
+    count: int = 1,
+    drafter: type[ModelDrafter] = ModelDrafter,
+    logits: list[np.ndarray] | None = None,
+) -> None:
     """Check the joint distribution of the first `count` tokens, vocabulary 8."""
-    target, draft = tables(8)
-    state = bigram_state(40_000, params)
-    tokens, _ = emitted(rounds_of(target, draft, params), state, count, draft_tokens)
+    target, draft = logits or tables(8)
+    rounds = rounds_of(target, draft, params, drafter)
+    tokens, _ = emitted(rounds, bigram_state(40_000, params), count, draft_tokens)
     check(joint_outcomes(tokens, 8), joint_p(target, params, count))
 
 
@@ -126,116 +157,178 @@ def joint_p(table: np.ndarray, params: SamplingParams, count: int) -> np.ndarray
 # --- the rounds as they are -----------------------------------------------------------------
 
 
+def test_sampling_verifies_by_block_unless_told_otherwise() -> None:
+    assert HOT.rule == "block"
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("draft_tokens", [1, 3])
 @pytest.mark.parametrize("params", PARAMETERS.values(), ids=PARAMETERS)
-def test_next_token(params: SamplingParams, draft_tokens: int) -> None:
-    check_rounds(params, draft_tokens=draft_tokens)
+def test_next_token(params: SamplingParams, draft_tokens: int, rule: Verify) -> None:
+    check_rounds(replace(params, verify=rule), draft_tokens=draft_tokens)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("draft_tokens", [0, 1, 2, 4])
-def test_three_tokens_jointly(draft_tokens: int) -> None:
+def test_three_tokens_jointly(draft_tokens: int, rule: Verify) -> None:
     # Over several rounds: a key that is used twice ties their tokens to each other.
-    check_rounds(HOT, draft_tokens=draft_tokens, count=3)
+    check_rounds(replace(HOT, verify=rule), draft_tokens=draft_tokens, count=3)
 
 
-def test_one_row_alone() -> None:
-    # MLX draws from a single distribution in another way than from many.
+@pytest.mark.parametrize("rule", RULES)
+def test_one_row_alone(rule: Verify) -> None:
+    # It draws what it draws among many, which the other tests compare with p.
     target, draft = tables(8)
-    rounds = rounds_of(target, draft, HOT)
-    state = bigram_state(1, HOT)
-    results = [
-        rounds(state._replace(key=key), draft_tokens=1, length=64)[1]
-        for key in mx.random.split(mx.random.key(0), 1500)
+    params = replace(HOT, verify=rule)
+    rounds = rounds_of(target, draft, params)
+    many = bigram_state(200, params)
+    _, together = rounds(many, draft_tokens=2, length=64)
+    one = bigram_state(1, params)
+    alone = [
+        rounds(one._replace(keys=key[None]), draft_tokens=2, length=64)[1] for key in many.keys
     ]
-    check(np.array(mx.concatenate(results)[:, 0]), joint_p(target, HOT, 1))
+    assert mx.concatenate(alone).tolist() == together.tolist()
 
 
-def test_two_filtered_tokens_jointly() -> None:
-    check_rounds(PARAMETERS["top_p"], count=2)
+@pytest.mark.parametrize("rule", RULES)
+def test_two_filtered_tokens_jointly(rule: Verify) -> None:
+    check_rounds(replace(PARAMETERS["top_p"], verify=rule), count=2)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("drafts", [5, 11])
 @pytest.mark.parametrize("params", [HOT, PARAMETERS["top_p"]], ids=["plain", "top_p"])
-def test_draft_of_another_vocabulary(params: SamplingParams, drafts: int) -> None:
+def test_draft_of_another_vocabulary(params: SamplingParams, drafts: int, rule: Verify) -> None:
     target, draft = tables(8, drafts)
-    state = bigram_state(40_000, params)
-    tokens, kept = emitted(rounds_of(target, draft, params), state, 2, 3)
+    params = replace(params, verify=rule)
+    tokens, kept = emitted(rounds_of(target, draft, params), bigram_state(40_000, params), 2, 3)
     check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
     assert 0 < kept.mean() < 3
 
 
 @pytest.mark.parametrize(
-    "params",
+    ("rule", "params"),
     [
-        SamplingParams(temperature=1.0),
-        SamplingParams(temperature=0.6, top_p=0.9),
-        SamplingParams(temperature=1.0, top_k=20),
+        *[(rule, HOT) for rule in RULES],
+        ("block", SamplingParams(temperature=0.6, top_p=0.9)),
+        ("block", SamplingParams(temperature=1.0, top_k=20)),
     ],
-    ids=["plain", "top_p", "top_k"],
+    ids=[*RULES, "block top_p", "block top_k"],
 )
-def test_large_vocabulary(params: SamplingParams) -> None:
-    check_large(params)
+def test_vocabulary_of_500(params: SamplingParams, rule: Verify) -> None:
+    check_large(replace(params, verify=rule), 500, rows=5000, draft_tokens=2)
 
 
-def check_large(params: SamplingParams) -> None:
-    """Check the next token, vocabulary 4,096.
+# Few draws, which notice what is grossly wrong; `test_exact.py` bounds what rounding does.
+@pytest.mark.parametrize(("rule", "draft_tokens"), [("token", 1), ("block", 2), ("coupled", 1)])
+def test_vocabulary_of_50_000(rule: Verify, draft_tokens: int) -> None:
+    params = replace(HOT, verify=rule)
+    check_large(params, 50_000, rows=100, batches=2, draft_tokens=draft_tokens)
 
-    The likely tokens one by one, the others by their ranks modulo 8: any partition is checked by
-    the same bound, and with few parts it is tight.
+
+def check_large(
+    params: SamplingParams, vocabulary: int, *, rows: int, batches: int = 1, draft_tokens: int = 1
+) -> None:
+    """Check the next token.
+
+    The likely tokens one by one, the others by whether the draft overrates them: any partition
+    is checked by the same bound, and with few parts it is tight.
     """
-    target, draft = large_tables()
-    p = reference_p(target[FIRST], params)
+    target, draft = large_tables(vocabulary)
+    p, q = (reference_p(table[FIRST], params) for table in (target, draft))
     rank = np.argsort(np.argsort(-p))
-    part = np.where(rank < 40, rank, 40 + rank % 8)
+    part = np.where(rank < 12, rank, 12 + (q > p))
     rounds = rounds_of(target, draft, params)
-    tokens = [emitted(rounds, bigram_state(500, params, seed), 1, 1)[0][:, 0] for seed in range(10)]
-    check(part[np.concatenate(tokens)], np.bincount(part, weights=p))
+    tokens = []
+    for seed in range(batches):
+        state = bigram_state(rows, params, seed, vocabulary)
+        tokens.append(emitted(rounds, state, 1, draft_tokens)[0][:, 0])
+    check(part[np.concatenate(tokens)], np.bincount(part, weights=p, minlength=14))
 
 
-def large_tables() -> list[np.ndarray]:
-    """Rows of 4,096 logits, each that of one of four tokens, with some likely tokens."""
+@cache
+def large_tables(vocabulary: int) -> list[np.ndarray]:
+    """Logits after each of four tokens, which the others share, with some likely tokens.
+
+    Half the mass of the target is at the likely ones, and the draft overrates half of those.
+    """
     rng = np.random.default_rng(0)
-    target = rng.normal(size=(4, 4096)) * 1.0
-    target[:, :30] += 6
-    draft = target * 0.7 + rng.normal(size=target.shape)
-    return [np.tile(table, (1024, 1)).astype(np.float32) for table in (target, draft)]
+    target = rng.normal(size=(4, vocabulary))
+    target[:, :20] += np.log(vocabulary / 20)
+    draft = target + rng.normal(size=target.shape)
+    draft[:, :10] += 2
+    return [target, draft]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("params", [HOT, PARAMETERS["all"]], ids=["plain", "all"])
-def test_as_many_proposals_are_kept_as_can_be(params: SamplingParams) -> None:
-    # Σ min(p, q) of the first ones. By Hoeffding, the bound of `check` for two outcomes holds.
+def test_as_many_proposals_are_kept_as_can_be(params: SamplingParams, rule: Verify) -> None:
+    # Σ min(p, q) of the first ones. With coupled noise, token i is the best of both where every
+    # other's exponential variate is the larger by max(pⱼ/pᵢ, qⱼ/qᵢ).
+    # By Hoeffding, the bound of `check` for two outcomes holds.
     target, draft = tables(8)
-    state = bigram_state(40_000, params)
-    _, kept = emitted(rounds_of(target, draft, params), state, 1, 1)
-    overlap = np.minimum(reference_p(target[FIRST], params), reference_p(draft[FIRST], params))
-    check(kept, np.array([1 - overlap.sum(), overlap.sum()]))
+    params = replace(params, verify=rule)
+    _, kept = emitted(rounds_of(target, draft, params), bigram_state(40_000, params), 1, 1)
+    p, q = (reference_p(table[FIRST], params) for table in (target, draft))
+    expected = np.minimum(p, q).sum()
+    if rule == "coupled":
+        both = np.flatnonzero(np.minimum(p, q))
+        expected = sum(1 / np.maximum(p / p[i], q / q[i]).sum() for i in both)
+    check(kept, np.array([1 - expected, expected]))
 
 
-@pytest.mark.parametrize("params", [HOT, PARAMETERS["top_p"]], ids=["plain", "top_p"])
-def test_models_with_caches(params: SamplingParams) -> None:
-    target, draft = (build("llama", vocabulary=8, seed=seed) for seed in (0, 1))
-    for network in (target, draft):
-        network.model.norm.weight = network.model.norm.weight * 0.4
+def test_block_keeps_more_than_token() -> None:
+    target, draft = tables(8)
+    counts = []
+    for rule in ("token", "block"):
+        params = replace(HOT, verify=rule)
+        state = bigram_state(40_000, params)
+        counts.append(emitted(rounds_of(target, draft, params), state, 1, 4)[1])
+    token, block = counts
+    # Six standard errors: chance alone exceeds them once in 1e9.
+    error = np.sqrt((token.var() + block.var()) / len(token))
+    assert block.mean() - token.mean() > 6 * error
+
+
+@pytest.mark.parametrize(
+    ("rule", "params"),
+    [*[(rule, HOT) for rule in RULES], ("block", PARAMETERS["top_p"])],
+    ids=[*RULES, "block top_p"],
+)
+def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
+    params = replace(params, verify=rule)
+    target, draft = (flat_llama(seed, vocabulary=8) for seed in (0, 1))
     engine = Engine(target, draft, compiled=False)
     prompt, rows = [1, 4, 6], 256
     one = engine.prefilled(prompt)
-    drafter = ModelDrafter(draft, 8, 8, params.method)
-    rounds = Round(target, drafter, params.method, compiled=False)
+    sampler = Sampler(params.method(), 8)
+    rounds = Round(target, ModelDrafter(draft, 8, sampler), sampler, compiled=False)
     many = RoundState(
         position=mx.repeat(one.position, rows),
         last_two=mx.repeat(one.last_two, rows, axis=0),
-        key=one.key,
-        knobs=knobs_of(params, rows),
+        recent=mx.repeat(one.recent, rows, axis=0),
+        keys=mx.zeros((rows, 2), mx.uint32),
+        knobs=knobs_of(params, rows, 8),
         target=stack([one.target] * rows),
         draft=stack([one.draft] * rows),
     )
     tokens = np.concatenate(
-        [emitted(rounds, many._replace(key=mx.random.key(seed)), 2, 2)[0] for seed in range(12)]
+        [
+            emitted(rounds, many._replace(keys=keys), 2, 2)[0]
+            for keys in mx.random.split(mx.random.key(0), 8 * rows).reshape(8, rows, 2)
+        ]
     )
     p = reference_p(np.array(target(mx.array([prompt]))[0, -1]), params)
     after = np.array(target(mx.array([[*prompt, token] for token in range(8)]))[:, -1])
     steps = np.stack([reference_p(logits, params) for logits in after])
     check(joint_outcomes(tokens, 8), (p[:, None] * steps).reshape(-1))
+
+
+def flat_llama(seed: int, **changes: Any) -> Any:
+    """A model that is less sure of itself than `build` makes them."""
+    network = build("llama", seed=seed, **changes)
+    network.model.norm.weight = network.model.norm.weight * 0.4
+    return network
 
 
 def test_greedy_keeps_what_agrees() -> None:
@@ -246,82 +339,283 @@ def test_greedy_keeps_what_agrees() -> None:
     assert verdict.next_token.tolist() == [5, 1, 3, 0]
 
 
-def test_rounding_that_leaves_no_residual() -> None:
+@pytest.mark.parametrize("rule", [verify.TOKEN, verify.BLOCK], ids=["token", "block"])
+def test_rounding_that_leaves_no_residual(rule: Rule) -> None:
     # p < q everywhere but for rounding, and a rejection: whatever is drawn must be possible.
-    log_p = mx.array([[[-mx.inf, 0.0, -mx.inf]] * 2] * 64)
-    draft = Draft(mx.zeros((64, 1), mx.int32), mx.array([[[0.0, 0.0, -mx.inf]]] * 64))
-    verdict = verify.token_rule(log_p, draft, mx.random.key(0))
-    assert set(verdict.accepted.tolist()) == {0}
-    assert set(verdict.next_token.tolist()) == {1}
+    log_p = mx.array([[[-mx.inf, 0.0, -mx.inf]] * 2] * 3)
+    draft = Draft(mx.zeros((3, 1), mx.int32), mx.array([[[0.0, 0.0, -mx.inf]]] * 3))
+    acceptance = rule.accept(log_p, draft)
+    assert mx.exp(acceptance.log_h).tolist() == [[0.0]] * 3
+    following = rule.follow(log_p, draft, acceptance, mx.zeros((3,), mx.int32))
+    assert mx.exp(following).tolist() == [[0.0, 1.0, 0.0]] * 3
+
+
+# --- the coupled rule -----------------------------------------------------------------------
+
+
+class Certain(nn.Module):
+    """A model that is sure of one token, whatever stands before it."""
+
+    def __init__(self, inner: Any, token: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.token = token
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        logits = self.inner(tokens, cache=cache)
+        return mx.where(mx.arange(logits.shape[-1]) == self.token, 1e9, logits)
+
+    def make_cache(self) -> list[Any]:
+        return make_prompt_cache(self.inner)
+
+
+@cache
+def flat_target() -> Any:
+    return flat_llama(0, num_hidden_layers=1)
+
+
+COUPLED_DRAFTS: dict[str, Callable[[], Any]] = {
+    "the target": flat_target,
+    "another model": lambda: flat_llama(1, num_hidden_layers=1),
+    "inverted": lambda: Contrary(flat_target(), 1),
+    "inverted at times": lambda: Contrary(flat_target(), 3),
+    "a point mass": lambda: Certain(flat_target(), 7),
+    "fewer tokens": lambda: flat_llama(0, vocabulary=40, num_hidden_layers=1),
+}
+TEXT = 16  # tokens of a text that is compared
+
+
+def coupled_text(draft: Any, draft_tokens: int, seed: int) -> tuple[list[int], float | None]:
+    result = Engine(flat_target(), draft, compiled=False).generate(
+        prompt_of(5, vocabulary=40),
+        max_tokens=TEXT,
+        draft_tokens=draft_tokens,
+        sampling=SamplingParams(temperature=1.0, verify="coupled", seed=seed),
+    )
+    return result.tokens, result.speculation.acceptance_rate
+
+
+@cache
+def undrafted_text(seed: int) -> list[int]:
+    return coupled_text(None, 0, seed)[0]
+
+
+@pytest.mark.parametrize("draft_tokens", range(1, 9))
+@pytest.mark.parametrize("draft", COUPLED_DRAFTS)
+def test_coupled_text_is_the_same_whatever_drafts(draft: str, draft_tokens: int) -> None:
+    network = COUPLED_DRAFTS[draft]()
+    rates = []
+    for seed in (draft_tokens, 2**63 + draft_tokens):
+        tokens, rate = coupled_text(network, draft_tokens, seed)
+        assert tokens == undrafted_text(seed)
+        rates.append(rate)
+    if draft == "the target":
+        assert rates == [1.0] * 2
+
+
+def test_coupled_texts_of_other_seeds_differ() -> None:
+    texts = {tuple(undrafted_text(seed)) for seed in range(1, 9)}
+    assert len(texts) == 8
+    rate = coupled_text(COUPLED_DRAFTS["inverted at times"](), 2, 1)[1]
+    assert rate is not None
+    assert 0 < rate < 1
+
+
+def test_coupled_texts_depend_on_the_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Noise by the place in the round, not in the text: the comparison above can fail.
+    target_noise = Round._target_noise
+
+    def by_place(self: Round, state: RoundState, after: mx.array) -> mx.array:
+        return target_noise(self, state._replace(position=state.position * 0), after)
+
+    monkeypatch.setattr(Round, "_target_noise", by_place)
+    draft = COUPLED_DRAFTS["inverted at times"]()
+    assert coupled_text(draft, 3, 1)[0] != coupled_text(None, 0, 1)[0]
+
+
+def test_without_proposals_every_rule_says_the_same() -> None:
+    texts = {
+        tuple(
+            Engine(flat_target(), compiled=False)
+            .generate(
+                prompt_of(5, vocabulary=40),
+                max_tokens=TEXT,
+                sampling=SamplingParams(temperature=1.0, verify=rule, seed=1),
+            )
+            .tokens
+        )
+        for rule in RULES
+    }
+    assert texts == {tuple(undrafted_text(1))}
 
 
 # --- rules that are wrong -------------------------------------------------------------------
 
-Rule = Callable[[mx.array, Draft, mx.array], Verdict]
 
-
-def rule(*, swapped: bool = False, residual: bool = True) -> Rule:
+def one_proposal_rule(*, swapped: bool = False, residual: bool = True) -> Rule:
     """The token rule for one proposed token, right as it stands."""
 
-    def token_rule(log_p: mx.array, draft: Draft, key: mx.array) -> Verdict:
+    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
         assert draft.log_q is not None
-        accept_key, next_key = mx.random.split(key)
         p, q = mx.exp(log_p[:, 0]), mx.exp(draft.log_q[:, 0])
-        ratio = mx.take_along_axis(q / p if swapped else p / q, draft.tokens, axis=1)[:, 0]
-        accepted = mx.random.uniform(shape=ratio.shape, key=accept_key) < ratio
+        ratio = mx.take_along_axis(q / p if swapped else p / q, draft.tokens, axis=1)
+        return Acceptance(mx.log(ratio), mx.zeros(log_p.shape[:2]))
+
+    def follow(log_p: mx.array, draft: Draft, _: Acceptance, kept: mx.array) -> mx.array:
+        assert draft.log_q is not None
+        p, q = mx.exp(log_p[:, 0]), mx.exp(draft.log_q[:, 0])
         rest = mx.maximum(p - q, 0) if residual else p
-        weights = mx.where(accepted[:, None], log_p[:, 1], mx.log(rest))
-        drawn = mx.random.categorical(weights, key=next_key)
-        return Verdict(accepted.astype(mx.int32), drawn.astype(mx.int32))
+        return mx.where(kept[:, None] == 1, log_p[:, 1], mx.log(rest))
 
-    return token_rule
+    return Rule(accept, lambda passed: passed[:, 0].astype(mx.int32), follow)
 
 
-def greedy_rule(log_p: mx.array, draft: Draft, key: mx.array) -> Verdict:
-    return verify.greedy(log_p, draft)
+def only_the_best() -> Rule:
+    """Greedy verification."""
+
+    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+        best = mx.argmax(log_p[:, :-1], axis=-1) == draft.tokens
+        return Acceptance(mx.where(best, 0.0, -mx.inf), mx.zeros(log_p.shape[:2]))
+
+    def follow(log_p: mx.array, _d: Draft, _a: Acceptance, kept: mx.array) -> mx.array:
+        row = mx.take_along_axis(log_p, kept[:, None, None], axis=1)[:, 0]
+        return mx.where(row == mx.max(row, axis=-1, keepdims=True), row, -mx.inf)
+
+    return Rule(accept, verify.leading, follow)
+
+
+def block_with_the_residual_of_token() -> Rule:
+    def follow(log_p: mx.array, draft: Draft, acceptance: Acceptance, kept: mx.array) -> mx.array:
+        weightless = acceptance._replace(log_weight=mx.zeros_like(acceptance.log_weight))
+        return verify.follow_residual(log_p, draft, weightless, kept)
+
+    return verify.BLOCK._replace(follow=follow)
 
 
 def test_another_rule_that_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "token_rule", rule())
-    check_rounds(HOT, draft_tokens=1)
-    check_rounds(HOT, draft_tokens=1, count=2)
+    monkeypatch.setitem(round_module._RULES, "token", one_proposal_rule())
+    params = replace(HOT, verify="token")
+    check_rounds(params, draft_tokens=1)
+    check_rounds(params, draft_tokens=1, count=2)
+
+
+@pytest.mark.parametrize("name", ["token", "block"])
+@pytest.mark.parametrize(
+    "wrong",
+    [one_proposal_rule(residual=False), one_proposal_rule(swapped=True), only_the_best()],
+    ids=["draws from p after a rejection", "accepts with q / p", "verifies greedily"],
+)
+def test_wrong_rules_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, wrong: Rule, name: Verify
+) -> None:
+    monkeypatch.setitem(round_module._RULES, name, wrong)
+    params = replace(HOT, verify=name)
+    with pytest.raises(AssertionError):
+        check_rounds(params, draft_tokens=1)
+    with pytest.raises(AssertionError):
+        check_large(params, 500, rows=5000)
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [rule(residual=False), rule(swapped=True), greedy_rule],
-    ids=["draws from p after a rejection", "accepts with q / p", "verifies greedily"],
+    [one_proposal_rule(swapped=True), only_the_best()],
+    ids=["accepts with q / p", "verifies greedily"],
 )
-def test_wrong_rules_are_noticed(monkeypatch: pytest.MonkeyPatch, wrong: Rule) -> None:
-    monkeypatch.setattr(verify, "token_rule", wrong)
+def test_wrong_rules_are_noticed_among_50_000(monkeypatch: pytest.MonkeyPatch, wrong: Rule) -> None:
+    monkeypatch.setitem(round_module._RULES, "token", wrong)
     with pytest.raises(AssertionError):
-        check_rounds(HOT, draft_tokens=1)
-    with pytest.raises(AssertionError):
-        check_large(HOT)
+        check_large(replace(HOT, verify="token"), 50_000, rows=100, batches=2)
 
 
-def test_q_of_before_the_filter_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    choose = ModelDrafter._choose
+def tables_that_need_the_weight() -> list[np.ndarray]:
+    """Logits of a draft that proposes token 0 twice as often as the target has it.
 
-    def unfiltered(self: ModelDrafter, logits: mx.array, *rest: Any) -> tuple[mx.array, mx.array]:
-        token, _ = choose(self, logits, *rest)
-        return token, logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-
-    monkeypatch.setattr(ModelDrafter, "_choose", unfiltered)
-    with pytest.raises(AssertionError):
-        check_rounds(PARAMETERS["top_p"], draft_tokens=1)
-
-
-def test_a_key_used_twice_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    After it q is below p, but not below p / 2, for half of the tokens.
+    """
     target, draft = tables(8)
-    rounds = rounds_of(target, draft, HOT)
+    target[FIRST] = np.log([0.5, *[0.5 / 7] * 7])
+    draft[FIRST] = np.log([0.93, *[0.01] * 7])
+    target[0] = 0.0
+    draft[0] = np.log([0.07, 0.07, 0.07, 0.07, 0.717, 0.001, 0.001, 0.001])
+    return [target, draft]
 
-    class SameKey:
-        def __call__(self, state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
-            after, result = rounds(state, **options)
-            return after._replace(key=state.key), result
 
-    tokens, _ = emitted(SameKey(), bigram_state(40_000, HOT), 3, 1)  # type: ignore[arg-type]
-    check(tokens[:, 0], joint_p(target, HOT, 1))
+def test_block_with_the_residual_of_token_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = tables_that_need_the_weight()
+    check_rounds(HOT, count=2, logits=logits)
+    monkeypatch.setitem(round_module._RULES, "block", block_with_the_residual_of_token())
+    check_rounds(HOT, draft_tokens=1, count=2, logits=logits)  # of one token, they are the same
     with pytest.raises(AssertionError):
-        check(joint_outcomes(tokens, 8), joint_p(target, HOT, 3))
+        check_rounds(HOT, count=2, logits=logits)
+
+
+class Unfiltered(ModelDrafter):
+    """Draws from q after the filter and reports q before it; of bigram models."""
+
+    def propose(self, layers: Any, last_two: mx.array, *rest: Any, **named: Any) -> Any:
+        draft, layers = super().propose(layers, last_two, *rest, **named)
+        before = mx.concatenate([last_two[:, 1:], draft.tokens[:, :-1]], axis=1)
+        return draft._replace(log_q=normalised(self.model(before))), layers
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_q_of_before_the_filter_is_noticed(rule: Verify) -> None:
+    params = replace(PARAMETERS["top_p"], verify=rule)
+    with pytest.raises(AssertionError):
+        check_rounds(params, draft_tokens=1, drafter=Unfiltered)
+    # It is the filter that it is noticed by.
+    check_rounds(replace(HOT, verify=rule), draft_tokens=1, drafter=Unfiltered)
+
+
+# --- random numbers that are used twice -----------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_tests_with_the_noise_of_proposals_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, rule: Verify
+) -> None:
+    # As many tests as tokens: of the same key, another number of uniform ones is unlike.
+    params = replace(HOT, verify=rule)
+    check_rounds(params, draft_tokens=8)
+    monkeypatch.setattr(noise, "ACCEPT", noise.DRAFT)
+    with pytest.raises(AssertionError):
+        check_rounds(params, draft_tokens=8)
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_proposals_with_the_noise_of_the_target_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, rule: Verify
+) -> None:
+    params = replace(HOT, verify=rule)
+    monkeypatch.setattr(noise, "DRAFT", noise.TARGET)
+    check_rounds(params, draft_tokens=1)
+    with pytest.raises(AssertionError):
+        check_rounds(params, draft_tokens=1, count=2)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_noise_that_forgets_the_position_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, rule: Verify
+) -> None:
+    keys_of = noise.keys_of
+
+    def without_position(rows: mx.array, stream: mx.array | int, positions: mx.array) -> mx.array:
+        return keys_of(rows, stream, mx.zeros_like(positions))
+
+    monkeypatch.setattr(noise, "keys_of", without_position)
+    params = replace(HOT, verify=rule)
+    check_rounds(params, draft_tokens=1)
+    with pytest.raises(AssertionError):
+        check_rounds(params, draft_tokens=1, count=3)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_key_that_rows_share_is_noticed(monkeypatch: pytest.MonkeyPatch, rule: Verify) -> None:
+    keys_of = noise.keys_of
+
+    def of_the_first(rows: mx.array, stream: mx.array | int, positions: mx.array) -> mx.array:
+        return keys_of(mx.broadcast_to(rows[:1], rows.shape), stream, positions)
+
+    monkeypatch.setattr(noise, "keys_of", of_the_first)
+    with pytest.raises(AssertionError):
+        check_rounds(replace(HOT, verify=rule), draft_tokens=1)

@@ -1,0 +1,52 @@
+"""Random numbers by name: the same seed, place and purpose give the same ones, in any order.
+
+A round draws from a key made of its sequence's seed, a stream and a position, and changes no
+state. What it draws therefore depends neither on the other sequences beside it nor on how many
+tokens were proposed before. Two draws share a key only where that is meant.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+# Streams. The target's noise is keyed by the position of the token that it chooses, every other
+# by the position where the round begins: a position may be drafted in several rounds.
+TARGET = 0
+ACCEPT = 1
+DRAFT = 2  # and one more for every step
+
+
+def row_key(seed: int) -> mx.array:
+    """The key of one sequence, uint32 [2]; seeds next to each other give unlike ones."""
+    return mx.random.split(mx.random.key(seed), 1)[0]
+
+
+def keys_of(rows: mx.array, stream: mx.array | int, positions: mx.array) -> mx.array:
+    """A key for each stream and position.
+
+    Args:
+        rows: uint32 [B, 2], of the sequences.
+        stream, positions: int32, together of shape [B, N].
+
+    Returns:
+        uint32 [B, N, 2].
+    """
+    stream, positions = mx.broadcast_arrays(mx.array(stream), positions)
+    parts = [stream.astype(mx.uint32), positions.astype(mx.uint32)]
+    return rows[:, None] + mx.stack(parts, axis=-1)
+
+
+def uniform(keys: mx.array, count: int) -> mx.array:
+    """`count` numbers in (0, 1) for each of the keys [B, N, 2]: float32 [B, N, count]."""
+    drawn = mx.vmap(lambda key: mx.random.uniform(shape=(count,), key=key))(keys.reshape(-1, 2))
+    # Never 0, which MLX draws once in 2^32: what has no probability would be accepted.
+    return mx.maximum(drawn, 2.0**-34).reshape(*keys.shape[:-1], count)
+
+
+def gumbel(keys: mx.array, vocabulary: int) -> mx.array:
+    """Gumbel noise, float32 [B, N, V]: argmax(log w + noise) is a draw from norm(w).
+
+    Computed from small uniform numbers, of which float32 has many, where the noise is large and
+    decides; -log(-log u) would have but 2^24 of them next to 1.
+    """
+    return -mx.log(-mx.log1p(-uniform(keys, vocabulary)))
