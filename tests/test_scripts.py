@@ -188,7 +188,7 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
             assert f"mlxspec/demo/{model}/{file}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"mlxspec"}
     (entries,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "mlxspec = mlxspec.app:main" in (tmp_path / "site" / entries).read_text()
+    assert "mlxspec = mlxspec.__main__:main" in (tmp_path / "site" / entries).read_text()
 
     listed = subprocess.run(
         [sys.executable, "-m", "mlxspec", "pairs", "list", "--json"],
