@@ -15,8 +15,14 @@ import typer
 from mlxspec import options
 from mlxspec._version import __version__
 from mlxspec.errors import MlxspecError
-from mlxspec.options import ModelOptions, SamplingOptions, TextOptions, grouped
-from mlxspec.pairs import Pair, find_pair, load_pairs
+from mlxspec.options import (
+    ModelOptions,
+    OutputOptions,
+    SamplingOptions,
+    TextOptions,
+    grouped,
+)
+from mlxspec.pairs import NO_DRAFT, Pair, find_pair, load_pairs
 from mlxspec.params import SamplingParams
 
 if TYPE_CHECKING:
@@ -89,21 +95,11 @@ def generate(
     text: TextOptions,
     models: ModelOptions,
     sampling: SamplingOptions,
+    output: OutputOptions,
     audit: options.AuditOption = False,
-    as_json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    _write(
-        prompt,
-        text,
-        models,
-        sampling.params(),
-        audited=audit,
-        shown=True,
-        as_json=as_json,
-        quiet=quiet,
-    )
+    _write(prompt, text, models, sampling.params(), output, audited=audit, shown=True)
 
 
 @app.command("audit")
@@ -114,24 +110,14 @@ def audit_text(
     text: TextOptions,
     models: ModelOptions,
     sampling: SamplingOptions,
-    as_json: options.JsonOption = False,
-    quiet: options.QuietOption = False,
+    output: OutputOptions,
 ) -> None:
     """Write a text and prove it: hold every token against plain decoding.
 
     When sampling, with the coupled rule, whose text depends on the seed alone. Exits with 1 where
     a difference is more than rounding.
     """
-    _write(
-        prompt,
-        text,
-        models,
-        sampling.params(),
-        audited=True,
-        shown=False,
-        as_json=as_json,
-        quiet=quiet,
-    )
+    _write(prompt, text, models, sampling.params(), output, audited=True, shown=False)
 
 
 def _write(
@@ -139,11 +125,10 @@ def _write(
     text: TextOptions,
     models: ModelOptions,
     sampling: SamplingParams,
+    output: OutputOptions,
     *,
     audited: bool,
     shown: bool,
-    as_json: bool,
-    quiet: bool,
 ) -> None:
     """Generate, show what is to be shown, and audit."""
     from mlxspec.display import open_display
@@ -156,7 +141,7 @@ def _write(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
     words = read_prompt(prompt, sys.stdin.buffer)
-    silent = as_json or not shown
+    silent, quiet = output.as_json or not shown, output.quiet
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
         engine = _engine(pair, models, display, quiet=quiet)
         run = engine.run(
@@ -177,7 +162,7 @@ def _write(
 
             with display.status("auditing"):
                 report = audit(engine, run, sampling)
-    if as_json:
+    if output.as_json:
         typer.echo(_as_json(pair, engine, run, report))
     elif report is not None and not (shown and quiet):
         tokenizer = engine.tokenizer
@@ -281,7 +266,7 @@ def show_pair(
     if as_json:
         typer.echo(json.dumps(pair.as_dict(), ensure_ascii=False))
         return
-    values = pair.as_dict() | {"draft": pair.draft or "none"}
+    values = pair.as_dict() | {"draft": pair.draft or NO_DRAFT}
     _print_table([(key.replace("_", " "), str(value)) for key, value in values.items()])
 
 

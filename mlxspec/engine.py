@@ -135,13 +135,8 @@ class Engine:
         count = self.checked_draft_tokens(draft_tokens)
 
         def begin() -> Session:
-            return self.session(
-                tokens,
-                max_tokens=max_tokens,
-                draft_tokens=count,
-                sampling=sampling,
-                processors=processors,
-                on_prefill=on_prefill,
+            return self._session(
+                tokens, max_tokens, count, sampling, processors, on_prefill=on_prefill
             )
 
         assert sampling.seed is not None
@@ -177,8 +172,28 @@ class Engine:
                 themselves.
             Others: as for `run`.
         """
-        tokens = self.encode(prompt)
         count = self.checked_draft_tokens(draft_tokens)
+        return self._session(
+            self.encode(prompt),
+            max_tokens,
+            count,
+            sampling,
+            processors,
+            capacity=capacity,
+            on_prefill=on_prefill,
+        )
+
+    def _session(
+        self,
+        tokens: list[int],
+        max_tokens: int | None,
+        count: int,
+        sampling: SamplingParams,
+        processors: Sequence[Processor],
+        *,
+        capacity: int = 0,
+        on_prefill: Progress | None = None,
+    ) -> Session:
         sampling = self._completed(sampling)
         limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
         limit = min((limit for limit in limits if limit is not None), default=None)

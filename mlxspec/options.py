@@ -37,7 +37,6 @@ ModelsOption = Annotated[
     typer.Option("--models", metavar="FILE", help="A table of pairs laid over the shipped one."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 AuditOption = Annotated[
     bool, typer.Option("--audit", help="Hold the text against plain decoding afterwards.")
 ]
@@ -45,6 +44,8 @@ AuditOption = Annotated[
 _model = partial(typer.Option, rich_help_panel="Models")
 _sampling = partial(typer.Option, rich_help_panel="Sampling")
 _penalty = partial(typer.Option, rich_help_panel="Penalties")
+
+_Context = Annotated[int, _penalty(min=0, help="Tokens it looks back on; 0 is all.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,26 +226,17 @@ class SamplingOptions:
         float,
         _penalty(min=0, help="Divides the logits of seen tokens; 1 is off."),
     ] = 1.0
-    repetition_context_size: Annotated[
-        int,
-        _penalty(min=0, help="Tokens it looks back on; 0 is all."),
-    ] = DEFAULT_CONTEXT
+    repetition_context_size: _Context = DEFAULT_CONTEXT
     presence_penalty: Annotated[
         float,
         _penalty(help="Taken from the logits of seen tokens."),
     ] = 0.0
-    presence_context_size: Annotated[
-        int,
-        _penalty(min=0, help="Tokens it looks back on; 0 is all."),
-    ] = DEFAULT_CONTEXT
+    presence_context_size: _Context = DEFAULT_CONTEXT
     frequency_penalty: Annotated[
         float,
         _penalty(help="Taken from a logit for every time it was seen."),
     ] = 0.0
-    frequency_context_size: Annotated[
-        int,
-        _penalty(min=0, help="Tokens it looks back on; 0 is all."),
-    ] = DEFAULT_CONTEXT
+    frequency_context_size: _Context = DEFAULT_CONTEXT
     logit_bias: Annotated[
         str | None,
         _penalty(
@@ -276,6 +268,16 @@ class SamplingOptions:
             verify=verify,
             acceptance_threshold=self.acceptance_threshold,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is shown of the result."""
+
+    as_json: JsonOption = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = (
+        False
+    )
 
 
 def _biases(text: str | None) -> dict[int, float]:

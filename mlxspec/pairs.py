@@ -15,6 +15,7 @@ DEFAULT_PAIR = "demo"
 DEFAULT_DRAFT_TOKENS = 3
 DEFAULT_MAX_TOKENS = 256
 MAX_DRAFT_TOKENS = 64
+NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -118,7 +119,9 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
             raise _bad(path, f"{name}.{key}", "is empty", "a repository or a folder")
         if isinstance(value, int) and not 0 <= value <= MAX_DRAFT_TOKENS:
             raise _bad(path, f"{name}.{key}", f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
-        if key in ("target", "draft"):
+        if key == "draft" and value == NO_DRAFT:
+            value = None
+        elif key in ("target", "draft"):
             try:
                 value = _located(path, str(value))
             except RuntimeError as error:  # there is no home of that name

@@ -71,6 +71,12 @@ def test_a_table_changes_single_keys_of_a_pair(table):
     assert list(load_pairs(models)) == SHIPPED
 
 
+def test_a_table_takes_the_draft_of_a_pair_away(table):
+    shipped = find_pair("demo")
+    changed = find_pair("demo", table('[demo]\ndraft = "none"\n'))
+    assert changed == Pair("demo", shipped.target, None, shipped.draft_tokens, shipped.note)
+
+
 def test_a_table_adds_pairs(table):
     models = table('[mine]\ntarget = "org/big"\n["a.b"]\ntarget = "org/t"\ndraft = "org/d"\n')
     pairs = load_pairs(models)
