@@ -1,4 +1,4 @@
-"""Key-value caches whose length is a number on the device.
+"""Caches whose length is a number on the device, and where a rejected proposal leaves no trace.
 
 A round writes its rows at a position that only the device knows yet, and takes none of them back:
 every mask is computed from that position, so an entry past it is invisible until a later round
@@ -6,6 +6,11 @@ overwrites it. Rolling back a rejected proposal therefore costs nothing.
 
 Prefill runs on mlx-lm's own caches (`make_prompt_cache`), whose lengths the host knows; `adopt`
 then moves their content here. What `adopt` does not know, it refuses by name.
+
+    mlx-lm's cache      here        what it holds
+    KVCache             FullLayer   every position; grows
+    RotatingKVCache     RingLayer   the last window of positions, and room for a round's rows
+    CacheList           a list      one of the above for each of its caches
 """
 
 from __future__ import annotations
@@ -13,56 +18,147 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import KVCache
+from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
 
 from mlxspec.errors import UnsupportedModel
 
 Model = Any  # mlx-lm's models share no base class of their own: a callable (tokens, cache=…)
 
+# Slots of a ring beside its window, at least the rows of one round. A constant, so that the window
+# follows from the ring's size, and no number has to travel beside the arrays.
+SPARE = 65
+UNBOUNDED = 2**31 - 1
 
-class Layer(NamedTuple):
-    """Storage of one attention layer: keys and values, [B, heads, capacity, dimension]."""
+
+class FullLayer(NamedTuple):
+    """Keys and values of every position, [B, heads, capacity, dimension]."""
 
     keys: mx.array
     values: mx.array
 
+    @classmethod
+    def adopted(cls, cache: KVCache, capacity: int) -> FullLayer:
+        keys, values = cache.keys_and_values()
+        return cls(keys, values).grown(capacity)
 
-Layers = list[Layer]
+    def grown(self, capacity: int) -> FullLayer:
+        return FullLayer(*(_widened(array, capacity) for array in self))
+
+    @property
+    def capacity(self) -> int:
+        return int(self.keys.shape[2])
+
+    def opened(self, offset: mx.array, length: int) -> FullCache:
+        return FullCache(self, offset, length)
 
 
-class FullCache:
+class RingLayer(NamedTuple):
+    """Keys and values of the last positions, [B, heads, window + SPARE, dimension].
+
+    Position p is in slot p modulo the size. What a rejected proposal overwrote lies more than a
+    window before everything that any later row sees, because a round has at most SPARE rows.
+    """
+
+    keys: mx.array
+    values: mx.array
+
+    @classmethod
+    def adopted(cls, cache: RotatingKVCache, capacity: int) -> RingLayer:
+        size = cache.max_size + SPARE
+        kept = min(cache.offset, cache.max_size)
+        slots = (mx.arange(cache.offset - kept, cache.offset) % size).reshape(1, 1, -1, 1)
+        arrays = []
+        for array in (cache.keys, cache.values):
+            last = cache._temporal_order(array)[:, :, -kept:]
+            ring = mx.zeros((*last.shape[:2], size, last.shape[3]), last.dtype)
+            arrays.append(mx.put_along_axis(ring, slots, last, axis=2))
+        return cls(*arrays)
+
+    def grown(self, capacity: int) -> RingLayer:
+        return self
+
+    @property
+    def capacity(self) -> int:
+        return UNBOUNDED
+
+    def opened(self, offset: mx.array, length: int) -> RingCache:
+        return RingCache(self, offset, length)
+
+
+Layer = FullLayer | RingLayer
+Layers = list[Any]  # of Layer, or of a list of them where a model's layer has several
+
+
+class _Opened:
     """What an mlx-lm attention layer sees of a `Layer` during one forward pass.
 
     Args:
         layer: the storage; this object never changes it, `layer` is the updated one afterwards.
         offset: int32 [B], the position at which the pass writes its first row.
-        length: the pass attends over this many entries, at least offset + rows. It shapes the
+        length: the pass attends over this many positions, at least offset + rows. It shapes the
             graph, so it should change rarely.
     """
 
     def __init__(self, layer: Layer, offset: mx.array, length: int) -> None:
         self.layer = layer
         self.offset = offset
-        self._length = length
+        self._length = min(length, int(layer.keys.shape[2]))
 
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """All that may be attended, this pass's rows included once they are written."""
+        return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+
+    def _reach(self, rows: int) -> mx.array:
+        """The position of each row, [B, 1, rows, 1]."""
+        return (self.offset[:, None] + mx.arange(rows))[:, None, :, None]
+
+
+class FullCache(_Opened):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
-        self.layer = Layer(
+        self.layer = FullLayer(
             _write(self.layer.keys, keys, self.offset),
             _write(self.layer.values, values, self.offset),
         )
-        return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+        return self.keys_and_values()
 
     def make_mask(
         self, rows: int, return_array: bool = True, window_size: int | None = None
     ) -> mx.array:
         """Boolean [B, 1, rows, length]: row i sees entries up to offset + i, itself included."""
         entries = mx.arange(self._length)
-        reach = (self.offset[:, None] + mx.arange(rows))[:, None, :, None]
+        reach = self._reach(rows)
         mask = entries <= reach
         if window_size is not None:
             mask = mask & (entries > reach - window_size)
         return mask
+
+
+class RingCache(_Opened):
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
+        slots = self._reach(keys.shape[2]) % self._size
+        self.layer = RingLayer(
+            mx.put_along_axis(self.layer.keys, slots, keys, axis=2),
+            mx.put_along_axis(self.layer.values, slots, values, axis=2),
+        )
+        return self.keys_and_values()
+
+    def make_mask(
+        self, rows: int, return_array: bool = True, window_size: int | None = None
+    ) -> mx.array:
+        """Boolean [B, 1, rows, length]: row i sees the window that ends at offset + i."""
+        reach = self._reach(rows)
+        age = (reach - mx.arange(self._length)) % self._size
+        return (age < min(window_size or self._window, self._window)) & (age <= reach)
+
+    @property
+    def _size(self) -> int:
+        return int(self.layer.keys.shape[2])
+
+    @property
+    def _window(self) -> int:
+        return self._size - SPARE
 
 
 def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
@@ -74,6 +170,14 @@ def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
     return buffer
 
 
+def _widened(array: mx.array, capacity: int) -> mx.array:
+    missing = max(capacity - array.shape[2], 0)
+    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
+
+
+# --- a model's layers -------------------------------------------------------------------
+
+
 def forward(
     model: Model, tokens: mx.array, layers: Layers, offset: mx.array, length: int
 ) -> tuple[mx.array, Layers]:
@@ -82,9 +186,9 @@ def forward(
     Returns:
         Logits [B, N, V] and the layers with these rows written.
     """
-    caches = [FullCache(layer, offset, length) for layer in layers]
+    caches = _each(lambda layer: layer.opened(offset, length), layers)
     logits = model(tokens, cache=caches)
-    return logits, [cache.layer for cache in caches]
+    return logits, _each(lambda cache: cache.layer, caches)
 
 
 def vocabulary_of(model: Model) -> int:
@@ -93,44 +197,64 @@ def vocabulary_of(model: Model) -> int:
     return int(model(mx.zeros((1, 1), mx.int32)).shape[-1])
 
 
-def adopt(caches: list[KVCache], capacity: int) -> Layers:
-    """Copy prefilled mlx-lm caches into layers with room for `capacity` entries."""
+def adopt(caches: list[Any], capacity: int) -> Layers:
+    """Copy prefilled mlx-lm caches into layers with room for `capacity` positions."""
     return [
-        Layer(*(_widened(array[:, :, : cache.offset], capacity) for array in cache.state[:2]))
+        adopt(list(cache.caches), capacity)
+        if isinstance(cache, CacheList)
+        else _KINDS[type(cache)].adopted(cache, capacity)
         for cache in caches
     ]
 
 
 def grow(layers: Layers, capacity: int) -> Layers:
-    return [Layer(*(_widened(array, capacity) for array in layer)) for layer in layers]
+    return _each(lambda layer: layer.grown(capacity), layers)
 
 
 def stack(rows: list[Layers]) -> Layers:
     """Put sequences of equal capacity side by side along the batch axis."""
     return [
-        Layer(
-            mx.concatenate([layer.keys for layer in same]),
-            mx.concatenate([layer.values for layer in same]),
-        )
+        stack(list(same))
+        if isinstance(same[0], list)
+        else type(same[0])(*(mx.concatenate(list(arrays)) for arrays in zip(*same, strict=True)))
         for same in zip(*rows, strict=True)
     ]
 
 
 def capacity_of(layers: Layers) -> int:
-    return int(layers[0].keys.shape[2])
+    """Positions that all layers have room for."""
+    capacities = [UNBOUNDED]
+    _each(lambda layer: capacities.append(layer.capacity), layers)
+    return min(capacities)
 
 
-def _widened(array: mx.array, capacity: int) -> mx.array:
-    missing = max(capacity - array.shape[2], 0)
-    return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
+def _each(change: Any, layers: Layers) -> Layers:
+    return [_each(change, layer) if isinstance(layer, list) else change(layer) for layer in layers]
+
+
+_KINDS: dict[type, Any] = {KVCache: FullLayer, RotatingKVCache: RingLayer}
 
 
 def require_known(caches: list[Any], name: str) -> None:
     """Raise UnsupportedModel unless every cache is of a kind that a round can run on."""
-    unknown = sorted({type(cache).__name__ for cache in caches if type(cache) is not KVCache})
+    unknown = sorted({_name_of(cache) for cache in _flat(caches) if not _is_known(cache)})
     if unknown:
         raise UnsupportedModel(
             f"{name} keeps its past in {', '.join(unknown)}, which a round cannot take back yet.",
-            hint="Use a model with full attention in every layer, such as Llama, Qwen 3 or "
-            "Mixtral; mlx_lm.generate runs this one.",
+            hint="Use a model with full or sliding-window attention in every layer, such as "
+            "Llama, Qwen 3, Gemma 3 or Mixtral; mlx_lm.generate runs this one.",
         )
+
+
+def _flat(caches: list[Any]) -> list[Any]:
+    nested = [_flat(list(c.caches)) if isinstance(c, CacheList) else [c] for c in caches]
+    return [cache for some in nested for cache in some]
+
+
+def _is_known(cache: Any) -> bool:
+    return type(cache) in _KINDS and not getattr(cache, "keep", 0)
+
+
+def _name_of(cache: Any) -> str:
+    kept = getattr(cache, "keep", 0)
+    return type(cache).__name__ + (f" with {kept} entries kept" if kept else "")

@@ -340,7 +340,7 @@ class Engine:
     def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
         """Names a round's operations. Of K it matters whether a second step is drafted."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
-        described = [f"{_type_of(model)} {_dtypes(model)}" for model in models]
+        described = [f"{_type_of(model)} {_dtypes(model)} {_caches(model)}" for model in models]
         method = self._completed(sampling).method(_ANY_LENGTH)
         return f"{described} {method} {min(draft_tokens, 2)}"
 
@@ -372,3 +372,7 @@ def _type_of(model: Model) -> str:
 
 def _dtypes(model: Model) -> list[str]:
     return sorted({str(array.dtype) for array in dict(tree_flatten(model.parameters())).values()})
+
+
+def _caches(model: Model) -> list[str]:
+    return sorted({type(cache).__name__ for cache in make_prompt_cache(model)})

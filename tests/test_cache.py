@@ -9,15 +9,15 @@ from conftest import build, model, prompt_of
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.cache import FullCache, Layer, adopt, capacity_of, forward, grow, stack
+from mlxspec.cache import FullCache, FullLayer, adopt, capacity_of, forward, grow, stack
 from mlxspec.engine import Engine
 from mlxspec.errors import UnsupportedModel
 
 
-def layer_of(batch: int, capacity: int = 12) -> Layer:
+def layer_of(batch: int, capacity: int = 12) -> FullLayer:
     shape = (batch, 2, capacity, 3)
     values = np.random.default_rng(batch).normal(size=shape)
-    return Layer(mx.array(values, mx.float32), mx.array(-values, mx.float32))
+    return FullLayer(mx.array(values, mx.float32), mx.array(-values, mx.float32))
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])
@@ -67,7 +67,7 @@ def test_prefilled_caches_are_taken_over() -> None:
 
 
 def test_stacked_rows_keep_their_order() -> None:
-    rows = [[layer_of(1)], [Layer(*(array + 1 for array in layer_of(1)))]]
+    rows = [[layer_of(1)], [FullLayer(*(array + 1 for array in layer_of(1)))]]
     [stacked] = stack(rows)
     for row, [layer] in enumerate(rows):
         for together, alone in zip(stacked, layer, strict=True):
@@ -75,9 +75,9 @@ def test_stacked_rows_keep_their_order() -> None:
 
 
 def test_other_caches_are_refused_by_name() -> None:
-    sliding = build("llama", layer_types=["sliding_attention", "full_attention"], sliding_window=16)
-    with pytest.raises(UnsupportedModel, match=r"target \(llama\).*RotatingKVCache") as raised:
-        Engine(sliding)
+    recurrent = build("mamba2")
+    with pytest.raises(UnsupportedModel, match=r"target \(mamba2\).*ArraysCache") as raised:
+        Engine(recurrent)
     assert raised.value.hint
-    with pytest.raises(UnsupportedModel, match=r"draft \(llama\).*RotatingKVCache"):
-        Engine(model("llama"), sliding)
+    with pytest.raises(UnsupportedModel, match=r"draft \(mamba2\).*ArraysCache"):
+        Engine(model("llama"), recurrent)

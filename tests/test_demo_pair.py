@@ -55,7 +55,7 @@ def test_weights_are_float32_and_small(engine):
 def test_acceptance_on_files_that_training_never_saw(engine, draft_tokens, least):
     runs = [
         engine.generate(text, draft_tokens=draft_tokens, max_tokens=128, ignore_eos=True)
-        for text in PROMPTS
+        for text in PROMPTS[:32]
     ]
     accepted = sum(run.speculation.accepted for run in runs)
     drafted = sum(run.speculation.drafted for run in runs)

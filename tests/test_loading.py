@@ -223,11 +223,15 @@ def replace_model(folder, config):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-@pytest.mark.parametrize(
-    ("config", "cache"),
-    [(GEMMA3, "RotatingKVCache"), (MAMBA, "ArraysCache")],
-    ids=["gemma3", "mamba"],
-)
+def test_a_model_with_sliding_windows_loads(folder):
+    replace_model(folder, GEMMA3)
+    options = {"max_tokens": 40, "draft_tokens": 3}
+    speculating = load(pair_of(folder, folder)).generate("abc", **options)
+    assert speculating.speculation.acceptance_rate == 1.0
+    assert speculating.tokens == load(pair_of(folder)).generate("abc", **options).tokens
+
+
+@pytest.mark.parametrize(("config", "cache"), [(MAMBA, "ArraysCache")], ids=["mamba"])
 def test_a_model_with_an_unknown_cache_is_refused_by_name(folder, target, config, cache):
     replace_model(folder, config)
     for pair in [(folder,), (target, folder)]:
