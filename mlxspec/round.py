@@ -191,9 +191,8 @@ class Round:
 
     def _recent(self, recent: mx.array, committed: mx.array, accepted: mx.array) -> mx.array:
         if self.sampler.sees_whole_text:
-            kept = (
-                cast(int, accepted.item()) + 1
-            )  # waits for the round: its length shapes the next one
+            # This waits for the round, because its outcome shapes the next one.
+            kept = cast(int, accepted.item()) + 1
             return mx.concatenate([recent, committed[:, :kept]], axis=1)
         if recent.shape[1] == 0:
             return recent
