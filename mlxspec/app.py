@@ -181,7 +181,11 @@ def _engine(pair: Pair, models: ModelOptions, display: Display, *, quiet: bool) 
     folders = loading.fetch(pair, speculation=models.speculates, leave_out=leave_out)
     with display.status(f"loading {pair.name}"):
         engine: Engine = loading.load(
-            pair, folders=folders, compiled=models.compiled, leave_out=leave_out
+            pair,
+            folders=folders,
+            compiled=models.compiled,
+            kv=models.kv(),
+            leave_out=leave_out,
         )
     return engine
 

@@ -15,12 +15,11 @@ from math import inf
 from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.engine import Engine
 from mlxspec.noise import TARGET, gumbel, keys_of, row_key
 from mlxspec.params import SamplingParams
-from mlxspec.prefill import prefill
+from mlxspec.prefill import fresh_cache, prefill
 from mlxspec.run import Run
 from mlxspec.sampling import Sampler, knobs_of
 
@@ -162,6 +161,7 @@ class _Oracle:
         self, engine: Engine, sampler: Sampler, sampling: SamplingParams, text: list[int]
     ) -> None:
         self._model = engine.models[:1]
+        self._kv = engine.kv
         self._sampler = sampler
         self._text = text
         self._sampling = sampling
@@ -170,8 +170,8 @@ class _Oracle:
     def caches(self, start: int) -> list[Any]:
         """mlx-lm's own, with all before the last of the first `start` tokens read."""
         if start == 1:
-            return make_prompt_cache(self._model[0][0])
-        return prefill(self._model, self._text[:start])[0]
+            return fresh_cache(self._model[0][0], self._kv)
+        return prefill(self._model, self._text[:start], kv=self._kv)[0]
 
     def logits(self, cache: list[Any], places: range) -> mx.array:
         """Processed logits, float32 [1, N, V], for tokens at `places`: one pass over N tokens."""

@@ -9,18 +9,21 @@ then moves their content here. What `adopt` does not know, it refuses by name.
 
     mlx-lm's cache      here        what it holds
     KVCache             FullLayer   every position; grows
+    QuantizedKVCache    QuantizedLayer   every position, in fewer bits; grows
     RotatingKVCache     RingLayer   the last window of positions, and room for a round's rows
     CacheList           a list      one of the above for each of its caches
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
-from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache
+from mlx.utils import tree_map
+from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxspec.errors import UnsupportedModel
+from mlxspec.errors import UnsupportedModel, UsageError
 
 Model = Any  # mlx-lm's models share no base class of their own: a callable (tokens, cache=…)
 
@@ -50,6 +53,33 @@ class FullLayer(NamedTuple):
 
     def opened(self, offset: mx.array, length: int) -> FullCache:
         return FullCache(self, offset, length)
+
+
+Quantized = tuple[mx.array, mx.array, mx.array]  # numbers packed in uint32, scales, biases
+
+
+class QuantizedLayer(NamedTuple):
+    """Keys and values of every position, quantised: each part [B, heads, capacity, its own].
+
+    How many bits and how large a group follows from the parts' sizes and the heads' dimension.
+    """
+
+    keys: Quantized
+    values: Quantized
+
+    @classmethod
+    def adopted(cls, cache: QuantizedKVCache, capacity: int) -> QuantizedLayer:
+        return cls(*cache.keys_and_values()).grown(capacity)
+
+    def grown(self, capacity: int) -> QuantizedLayer:
+        return QuantizedLayer(*(_of_parts(_widened, parts, capacity) for parts in self))
+
+    @property
+    def capacity(self) -> int:
+        return int(self.keys[0].shape[2])
+
+    def opened(self, offset: mx.array, length: int) -> QuantizedCache:
+        return QuantizedCache(self, offset, length)
 
 
 class RingLayer(NamedTuple):
@@ -85,11 +115,14 @@ class RingLayer(NamedTuple):
         return RingCache(self, offset, length)
 
 
-Layer = FullLayer | RingLayer
+Layer = FullLayer | QuantizedLayer | RingLayer
 Layers = list[Any]  # of Layer, or of a list of them where a model's layer has several
 
 
-class _Opened:
+L = TypeVar("L", FullLayer, QuantizedLayer, RingLayer)
+
+
+class _Opened(Generic[L]):
     """What an mlx-lm attention layer sees of a `Layer` during one forward pass.
 
     Args:
@@ -99,28 +132,18 @@ class _Opened:
             graph, so it should change rarely.
     """
 
-    def __init__(self, layer: Layer, offset: mx.array, length: int) -> None:
-        self.layer = layer
+    def __init__(self, layer: L, offset: mx.array, length: int) -> None:
+        self.layer: L = layer
         self.offset = offset
-        self._length = min(length, int(layer.keys.shape[2]))
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """All that may be attended, this pass's rows included once they are written."""
-        return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+        self._length = length
 
     def _reach(self, rows: int) -> mx.array:
         """The position of each row, [B, 1, rows, 1]."""
         return (self.offset[:, None] + mx.arange(rows))[:, None, :, None]
 
 
-class FullCache(_Opened):
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
-        self.layer = FullLayer(
-            _write(self.layer.keys, keys, self.offset),
-            _write(self.layer.values, values, self.offset),
-        )
-        return self.keys_and_values()
+class _Lasting(_Opened[L]):
+    """Entry i is position i."""
 
     def make_mask(
         self, rows: int, return_array: bool = True, window_size: int | None = None
@@ -134,7 +157,60 @@ class FullCache(_Opened):
         return mask
 
 
-class RingCache(_Opened):
+class FullCache(_Lasting[FullLayer]):
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
+        self.layer = FullLayer(
+            _write(self.layer.keys, keys, self.offset),
+            _write(self.layer.values, values, self.offset),
+        )
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """All that may be attended, this pass's rows included once they are written."""
+        return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+
+
+class QuantizedCache(_Lasting[QuantizedLayer]):
+    """mlx-lm's attention takes the quantised way where a cache has `bits` and `group_size`."""
+
+    def __init__(self, layer: QuantizedLayer, offset: mx.array, length: int) -> None:
+        super().__init__(layer, offset, length)
+        self.bits = self.group_size = 0  # known with the first keys
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Quantized, Quantized]:
+        """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
+        packed, scales, _ = self.layer.keys
+        self.bits = 32 * packed.shape[-1] // keys.shape[-1]
+        self.group_size = keys.shape[-1] // scales.shape[-1]
+        self.layer = QuantizedLayer(
+            *(self._written(*both) for both in zip(self.layer, (keys, values), strict=True))
+        )
+        return self.keys_and_values()
+
+    def keys_and_values(self) -> tuple[Quantized, Quantized]:
+        """All that may be attended, this pass's rows included once they are written."""
+        keys, values = (
+            _of_parts(lambda part: part[:, :, : self._length], parts) for parts in self.layer
+        )
+        return keys, values
+
+    def _written(self, parts: Quantized, rows: mx.array) -> Quantized:
+        new = mx.quantize(rows, group_size=self.group_size, bits=self.bits)
+        packed, scales, biases = (
+            _write(part, row, self.offset) for part, row in zip(parts, new, strict=True)
+        )
+        return packed, scales, biases
+
+
+class RingCache(_Opened[RingLayer]):
+    def __init__(self, layer: RingLayer, offset: mx.array, length: int) -> None:
+        super().__init__(layer, offset, min(length, int(layer.keys.shape[2])))
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """All that may be attended, this pass's rows included once they are written."""
+        return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
         slots = self._reach(keys.shape[2]) % self._size
@@ -173,6 +249,11 @@ def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
 def _widened(array: mx.array, capacity: int) -> mx.array:
     missing = max(capacity - array.shape[2], 0)
     return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
+
+
+def _of_parts(change: Callable[..., mx.array], parts: Quantized, *arguments: int) -> Quantized:
+    packed, scales, biases = (change(part, *arguments) for part in parts)
+    return packed, scales, biases
 
 
 # --- a model's layers -------------------------------------------------------------------
@@ -216,7 +297,7 @@ def stack(rows: list[Layers]) -> Layers:
     return [
         stack(list(same))
         if isinstance(same[0], list)
-        else type(same[0])(*(mx.concatenate(list(arrays)) for arrays in zip(*same, strict=True)))
+        else tree_map(lambda *arrays: mx.concatenate(list(arrays)), *same)
         for same in zip(*rows, strict=True)
     ]
 
@@ -232,7 +313,21 @@ def _each(change: Any, layers: Layers) -> Layers:
     return [_each(change, layer) if isinstance(layer, list) else change(layer) for layer in layers]
 
 
-_KINDS: dict[type, Any] = {KVCache: FullLayer, RotatingKVCache: RingLayer}
+_KINDS: dict[type, Any] = {
+    KVCache: FullLayer,
+    QuantizedKVCache: QuantizedLayer,
+    RotatingKVCache: RingLayer,
+}
+
+
+def require_quantizable(caches: list[Any]) -> None:
+    """Raise UsageError unless keys and values can be kept in fewer bits in every layer."""
+    kinds = sorted({type(cache).__name__ for cache in caches if type(cache) is not KVCache})
+    if kinds:
+        raise UsageError(
+            f"Keys and values in {', '.join(kinds)} cannot be quantised.",
+            hint="Leave out --kv-bits, or use a model with full attention in every layer.",
+        )
 
 
 def require_known(caches: list[Any], name: str) -> None:

@@ -12,13 +12,13 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec import kernels
-from mlxspec.cache import Model, adopt, require_known, vocabulary_of
+from mlxspec.cache import Model, adopt, require_known, require_quantizable, vocabulary_of
 from mlxspec.drafters import ModelDrafter
 from mlxspec.errors import OutOfMemory, PromptError, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
 from mlxspec.noise import row_key
 from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS, MAX_DRAFT_TOKENS
-from mlxspec.params import Method, SamplingParams
+from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.prefill import Note, Progress, prefill
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
@@ -41,6 +41,8 @@ class Engine:
         draft_tokens: K where a call does not say.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
             are built, which `build_kernels` does, because it takes seconds.
+        kv: keep keys and values in fewer bits. This changes what the target says, with and
+            without a draft alike.
 
     Raises:
         UnsupportedModel: a model's cache is of a kind that a round cannot run on.
@@ -54,16 +56,21 @@ class Engine:
         *,
         draft_tokens: int = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
+        kv: KVQuantization | None = None,
     ) -> None:
         self.target = target
         self.draft = draft
         self.tokenizer = tokenizer
+        self.kv = kv
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
         self._compiled = compiled
         require_known(make_prompt_cache(target), f"The target ({_type_of(target)})")
         if draft is not None:
             require_known(make_prompt_cache(draft), f"The draft ({_type_of(draft)})")
+        if kv is not None:
+            for model in (target, draft):
+                require_quantizable(make_prompt_cache(model) if model is not None else [])
         self._vocabulary = vocabulary_of(target)
         self._draft_vocabulary = vocabulary_of(draft) if draft is not None else 0
         self._round = lru_cache(maxsize=16)(self._build_round)
@@ -244,11 +251,11 @@ class Engine:
         """
         models = self.models if draft else self.models[:1]
         try:
-            caches = prefill(models, tokens, progress=progress, note=note)
+            caches = prefill(models, tokens, kv=self.kv, progress=progress, note=note)
         except OutOfMemory:
             if len(models) == 1:
                 raise
-            caches = prefill(models[:1], tokens, progress=progress, note=note)
+            caches = prefill(models[:1], tokens, kv=self.kv, progress=progress, note=note)
             if note is not None:
                 note("memory does not hold the draft's cache: going on without the draft")
         capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
@@ -340,7 +347,9 @@ class Engine:
     def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
         """Names a round's operations. Of K it matters whether a second step is drafted."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
-        described = [f"{_type_of(model)} {_dtypes(model)} {_caches(model)}" for model in models]
+        described = [f"{_type_of(model)} {_dtypes(model)} {_caches(model)}" for model in models] + [
+            self.kv
+        ]
         method = self._completed(sampling).method(_ANY_LENGTH)
         return f"{described} {method} {min(draft_tokens, 2)}"
 

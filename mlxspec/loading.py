@@ -26,6 +26,7 @@ from mlxspec.engine import Engine
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
 from mlxspec.memory import watched
 from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
+from mlxspec.params import KVQuantization
 from mlxspec.text import Tokenizer
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ def load(
     models: Path | None = None,
     speculation: bool = True,
     compiled: bool | None = None,
+    kv: KVQuantization | None = None,
     folders: Folders | None = None,
     leave_out: LeaveOut | None = None,
 ) -> Engine:
@@ -78,7 +80,7 @@ def load(
         pair: a name in the table of pairs, or a pair.
         models: a table laid over the shipped one, in place of the user's own.
         speculation: False leaves the draft unloaded.
-        compiled: see `Engine`.
+        compiled, kv: see `Engine`.
         folders: what `fetch` returned, where that was called before.
         leave_out: go on without a draft that cannot be used, and say why; None raises.
 
@@ -100,7 +102,9 @@ def load(
         if draft_folder is not None:
             _require_same_tokens(tokenizer, folders.target, draft_folder, pair)
             draft, _ = _model(draft_folder)
-        return Engine(target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled)
+        return Engine(
+            target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled, kv=kv
+        )
 
     engine = None
     if folders.draft is not None:

@@ -23,7 +23,14 @@ from mlxspec.pairs import (
     Pair,
     find_pair,
 )
-from mlxspec.params import DEFAULT_CONTEXT, VERIFY, Penalties, SamplingParams
+from mlxspec.params import (
+    DEFAULT_CONTEXT,
+    DEFAULT_GROUP_SIZE,
+    VERIFY,
+    KVQuantization,
+    Penalties,
+    SamplingParams,
+)
 
 PromptArgument = Annotated[
     str | None,
@@ -91,6 +98,17 @@ class ModelOptions:
             help="Fail where a pair's draft cannot be used, in place of decoding plainly.",
         ),
     ] = False
+    kv_bits: Annotated[
+        int | None,
+        _model(
+            metavar="2|4|8",
+            help="Keep keys and values in so many bits; the text may differ, for the target alone "
+            "just as well.",
+        ),
+    ] = None
+    kv_group_size: Annotated[
+        int, _model(metavar="32|64|128", help="Of them that share a scale.")
+    ] = DEFAULT_GROUP_SIZE
     compiled: Annotated[
         bool | None,
         _model(
@@ -111,6 +129,12 @@ class ModelOptions:
     @property
     def speculates(self) -> bool:
         return not self.no_speculation and self.draft_tokens != 0
+
+    def kv(self) -> KVQuantization | None:
+        """How keys and values are quantised, if they are."""
+        if self.kv_bits is None:
+            return None
+        return KVQuantization(self.kv_bits, self.kv_group_size)
 
     @property
     def falls_back(self) -> bool:

@@ -13,6 +13,7 @@ Verify = Literal["greedy", "token", "block", "coupled", "relaxed"]
 VERIFY: tuple[Verify, ...] = get_args(Verify)
 
 DEFAULT_CONTEXT = 20  # tokens that a penalty looks back on, as in mlx-lm
+DEFAULT_GROUP_SIZE = 64  # of quantised keys and values
 DEFAULT_THRESHOLD = 0.3  # of the relaxed rule
 
 
@@ -84,6 +85,24 @@ class Penalties:
                 hint="Give a number of tokens, or max_tokens.",
             )
         return window if whole is None else min(window, whole)
+
+
+@dataclass(frozen=True)
+class KVQuantization:
+    """Keys and values kept in fewer bits, as mlx-lm's `kv_bits` does from the first token on.
+
+    Args:
+        bits: 2, 4 or 8 for a number.
+        group_size: 32, 64 or 128 numbers share a scale; it divides the heads' dimension.
+    """
+
+    bits: int
+    group_size: int = DEFAULT_GROUP_SIZE
+
+    def __post_init__(self) -> None:
+        _require("kv_bits", self.bits, self.bits in (2, 4, 8), "2, 4 or 8")
+        sizes = (32, 64, 128)
+        _require("kv_group_size", self.group_size, self.group_size in sizes, "32, 64 or 128")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def test_demo_from_a_clean_copy(copy):
     first = script(copy, "demo", env=env)
     assert first.returncode == 0, first.stderr
     assert first.stderr.startswith("Setting up .venv")
-    assert len(first.stderr.splitlines()) == 2
+    # Whether kernels are there already depends on what ran on this machine before.
+    lines = [line for line in first.stderr.splitlines() if "building CPU kernels" not in line]
+    assert len(lines) == 2
     assert first.stdout.strip()
 
     taken = []

@@ -1,0 +1,117 @@
+"""Keys and values in fewer bits: the text is that of mlx-lm with the same quantisation."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import KINDS, build, draft_for, model, prompt_of
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import QuantizedKVCache
+
+from mlxspec.audit import audit
+from mlxspec.cache import QuantizedLayer, adopt, capacity_of, grow
+from mlxspec.engine import Engine
+from mlxspec.errors import UsageError
+from mlxspec.params import KVQuantization, SamplingParams
+
+SHAPE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
+
+
+@cache
+def wide(name: str) -> Any:
+    """A model whose heads have as many dimensions as a group."""
+    return build(name, **SHAPE)
+
+
+@cache
+def oracle(name: str, bits: int, length: int, count: int) -> list[int]:
+    steps = generate_step(
+        mx.array(prompt_of(length)),
+        wide(name),
+        max_tokens=count,
+        kv_bits=bits,
+        kv_group_size=32,
+        quantized_kv_start=0,
+    )
+    return [token for token, _ in steps]
+
+
+def engine_of(name: str, kind: str, bits: int = 8, *, compiled: bool = False) -> Engine:
+    target = wide(name)
+    return Engine(target, draft_for(target, kind), compiled=compiled, kv=KVQuantization(bits, 32))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "draft_tokens"),
+    [("llama", count) for count in range(9)] + [("qwen3", 3), ("mixtral", 3)],
+)
+def test_greedy_text_is_that_of_mlx_lm(name: str, draft_tokens: int, kind: str, bits: int) -> None:
+    engine = engine_of(name, kind, bits)
+    result = engine.generate(prompt_of(9), max_tokens=60, draft_tokens=draft_tokens)
+    assert result.tokens == oracle(name, bits, 9, 60)
+
+
+def test_it_is_another_text_than_without() -> None:
+    plain = Engine(wide("llama"), compiled=False).generate(prompt_of(9), max_tokens=60)
+    assert oracle("llama", 4, 9, 60) != plain.tokens
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_text_that_outgrows_its_caches(compiled: bool) -> None:
+    engine = engine_of("llama", "half", compiled=compiled)
+    result = engine.generate(prompt_of(40), max_tokens=300, draft_tokens=4)
+    assert result.tokens == oracle("llama", 8, 40, 300)
+
+
+def test_sampled_text_is_the_seeds_alone_and_passes_an_audit() -> None:
+    sampling = SamplingParams(temperature=0.8, seed=5, verify="coupled")
+    texts = []
+    for count in (0, 3, 6):
+        engine = engine_of("llama", "half", 4)
+        run = engine.run(prompt_of(5), max_tokens=40, draft_tokens=count, sampling=sampling)
+        for _ in run:
+            pass
+        texts.append(run.generation.tokens)
+        assert audit(engine, run, sampling).outcome == "identical"
+    assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_storage_is_mlx_lms_own_and_grows(bits: int) -> None:
+    theirs = QuantizedKVCache(group_size=32, bits=bits)
+    rng = np.random.default_rng(bits)
+    first, second = (mx.array(rng.normal(size=(1, 2, n, 32)), mx.float32) for n in (5, 3))
+    theirs.update_and_fetch(first, -first)
+    (layer,) = adopt([theirs], 16)
+    assert isinstance(layer, QuantizedLayer)
+    opened = layer.opened(mx.array([5]), 8)
+    got = opened.update_and_fetch(second, -second)
+    assert (opened.bits, opened.group_size) == (bits, 32)
+    for mine, other in zip(got, theirs.update_and_fetch(second, -second), strict=True):
+        for part, expected in zip(mine, other, strict=True):
+            np.testing.assert_array_equal(np.array(part), np.array(expected))
+    assert capacity_of([layer]) == 16
+    assert capacity_of(grow([opened.layer], 32)) == 32
+
+
+def test_what_cannot_be_quantised_is_refused() -> None:
+    sliding = model("gemma3_text")
+    with pytest.raises(UsageError, match="RotatingKVCache cannot be quantised"):
+        Engine(sliding, kv=KVQuantization(8))
+    with pytest.raises(UsageError, match="RotatingKVCache"):
+        Engine(wide("llama"), sliding, kv=KVQuantization(8))
+    narrow = Engine(model("llama"), compiled=False, kv=KVQuantization(8, 64))
+    with pytest.raises(UsageError, match="in groups of 64"):
+        narrow.generate(prompt_of(5), max_tokens=3)
+
+
+@pytest.mark.parametrize("values", [{"bits": 3}, {"bits": 0}, {"bits": 8, "group_size": 16}])
+def test_values_out_of_range(values: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="kv_"):
+        KVQuantization(**values)
