@@ -143,7 +143,8 @@ def _write(
     words = read_prompt(prompt, sys.stdin.buffer)
     silent, quiet = output.as_json or not shown, output.quiet
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
-        engine = _engine(pair, models, display, quiet=quiet)
+        left_out: list[str] = []
+        engine = _engine(pair, models, display, left_out, quiet=quiet)
         run = engine.run(
             words,
             max_tokens=text.max_tokens,
@@ -154,6 +155,7 @@ def _write(
             raw=text.raw,
             on_prefill=display.prefill,
         )
+        run.generation.notes += left_out
         _build_kernels(engine, sampling, models.draft_tokens, display)
         interrupted = _show(run, display, with_split=shown and not quiet)
         report = None
@@ -174,10 +176,18 @@ def _write(
         raise typer.Exit(MlxspecError.exit_code)
 
 
-def _engine(pair: Pair, models: ModelOptions, display: Display, *, quiet: bool) -> Engine:
+def _engine(
+    pair: Pair, models: ModelOptions, display: Display, left_out: list[str], *, quiet: bool
+) -> Engine:
+    """Load the models, and add to `left_out` why a draft is not among them."""
+
+    def tell(why: str) -> None:
+        display.note(why)
+        left_out.append(why)
+
     with display.status("starting"):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
-    leave_out = display.note if models.falls_back else None
+    leave_out = tell if models.falls_back else None
     folders = loading.fetch(pair, speculation=models.speculates, leave_out=leave_out)
     with display.status(f"loading {pair.name}"):
         engine: Engine = loading.load(

@@ -323,6 +323,9 @@ def test_the_command_leaves_out_the_draft_of_a_table_only(target, folder, tmp_pa
     assert (left_out.returncode, left_out.stdout) == (0, plain.stdout)
     (warning,) = (line for line in left_out.stderr.splitlines() if b"no speculation" in line)
     assert str(folder).encode() in warning
+    result = json.loads(mlxspec(*common, "--pair", "mine", "--json").stdout)
+    assert [note.encode() for note in result["notes"]] == [warning]
+    assert result["draft"] is None
     for refusing in (
         ("--pair", "mine", "--no-fallback"),
         ("--pair", "mine", "--draft", str(folder)),
