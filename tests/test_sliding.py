@@ -119,7 +119,7 @@ def test_caches_equal_a_fresh_prefill_after_every_round(name: str, kind: str) ->
     tokens = prompt_of(9)
     seen = set()
     for _ in range(40):
-        state, result = rounds(state, draft_tokens=5, length=300)
+        state, result = rounds(state, draft_tokens=5, length=256)
         *committed, accepted = result.tolist()[0]
         seen.add(accepted)
         tokens = tokens + committed[: accepted + 1]
