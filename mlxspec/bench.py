@@ -213,6 +213,11 @@ def machine() -> dict[str, Any]:
     }
 
 
+def described(about: dict[str, Any]) -> str:
+    """What `machine` returned, as the beginning of a line."""
+    return f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}"
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
@@ -256,7 +261,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what `measure` returned."""
     about = result["machine"]
     console.print(
-        f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}; "
+        f"{described(about)}; "
         f"{result['prompts']} prompts, {result['max_tokens']} tokens each, greedy, medians"
     )
     console.print(

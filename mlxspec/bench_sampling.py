@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench import COUNTS, PROMPTS, machine, timed
+from mlxspec.bench import COUNTS, PROMPTS, described, machine, timed
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
@@ -76,6 +76,8 @@ def contenders(
         return (int(token) for token, _ in steps)
 
     def theirs(count: int) -> Decode:
+        """mlx-lm's: every token that is not the draft's ends a round."""
+
         def decode(tally: Tally) -> Iterable[int]:
             for token, _, from_draft in speculative_generate_step(
                 array,
@@ -92,6 +94,7 @@ def contenders(
         return decode
 
     def ours(rule: Verify, count: int) -> Decode:
+        """Rounds of `rule`; one that the end of the text cut short does not count."""
         sampling = SamplingParams(temperature=temperature, seed=seed, verify=rule)
 
         def decode(tally: Tally) -> Iterable[int]:
@@ -207,7 +210,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what `measure` returned."""
     about = result["machine"]
     console.print(
-        f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}; "
+        f"{described(about)}; "
         f"{result['prompts']} prompts, {result['max_tokens']} tokens each, "
         f"temperature {result['temperature']:g}, median speeds"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from importlib import import_module
@@ -14,11 +14,15 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxspec.params import SamplingParams
+from mlxspec.cache import stack
+from mlxspec.params import Penalties, SamplingParams
+from mlxspec.round import RoundState
+from mlxspec.sampling import Knobs, Processor
 
 VOCABULARY = 64
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
@@ -185,6 +189,35 @@ def plain(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 @cache
 def plain_of(name: str, length: int, count: int) -> list[int]:
     return plain(model(name), prompt_of(length), count)
+
+
+def side_by_side(states: list[RoundState]) -> RoundState:
+    """Sequences of equal capacity as the rows of one state."""
+    return RoundState(
+        position=mx.concatenate([state.position for state in states]),
+        last_two=mx.concatenate([state.last_two for state in states]),
+        recent=mx.concatenate([state.recent for state in states]),
+        keys=mx.concatenate([state.keys for state in states]),
+        knobs=Knobs(*map(mx.concatenate, zip(*(state.knobs for state in states), strict=True))),
+        target=stack([state.target for state in states]),
+        draft=stack([state.draft for state in states]),
+    )
+
+
+def processors_of_mlx_lm(
+    penalties: Penalties, bias: Mapping[int, float] | None = None
+) -> list[Processor]:
+    """What mlx-lm does to logits for the same penalties and biases."""
+    processors: list[Processor] = make_logits_processors(
+        dict(bias or {}),
+        penalties.repetition,
+        penalties.repetition_context,
+        penalties.presence,
+        penalties.presence_context,
+        penalties.frequency,
+        penalties.frequency_context,
+    )
+    return processors
 
 
 def reference_p(logits: np.ndarray, params: SamplingParams) -> np.ndarray:

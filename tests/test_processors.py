@@ -15,6 +15,7 @@ from conftest import (
     draft_for,
     model,
     plain,
+    processors_of_mlx_lm,
     prompt_of,
     with_vocabulary,
 )
@@ -24,7 +25,6 @@ from mlx_lm.sample_utils import (
     apply_min_p,
     apply_top_k,
     apply_top_p,
-    make_logits_processors,
     make_repetition_penalty,
 )
 
@@ -37,19 +37,6 @@ from mlxspec.round import Round
 from mlxspec.sampling import NO_TOKEN, Processor, Sampler, knobs_of
 
 BIAS = {0: 1.5, 7: -2.0, 9: float("-inf"), VOCABULARY - 1: 0.5}
-
-
-def theirs(penalties: Penalties, bias: dict[int, float] | None = None) -> list[Processor]:
-    processors: list[Processor] = make_logits_processors(
-        bias,
-        penalties.repetition,
-        penalties.repetition_context,
-        penalties.presence,
-        penalties.presence_context,
-        penalties.frequency,
-        penalties.frequency_context,
-    )
-    return processors
 
 
 def plainly(
@@ -135,7 +122,7 @@ def test_scores_are_those_of_mlx_lm(penalties: Penalties) -> None:
                 for row in range(rows):
                     expected = logits[row : row + 1]
                     before = mx.array(history + proposed[:row])
-                    for processor in theirs(penalties, bias):
+                    for processor in processors_of_mlx_lm(penalties, bias):
                         expected = processor(before, expected)
                     np.testing.assert_allclose(
                         got[row], np.array(expected)[0], rtol=1e-6, atol=1e-6, err_msg=f"{row}"
@@ -167,7 +154,7 @@ SETTINGS: dict[str, tuple[int, Penalties, dict[int, float]]] = {
 def test_greedy_text_is_that_of_mlx_lm(name: str, kind: str) -> None:
     length, penalties, bias = SETTINGS[name]
     prompt = prompt_of(length)
-    expected = plainly(model(name), prompt, 64, theirs(penalties, bias))
+    expected = plainly(model(name), prompt, 64, processors_of_mlx_lm(penalties, bias))
     assert expected != plain(model(name), prompt, 64)
     for draft_tokens in [1, 2, 3, 5, 8] if kind != "half" else [0, 1, 2, 3, 5, 8]:
         result = engine_of(name, kind).generate(
@@ -185,7 +172,7 @@ def test_compiled_rounds_say_the_same() -> None:
     engine = engine_of("llama", "half", compiled=True)
     for values in [ALL, {"repetition": 2.0, "presence": 0.1, "frequency": 2.0}]:
         penalties, bias = Penalties(**values), {5: 1.0}
-        expected = plainly(model("llama"), prompt_of(7), 40, theirs(penalties, bias))
+        expected = plainly(model("llama"), prompt_of(7), 40, processors_of_mlx_lm(penalties, bias))
         result = engine.generate(
             prompt_of(7),
             max_tokens=40,
@@ -204,7 +191,7 @@ def test_a_window_of_the_whole_text_without_an_end_is_that_of_the_context() -> N
     tokens: list[int] = []
     while step := session.step():
         tokens += step
-    assert tokens == plainly(target, prompt_of(5), 75, theirs(penalties))
+    assert tokens == plainly(target, prompt_of(5), 75, processors_of_mlx_lm(penalties))
 
 
 class Coupled:
@@ -241,7 +228,7 @@ class Coupled:
 )
 def test_coupled_text_is_that_of_mlx_lm(name: str, filters: dict[str, Any], kind: str) -> None:
     length, penalties, bias = SETTINGS[name]
-    prompt, processors = prompt_of(length), theirs(penalties, bias)
+    prompt, processors = prompt_of(length), processors_of_mlx_lm(penalties, bias)
     params = SamplingParams(
         verify="coupled", seed=3, penalties=penalties, logit_bias=bias, **filters
     )
@@ -338,7 +325,10 @@ OWN: dict[str, list[Processor]] = {
     "looks": [looks],
     "dense": [dense],
     "several": [dense, no_repeat, looks],
-    "mlx-lm's": [make_repetition_penalty(1.5, 6), *theirs(Penalties(presence=1.0), {4: 2.0})],
+    "mlx-lm's": [
+        make_repetition_penalty(1.5, 6),
+        *processors_of_mlx_lm(Penalties(presence=1.0), {4: 2.0}),
+    ],
 }
 
 
@@ -391,7 +381,7 @@ def test_mlx_lm_s_own_penalties_are_ours(rule: str, draft_tokens: int) -> None:
         max_tokens=40,
         draft_tokens=draft_tokens,
         sampling=sampling,
-        processors=theirs(penalties),
+        processors=processors_of_mlx_lm(penalties),
     )
     values = {name: getattr(sampling, name) for name in ("temperature", "seed", "verify")}
     built_in = engine.generate(
@@ -401,14 +391,14 @@ def test_mlx_lm_s_own_penalties_are_ours(rule: str, draft_tokens: int) -> None:
         sampling=SamplingParams(**values, penalties=penalties),
     )
     assert own.tokens == built_in.tokens
-    assert len(theirs(penalties)) == 2
+    assert len(processors_of_mlx_lm(penalties)) == 2
 
 
 def test_own_processors_come_before_bias_and_penalties() -> None:
     penalties = with_windows(5, 6, 7)
     engine = engine_of("llama", "half")
     expected = plainly(
-        model("llama"), prompt_of(7), 40, [looks, dense, *theirs(penalties, {5: 3.0})]
+        model("llama"), prompt_of(7), 40, [looks, dense, *processors_of_mlx_lm(penalties, {5: 3.0})]
     )
     result = engine.generate(
         prompt_of(7),

@@ -17,21 +17,21 @@ from conftest import (
     draft_for,
     model,
     plain,
+    processors_of_mlx_lm,
+    side_by_side,
     tokens_of,
 )
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
-from mlx_lm.sample_utils import make_logits_processors
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
-from mlxspec.cache import stack
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.metrics import Event, Generation
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.round import Round, RoundState
-from mlxspec.sampling import Knobs, Sampler
+from mlxspec.round import Round
+from mlxspec.sampling import Sampler
 
 
 def examples(count: int) -> Any:
@@ -110,16 +110,8 @@ def written(engine: Engine, prompt: Sequence[int], **options: Any) -> Generation
 
 def plainly(prompt: Sequence[int], count: int, sampling: SamplingParams) -> list[int]:
     """Greedy decoding by mlx-lm, the oracle."""
-    penalties = sampling.penalties
-    processors = make_logits_processors(
-        {token: bias for token, bias in sampling.logit_bias.items() if token < VOCABULARY},
-        penalties.repetition,
-        penalties.repetition_context,
-        penalties.presence,
-        penalties.presence_context,
-        penalties.frequency,
-        penalties.frequency_context,
-    )
+    bias = {token: bias for token, bias in sampling.logit_bias.items() if token < VOCABULARY}
+    processors = processors_of_mlx_lm(sampling.penalties, bias)
     steps = generate_step(
         mx.array(prompt), model("llama"), max_tokens=count, logits_processors=processors
     )
@@ -269,18 +261,6 @@ def test_text_ends_with_the_context(
 
 
 # --- rows side by side ----------------------------------------------------------------------
-
-
-def side_by_side(states: list[RoundState]) -> RoundState:
-    return RoundState(
-        position=mx.concatenate([state.position for state in states]),
-        last_two=mx.concatenate([state.last_two for state in states]),
-        recent=mx.concatenate([state.recent for state in states]),
-        keys=mx.concatenate([state.keys for state in states]),
-        knobs=Knobs(*map(mx.concatenate, zip(*(state.knobs for state in states), strict=True))),
-        target=stack([state.target for state in states]),
-        draft=stack([state.draft for state in states]),
-    )
 
 
 @pytest.mark.parametrize("rule", ["greedy", "coupled", "block", "token"])

@@ -16,16 +16,16 @@ from conftest import (
     plain,
     plain_of,
     prompt_of,
+    side_by_side,
     with_vocabulary,
 )
 
 from mlxspec import session as session_module
-from mlxspec.cache import stack
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.round import Round, RoundState
-from mlxspec.sampling import NO_TOKEN, Knobs, Sampler
+from mlxspec.sampling import NO_TOKEN, Sampler
 from mlxspec.session import Session
 
 GREEDY = SamplingParams()
@@ -296,18 +296,6 @@ def test_the_tokens_looked_back_on_are_the_last_ones(kind: str, length: int) -> 
 
 
 # --- rows side by side ----------------------------------------------------------------------
-
-
-def side_by_side(states: list[RoundState]) -> RoundState:
-    return RoundState(
-        position=mx.concatenate([state.position for state in states]),
-        last_two=mx.concatenate([state.last_two for state in states]),
-        recent=mx.concatenate([state.recent for state in states]),
-        keys=mx.concatenate([state.keys for state in states]),
-        knobs=Knobs(*map(mx.concatenate, zip(*(state.knobs for state in states), strict=True))),
-        target=stack([state.target for state in states]),
-        draft=stack([state.draft for state in states]),
-    )
 
 
 def texts(
