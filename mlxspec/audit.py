@@ -19,7 +19,7 @@ import mlx.core as mx
 from mlxspec.engine import Engine
 from mlxspec.noise import TARGET, gumbel, keys_of, row_key
 from mlxspec.params import SamplingParams
-from mlxspec.prefill import fresh_cache, prefill
+from mlxspec.prefill import Reading, prefill
 from mlxspec.run import Run
 from mlxspec.sampling import Sampler, knobs_of
 
@@ -160,8 +160,7 @@ class _Oracle:
     def __init__(
         self, engine: Engine, sampler: Sampler, sampling: SamplingParams, text: list[int]
     ) -> None:
-        self._model = engine.models[:1]
-        self._kv = engine.kv
+        self._target = engine.networks[0]
         self._sampler = sampler
         self._text = text
         self._sampling = sampling
@@ -169,15 +168,13 @@ class _Oracle:
 
     def caches(self, start: int) -> list[Any]:
         """mlx-lm's own, with all before the last of the first `start` tokens read."""
-        if start == 1:
-            return fresh_cache(self._model[0][0], self._kv)
-        return prefill(self._model, self._text[:start], kv=self._kv)[0]
+        return prefill([Reading(self._target, self._text[: start - 1])])[0]
 
     def logits(self, cache: list[Any], places: range) -> mx.array:
         """Processed logits, float32 [1, N, V], for tokens at `places`: one pass over N tokens."""
         fed = mx.array([self._text[places.start - 1 : places.stop - 1]], mx.int32)
         before = mx.array([self._text[: places.stop - 1]], mx.int32)
-        return self._sampler.scores(self._model[0][0](fed, cache=cache), before, self._knobs)
+        return self._sampler.scores(self._target.model(fed, cache=cache), before, self._knobs)
 
     def choices(self, singly: mx.array, together: mx.array, places: range) -> list[_Choice]:
         """From the same logits by one-row passes and by a many-row pass."""

@@ -148,9 +148,9 @@ def overlaps(
 ) -> list[float]:
     """How often an exact rule could keep 1, 2, … tokens: estimated along sampled texts."""
     method = SamplingParams(temperature=temperature, verify="block").method()
-    (target, vocabulary), (draft, draft_vocabulary) = engine.models
-    sampler = Sampler(method, vocabulary)
-    drafter = ModelDrafter(draft, draft_vocabulary, sampler)
+    target, draft = engine.networks
+    sampler = Sampler(method, target.vocabulary)
+    drafter = ModelDrafter(draft, sampler)
     watched = Watched(target, drafter, sampler, compiled=False)
     watched.overlaps = []
     for seed, prompt in enumerate(track(prompts, "overlap", transient=True)):

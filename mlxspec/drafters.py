@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from mlxspec.cache import Layers, Model, forward
+from mlxspec.caches.layers import Layers
+from mlxspec.network import Network
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.verify import Draft
 
@@ -13,17 +14,16 @@ class ModelDrafter:
     """A smaller model over the same tokens.
 
     Args:
-        model: an mlx-lm model.
-        vocabulary: rows of its output. It proposes from the part that it shares with the target,
-            and is shown its last token in place of one that it does not have.
+        network: the model. It proposes from the part of its vocabulary that it shares with the
+            target, and is shown its last token in place of one that it does not have.
         sampler: how it picks its tokens, the same way as the target.
     """
 
-    def __init__(self, model: Model, vocabulary: int, sampler: Sampler) -> None:
-        self.model = model
-        self._own = vocabulary
-        self._common = min(vocabulary, sampler.vocabulary)
-        self._clamps = vocabulary < sampler.vocabulary
+    def __init__(self, network: Network, sampler: Sampler) -> None:
+        self.network = network
+        self._own = network.vocabulary
+        self._common = min(self._own, sampler.vocabulary)
+        self._clamps = self._own < sampler.vocabulary
         self._sampler = sampler
 
     def propose(
@@ -39,8 +39,9 @@ class ModelDrafter:
     ) -> tuple[Draft, Layers]:
         """Propose `count` ≥ 1 tokens after `last_two`, whose last stands at `position`.
 
-        Whether the cache holds the former of the two depends on the last verdict, so both are
-        fed again: rewriting an entry with itself costs nothing, and shapes stay constant.
+        The cache ends before both: whether the former was fed depends on the last verdict, and
+        feeding it always keeps shapes constant. Of the `count` + 1 rows that are fed, as many are
+        to be kept as the target keeps of its own.
 
         Args:
             last_two: int32 [B, 2]. position: int32 [B].
@@ -53,8 +54,12 @@ class ModelDrafter:
         tokens: list[mx.array] = []
         log_qs: list[mx.array] = []
         fed, offset = last_two, start
+        if not self.network.fused:
+            # Such a network goes back to the end of any pass at no cost, but not into one.
+            _, layers = self.network.forward(self._known(fed[:, :1]), layers, start, length)
+            fed, offset = fed[:, 1:], position
         for i in range(count):
-            logits, layers = forward(self.model, self._known(fed), layers, offset, length)
+            logits, layers = self.network.forward(self._known(fed), layers, offset, length)
             scores = self._sampler.scores(logits[:, -1:, : self._common], recent, knobs)
             if noise is not None:
                 log_qs.append(self._sampler.log_probs(uniform_if_broken(scores), knobs))

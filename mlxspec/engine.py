@@ -9,17 +9,17 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec import kernels
-from mlxspec.cache import Model, adopt, require_known, require_quantizable, vocabulary_of
+from mlxspec.caches.original import Model, fresh_cache, require_quantizable
 from mlxspec.drafters import ModelDrafter
-from mlxspec.errors import OutOfMemory, PromptError, UsageError
+from mlxspec.errors import OutOfMemory, PromptError, UnsupportedModel, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
+from mlxspec.network import Network, agrees, network_of
 from mlxspec.noise import row_key
 from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS, MAX_DRAFT_TOKENS
 from mlxspec.params import KVQuantization, Method, SamplingParams
-from mlxspec.prefill import Note, Progress, prefill
+from mlxspec.prefill import Note, Progress, Reading, prefill
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
 from mlxspec.sampling import NO_TOKEN, Processor, Sampler, knobs_of
@@ -45,7 +45,7 @@ class Engine:
             without a draft alike.
 
     Raises:
-        UnsupportedModel: a model's cache is of a kind that a round cannot run on.
+        UnsupportedModel: proposals to or by a model cannot be taken back.
     """
 
     def __init__(
@@ -65,21 +65,20 @@ class Engine:
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
         self._compiled = compiled
-        require_known(make_prompt_cache(target), f"The target ({_type_of(target)})")
+        self.networks: list[Network] = []
+        for model in (target, draft):
+            if model is not None:
+                self._add(model)
         if draft is not None:
-            require_known(make_prompt_cache(draft), f"The draft ({_type_of(draft)})")
-        if kv is not None:
-            for model in (target, draft):
-                require_quantizable(make_prompt_cache(model) if model is not None else [])
-        self._vocabulary = vocabulary_of(target)
-        self._draft_vocabulary = vocabulary_of(draft) if draft is not None else 0
+            for network in self.networks:
+                _require_exact(network)
+        self._vocabulary = self.networks[0].vocabulary
         self._round = lru_cache(maxsize=16)(self._build_round)
 
-    @property
-    def models(self) -> list[tuple[Model, int]]:
-        """The target, and the draft where there is one, with the rows of their output."""
-        models = [(self.target, self._vocabulary)]
-        return models + ([(self.draft, self._draft_vocabulary)] if self.draft is not None else [])
+    def _add(self, model: Model) -> None:
+        if self.kv is not None:
+            require_quantizable(model, self.kv)
+        self.networks.append(network_of(model, self.kv))
 
     @property
     def context(self) -> int | None:
@@ -209,7 +208,9 @@ class Engine:
             rounds = self._build_round(method, False, tuple(processors))
         else:
             rounds = self._round(method, self._is_compiled(sampling, count))
-        notes = ["logits processors of your own: rounds are not compiled"] if processors else []
+        notes = [_waiting(network) for network in self.networks if not network.fused]
+        if processors:
+            notes.append("logits processors of your own: rounds are not compiled")
 
         def prefilled(text: Sequence[int], draft: bool) -> RoundState:
             return self.prefilled(
@@ -249,17 +250,24 @@ class Engine:
             note: called with what a person should know, such as that the draft was left out
                 because memory would not hold both.
         """
-        models = self.models if draft else self.models[:1]
+        # The first round feeds the target the last token, and the draft the last two.
+        readings = [
+            Reading(network, tokens[: -1 - i])
+            for i, network in enumerate(self.networks if draft else self.networks[:1])
+        ]
         try:
-            caches = prefill(models, tokens, kv=self.kv, progress=progress, note=note)
+            caches = prefill(readings, progress=progress, note=note)
         except OutOfMemory:
-            if len(models) == 1:
+            if len(readings) == 1:
                 raise
-            caches = prefill(models[:1], tokens, kv=self.kv, progress=progress, note=note)
+            caches = prefill(readings[:1], progress=progress, note=note)
             if note is not None:
                 note("memory does not hold the draft's cache: going on without the draft")
         capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
-        layers = [adopt(cache, capacity) for cache in caches]
+        layers = [
+            network.adopt(cache, len(read), capacity)
+            for (network, read), cache in zip(readings, caches, strict=False)
+        ]
         seed = sampling.with_seed().seed
         assert seed is not None
         return RoundState(
@@ -359,8 +367,8 @@ class Engine:
         sampler = Sampler(method, self._vocabulary, processors)
         drafter = None
         if self.draft is not None:
-            drafter = ModelDrafter(self.draft, self._draft_vocabulary, sampler)
-        return Round(self.target, drafter, sampler, compiled=compiled)
+            drafter = ModelDrafter(self.networks[1], sampler)
+        return Round(self.networks[0], drafter, sampler, compiled=compiled)
 
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
@@ -379,9 +387,26 @@ def _type_of(model: Model) -> str:
     return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))
 
 
+def _require_exact(network: Network) -> None:
+    # A fused network was tried when it was chosen.
+    if not network.fused and not agrees(network):
+        raise UnsupportedModel(
+            f"{_type_of(network.model)} keeps a past outside of its caches, so that a proposal to "
+            "it cannot be taken back.",
+            hint="Use --no-speculation, or another model.",
+        )
+
+
+def _waiting(network: Network) -> str:
+    return (
+        f"{_type_of(network.model)} runs on mlx-lm's own caches, and rounds wait for it: "
+        f"{network.obstacle}"
+    )
+
+
 def _dtypes(model: Model) -> list[str]:
     return sorted({str(array.dtype) for array in dict(tree_flatten(model.parameters())).values()})
 
 
 def _caches(model: Model) -> list[str]:
-    return sorted({type(cache).__name__ for cache in make_prompt_cache(model)})
+    return sorted({type(cache).__name__ for cache in fresh_cache(model, None)})

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from mlx_lm.generate import maybe_set_recommended_wired_limit
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
 
-from mlxspec.cache import Model
+from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
 from mlxspec.memory import watched

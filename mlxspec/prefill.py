@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.cache import Model
-from mlxspec.errors import OutOfMemory, UsageError
+from mlxspec.caches.original import fresh_cache, quantized
+from mlxspec.errors import OutOfMemory
 from mlxspec.memory import watched
-from mlxspec.params import KVQuantization
+from mlxspec.network import Network
 
 # Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
 CHUNK = 512
@@ -21,37 +20,38 @@ Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
 
 
+class Reading(NamedTuple):
+    """What a network has to read. Tokens that it does not have it is shown its last one for."""
+
+    network: Network
+    tokens: Sequence[int]
+
+
 def prefill(
-    models: Sequence[tuple[Model, int]],
-    tokens: Sequence[int],
+    readings: Sequence[Reading],
     *,
-    kv: KVQuantization | None = None,
     progress: Progress | None = None,
     note: Note | None = None,
 ) -> list[list[Any]]:
-    """Run every model over all of `tokens` but the last, which the first round feeds.
+    """Let every network read its tokens.
 
-    A cache has no shape before its first row, so a single token is read as well; the first round
-    writes it again. Where memory runs out, it begins again with chunks of half the size.
+    Where memory runs out, it begins again with chunks of half the size. Keys and values are
+    quantised after every chunk, where a network's are.
 
     Args:
-        models: each with the size of its vocabulary. A draft may lack tokens of the target's,
-            whose embeddings would be read out of bounds; it is shown its last token instead.
-        kv: keys and values are quantised after every chunk.
-        progress: called with (tokens read, tokens in all) after every chunk.
+        progress: called with (tokens read, tokens in all) of the first, after every chunk.
         note: called with what a person should know.
 
     Returns:
-        For each model, mlx-lm caches, evaluated.
+        For each network, mlx-lm's caches, evaluated.
 
     Raises:
         OutOfMemory: not even the smallest chunk fits.
     """
-    read = tokens[: max(len(tokens) - 1, 1)]
     chunk = CHUNK
     while True:
         try:
-            return _read(models, read, chunk, kv, progress or (lambda *_: None))
+            return _read(readings, chunk, progress or (lambda *_: None))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -60,44 +60,17 @@ def prefill(
             note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
 
 
-def _read(
-    models: Sequence[tuple[Model, int]],
-    read: Sequence[int],
-    chunk: int,
-    kv: KVQuantization | None,
-    progress: Progress,
-) -> list[list[Any]]:
-    caches = [fresh_cache(model, None) for model, _ in models]
-    for start in range(0, len(read), chunk):
-        rows = mx.array([read[start : start + chunk]], mx.int32)
+def _read(readings: Sequence[Reading], chunk: int, progress: Progress) -> list[list[Any]]:
+    caches = [fresh_cache(network.model, None) for network, _ in readings]
+    length = len(readings[0].tokens)
+    for start in range(0, length, chunk):
         with watched("reading the prompt"):
-            for (model, vocabulary), cache in zip(models, caches, strict=True):
-                model(mx.minimum(rows, vocabulary - 1), cache=cache)
-                cache[:] = _quantized(cache, kv)
+            for (network, tokens), cache in zip(readings, caches, strict=True):
+                if start < len(tokens):
+                    rows = mx.array([tokens[start : start + chunk]], mx.int32)
+                    network.model(mx.minimum(rows, network.vocabulary - 1), cache=cache)
+                    cache[:] = quantized(cache, network.kv)
             mx.eval([layer.state for cache in caches for layer in cache])
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
-        progress(min(start + chunk, len(read)), len(read))
-    return caches
-
-
-def fresh_cache(model: Model, kv: KVQuantization | None) -> list[Any]:
-    """mlx-lm's caches of a model that has read nothing."""
-    return _quantized(make_prompt_cache(model), kv)
-
-
-def _quantized(cache: list[Any], kv: KVQuantization | None) -> list[Any]:
-    if kv is None:
-        return cache
-    try:
-        return [
-            layer.to_quantized(group_size=kv.group_size, bits=kv.bits)
-            if hasattr(layer, "to_quantized")
-            else layer
-            for layer in cache
-        ]
-    except ValueError as error:
-        raise UsageError(
-            f"Keys and values cannot be quantised in groups of {kv.group_size}: a head's dimension "
-            "is no multiple of it.",
-            hint="Choose another --kv-group-size: 32, 64 or 128.",
-        ) from error
+        progress(min(start + chunk, length), length)
+    return [quantized(cache, one.network.kv) for one, cache in zip(readings, caches, strict=True)]

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlxspec import noise, verify
-from mlxspec.cache import Layers, Model, capacity_of, forward, grow
+from mlxspec.caches.layers import Layers, capacity_of, grow
 from mlxspec.drafters import ModelDrafter
+from mlxspec.network import Network
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.verify import Draft, Rule, Verdict
 
@@ -61,7 +62,7 @@ class Round:
     """Rounds of one target, one drafter and one way of sampling.
 
     Args:
-        target: an mlx-lm model.
+        target: the model.
         drafter: None decodes plainly: a round of no proposal and one token.
         sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
@@ -69,13 +70,16 @@ class Round:
     """
 
     def __init__(
-        self, target: Model, drafter: ModelDrafter | None, sampler: Sampler, *, compiled: bool
+        self, target: Network, drafter: ModelDrafter | None, sampler: Sampler, *, compiled: bool
     ) -> None:
         self.sampler = sampler
         self._target = target
         self._drafter = drafter
+        networks = [target] if drafter is None else [target, drafter.network]
         # A caller's processors may look at values, which a trace does not have.
-        self._compiled = compiled and not sampler.sees_whole_text
+        self._compiled = (
+            compiled and not sampler.sees_whole_text and all(network.fused for network in networks)
+        )
         self._of_shape = cache(self._build)
 
     def __call__(
@@ -148,19 +152,26 @@ class Round:
 
     def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
         rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
-        logits, layers = forward(self._target, rows, state.target, state.position, length)
+        logits, layers = self._target.forward(rows, state.target, state.position, length)
         recent = mx.concatenate([state.recent, draft.tokens], axis=1)
         scores = self.sampler.scores(logits, recent, state.knobs)
         verdict = self._judge(scores, draft, state)
         result = _result(draft.tokens, verdict, scores)
         last = mx.take_along_axis(rows, verdict.accepted[:, None], axis=1)
+        kept = verdict.accepted + 1
         after = state._replace(
-            position=state.position + verdict.accepted + 1,
+            position=state.position + kept,
             last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
             recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
-            target=layers,
+            target=self._target.commit(layers, kept),
+            draft=self._draft_committed(state.draft, kept, draft.tokens.shape[1]),
         )
         return after, result
+
+    def _draft_committed(self, layers: Layers, kept: mx.array, count: int) -> Layers:
+        if self._drafter is None or count == 0:
+            return layers
+        return self._drafter.network.commit(layers, kept)
 
     def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
         method = self.sampler.method

@@ -19,7 +19,7 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxspec.cache import stack
+from mlxspec.caches.layers import stack
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.round import RoundState
 from mlxspec.sampling import Knobs, Processor

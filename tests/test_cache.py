@@ -5,13 +5,13 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import build, model, prompt_of
+from conftest import model, prompt_of
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.cache import FullCache, FullLayer, adopt, capacity_of, forward, grow, stack
-from mlxspec.engine import Engine
-from mlxspec.errors import UnsupportedModel
+from mlxspec.caches.layers import adopt, capacity_of, grow, stack
+from mlxspec.caches.positional import FullCache, FullLayer
+from mlxspec.network import FusedNetwork
 
 
 def layer_of(batch: int, capacity: int = 12) -> FullLayer:
@@ -61,7 +61,9 @@ def test_prefilled_caches_are_taken_over() -> None:
     assert capacity_of(wider) == capacity_of(grow(wider, 256)) == 512
     expected = target(mx.array([tokens]))[:, 290:]
     for some in (layers, wider):
-        logits, after = forward(target, mx.array([tokens[290:]]), some, mx.array([290]), length=301)
+        logits, after = FusedNetwork(target).forward(
+            mx.array([tokens[290:]]), some, mx.array([290]), length=301
+        )
         np.testing.assert_allclose(np.array(logits), np.array(expected), atol=1e-4)
         assert capacity_of(after) == capacity_of(some)
 
@@ -72,12 +74,3 @@ def test_stacked_rows_keep_their_order() -> None:
     for row, [layer] in enumerate(rows):
         for together, alone in zip(stacked, layer, strict=True):
             np.testing.assert_array_equal(np.array(together[row]), np.array(alone[0]))
-
-
-def test_other_caches_are_refused_by_name() -> None:
-    recurrent = build("mamba2")
-    with pytest.raises(UnsupportedModel, match=r"target \(mamba2\).*ArraysCache") as raised:
-        Engine(recurrent)
-    assert raised.value.hint
-    with pytest.raises(UnsupportedModel, match=r"draft \(mamba2\).*ArraysCache"):
-        Engine(model("llama"), recurrent)

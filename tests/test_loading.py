@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from transformers import AutoTokenizer
 
-from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
+from mlxspec.errors import LoadError, VocabularyMismatch
 from mlxspec.loading import load
 from mlxspec.pairs import Pair
 
@@ -231,14 +231,14 @@ def test_a_model_with_sliding_windows_loads(folder):
     assert speculating.tokens == load(pair_of(folder)).generate("abc", **options).tokens
 
 
-@pytest.mark.parametrize(("config", "cache"), [(MAMBA, "ArraysCache")], ids=["mamba"])
-def test_a_model_with_an_unknown_cache_is_refused_by_name(folder, target, config, cache):
-    replace_model(folder, config)
-    for pair in [(folder,), (target, folder)]:
-        error = refused(UnsupportedModel, *pair)
-        assert cache in error.message
-        assert config["model_type"] in error.message
-        assert ("target" if len(pair) == 1 else "draft") in error.message.lower()
+def test_a_recurrent_model_loads_and_speculates(folder, target):
+    replace_model(folder, MAMBA)
+    options = {"max_tokens": 20, "draft_tokens": 3}
+    speculating = load(pair_of(folder, folder)).generate("abc", **options)
+    assert speculating.speculation.acceptance_rate == 1.0
+    assert speculating.tokens == load(pair_of(folder)).generate("abc", **options).tokens
+    drafting = load(pair_of(target, folder)).generate("abc", **options)
+    assert drafting.tokens == load(pair_of(target)).generate("abc", **options).tokens
 
 
 def test_a_draft_of_other_tokens_is_refused_at_the_first_difference(target, tmp_path):
@@ -286,7 +286,6 @@ DAMAGES = {
     "cut weights": cut_weights,
     "no tokenizer": lambda folder: (folder / "tokenizer.json").write_text("{"),
     "unknown type": lambda folder: (folder / "config.json").write_text('{"model_type": "none"}'),
-    "cache of another kind": lambda folder: replace_model(folder, MAMBA),
 }
 
 

@@ -54,8 +54,11 @@ def expected() -> list[int]:
 
 def engine_of(rows: int, draft_rows: int = 10**6, kind: str = "half") -> Engine:
     target = model(LLAMA)
-    draft = Limited(draft_for(target, kind), draft_rows)
-    return Engine(Limited(target, rows), draft, compiled=False)
+    draft = Limited(draft_for(target, kind), 10**6)
+    engine = Engine(Limited(target, 10**6), draft, compiled=False)
+    for one, limit in ((engine.target, rows), (engine.draft, draft_rows)):
+        one.rows, one.largest = limit, 0
+    return engine
 
 
 @pytest.mark.parametrize(("rows", "chunk"), [(1000, 512), (298, 256), (100, 64), (17, 16)])

@@ -286,8 +286,8 @@ def test_rows_that_end_at_different_times(
     engine = engine_of(kind)
     sampler = Sampler(rows[0].method(whole=256), VOCABULARY)
     assert all(row.method(whole=256) == sampler.method for row in rows)
-    drafter = ModelDrafter(engine.draft, VOCABULARY, sampler)
-    rounds = Round(engine.target, drafter, sampler, compiled=False)
+    drafter = ModelDrafter(engine.networks[1], sampler)
+    rounds = Round(engine.networks[0], drafter, sampler, compiled=False)
     state = side_by_side(
         [
             engine.prefilled(prompt, row, sampler=sampler, capacity=256)

@@ -13,7 +13,8 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
 
 from mlxspec.audit import audit
-from mlxspec.cache import QuantizedLayer, adopt, capacity_of, grow
+from mlxspec.caches.layers import adopt, capacity_of, grow
+from mlxspec.caches.positional import QuantizedLayer
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.params import KVQuantization, SamplingParams
@@ -105,10 +106,11 @@ def test_what_cannot_be_quantised_is_refused() -> None:
     with pytest.raises(UsageError, match="RotatingKVCache cannot be quantised"):
         Engine(sliding, kv=KVQuantization(8))
     with pytest.raises(UsageError, match="RotatingKVCache"):
-        Engine(wide("llama"), sliding, kv=KVQuantization(8))
-    narrow = Engine(model("llama"), compiled=False, kv=KVQuantization(8, 64))
+        Engine(wide("llama"), sliding, kv=KVQuantization(8, 32))
     with pytest.raises(UsageError, match="in groups of 64"):
-        narrow.generate(prompt_of(5), max_tokens=3)
+        Engine(model("llama"), kv=KVQuantization(8, 64))
+    with pytest.raises(UsageError, match="without attention cannot be quantised"):
+        Engine(model("mamba2"), kv=KVQuantization(8))
 
 
 @pytest.mark.parametrize("values", [{"bits": 3}, {"bits": 0}, {"bits": 8, "group_size": 16}])

@@ -28,9 +28,10 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec import noise, verify
 from mlxspec import round as round_module
-from mlxspec.cache import stack
+from mlxspec.caches.layers import stack
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
+from mlxspec.network import FusedNetwork
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler, knobs_of, normalised
@@ -97,6 +98,9 @@ class Bigram(nn.Module):
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
         return self.table[tokens % len(self.table)]
 
+    def make_cache(self) -> list[Any]:
+        return []
+
 
 def tables(vocabulary: int, drafts: int | None = None, scale: float = 1.5) -> list[np.ndarray]:
     """Logits of a target and of a draft that is like it, but not much."""
@@ -116,8 +120,8 @@ def rounds_of(
     kind: type[ModelDrafter] = ModelDrafter,
 ) -> Round:
     sampler = Sampler(params.method(), target.shape[-1])
-    drafter = kind(Bigram(draft), draft.shape[-1], sampler)
-    return Round(Bigram(target), drafter, sampler, compiled=False)
+    drafter = kind(FusedNetwork(Bigram(draft)), sampler)
+    return Round(FusedNetwork(Bigram(target)), drafter, sampler, compiled=False)
 
 
 def bigram_state(
@@ -331,7 +335,8 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
     prompt, rows = [1, 4, 6], 256
     one = engine.prefilled(prompt)
     sampler = Sampler(params.method(), 8)
-    rounds = Round(target, ModelDrafter(draft, 8, sampler), sampler, compiled=False)
+    drafter = ModelDrafter(FusedNetwork(draft), sampler)
+    rounds = Round(FusedNetwork(target), drafter, sampler, compiled=False)
     many = RoundState(
         position=mx.repeat(one.position, rows),
         last_two=mx.repeat(one.last_two, rows, axis=0),
@@ -584,7 +589,7 @@ class Unfiltered(ModelDrafter):
     def propose(self, layers: Any, last_two: mx.array, *rest: Any, **named: Any) -> Any:
         draft, layers = super().propose(layers, last_two, *rest, **named)
         before = mx.concatenate([last_two[:, 1:], draft.tokens[:, :-1]], axis=1)
-        return draft._replace(log_q=normalised(self.model(before))), layers
+        return draft._replace(log_q=normalised(self.network.model(before))), layers
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])

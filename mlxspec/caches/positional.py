@@ -1,31 +1,17 @@
-"""Caches whose length is a number on the device, and where a rejected proposal leaves no trace.
+"""Attention's past, addressed by a position on the device, where a rejection leaves no trace.
 
 A round writes its rows at a position that only the device knows yet, and takes none of them back:
 every mask is computed from that position, so an entry past it is invisible until a later round
 overwrites it. Rolling back a rejected proposal therefore costs nothing.
-
-Prefill runs on mlx-lm's own caches (`make_prompt_cache`), whose lengths the host knows; `adopt`
-then moves their content here. What `adopt` does not know, it refuses by name.
-
-    mlx-lm's cache      here        what it holds
-    KVCache             FullLayer   every position; grows
-    QuantizedKVCache    QuantizedLayer   every position, in fewer bits; grows
-    RotatingKVCache     RingLayer   the last window of positions, and room for a round's rows
-    CacheList           a list      one of the above for each of its caches
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_map
-from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache, RotatingKVCache
-
-from mlxspec.errors import UnsupportedModel, UsageError
-
-Model = Any  # mlx-lm's models share no base class of their own: a callable (tokens, cache=…)
+from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 # Slots of a ring beside its window, at least the rows of one round. A constant, so that the window
 # follows from the ring's size, and no number has to travel beside the arrays.
@@ -113,10 +99,6 @@ class RingLayer(NamedTuple):
 
     def opened(self, offset: mx.array, length: int) -> RingCache:
         return RingCache(self, offset, length)
-
-
-Layer = FullLayer | QuantizedLayer | RingLayer
-Layers = list[Any]  # of Layer, or of a list of them where a model's layer has several
 
 
 L = TypeVar("L", FullLayer, QuantizedLayer, RingLayer)
@@ -254,102 +236,3 @@ def _widened(array: mx.array, capacity: int) -> mx.array:
 def _of_parts(change: Callable[..., mx.array], parts: Quantized, *arguments: int) -> Quantized:
     packed, scales, biases = (change(part, *arguments) for part in parts)
     return packed, scales, biases
-
-
-# --- a model's layers -------------------------------------------------------------------
-
-
-def forward(
-    model: Model, tokens: mx.array, layers: Layers, offset: mx.array, length: int
-) -> tuple[mx.array, Layers]:
-    """Run `model` over int32 [B, N] `tokens` at positions offset … offset + N - 1.
-
-    Returns:
-        Logits [B, N, V] and the layers with these rows written.
-    """
-    caches = _each(lambda layer: layer.opened(offset, length), layers)
-    logits = model(tokens, cache=caches)
-    return logits, _each(lambda cache: cache.layer, caches)
-
-
-def vocabulary_of(model: Model) -> int:
-    """Rows of a model's output."""
-    # The shape of a graph that is never evaluated: configurations do not all name it alike.
-    return int(model(mx.zeros((1, 1), mx.int32)).shape[-1])
-
-
-def adopt(caches: list[Any], capacity: int) -> Layers:
-    """Copy prefilled mlx-lm caches into layers with room for `capacity` positions."""
-    return [
-        adopt(list(cache.caches), capacity)
-        if isinstance(cache, CacheList)
-        else _KINDS[type(cache)].adopted(cache, capacity)
-        for cache in caches
-    ]
-
-
-def grow(layers: Layers, capacity: int) -> Layers:
-    return _each(lambda layer: layer.grown(capacity), layers)
-
-
-def stack(rows: list[Layers]) -> Layers:
-    """Put sequences of equal capacity side by side along the batch axis."""
-    return [
-        stack(list(same))
-        if isinstance(same[0], list)
-        else tree_map(lambda *arrays: mx.concatenate(list(arrays)), *same)
-        for same in zip(*rows, strict=True)
-    ]
-
-
-def capacity_of(layers: Layers) -> int:
-    """Positions that all layers have room for."""
-    capacities = [UNBOUNDED]
-    _each(lambda layer: capacities.append(layer.capacity), layers)
-    return min(capacities)
-
-
-def _each(change: Any, layers: Layers) -> Layers:
-    return [_each(change, layer) if isinstance(layer, list) else change(layer) for layer in layers]
-
-
-_KINDS: dict[type, Any] = {
-    KVCache: FullLayer,
-    QuantizedKVCache: QuantizedLayer,
-    RotatingKVCache: RingLayer,
-}
-
-
-def require_quantizable(caches: list[Any]) -> None:
-    """Raise UsageError unless keys and values can be kept in fewer bits in every layer."""
-    kinds = sorted({type(cache).__name__ for cache in caches if type(cache) is not KVCache})
-    if kinds:
-        raise UsageError(
-            f"Keys and values in {', '.join(kinds)} cannot be quantised.",
-            hint="Leave out --kv-bits, or use a model with full attention in every layer.",
-        )
-
-
-def require_known(caches: list[Any], name: str) -> None:
-    """Raise UnsupportedModel unless every cache is of a kind that a round can run on."""
-    unknown = sorted({_name_of(cache) for cache in _flat(caches) if not _is_known(cache)})
-    if unknown:
-        raise UnsupportedModel(
-            f"{name} keeps its past in {', '.join(unknown)}, which a round cannot take back yet.",
-            hint="Use a model with full or sliding-window attention in every layer, such as "
-            "Llama, Qwen 3, Gemma 3 or Mixtral; mlx_lm.generate runs this one.",
-        )
-
-
-def _flat(caches: list[Any]) -> list[Any]:
-    nested = [_flat(list(c.caches)) if isinstance(c, CacheList) else [c] for c in caches]
-    return [cache for some in nested for cache in some]
-
-
-def _is_known(cache: Any) -> bool:
-    return type(cache) in _KINDS and not getattr(cache, "keep", 0)
-
-
-def _name_of(cache: Any) -> str:
-    kept = getattr(cache, "keep", 0)
-    return type(cache).__name__ + (f" with {kept} entries kept" if kept else "")

@@ -1,0 +1,193 @@
+"""A model together with the way its past is kept.
+
+Two kinds do the same for a round: `FusedNetwork`, whose past is arrays and part of the round's
+graph, and `HostedNetwork`, whose past is mlx-lm's own caches, for models that the first would
+not run exactly. `network_of` tries a model and chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+
+from mlxspec.caches.hosted import HostedLayers, Pass
+from mlxspec.caches.layers import Layers, adopt, blank, commit, each, flat, grow, unknown
+from mlxspec.caches.original import Model, fresh_cache
+from mlxspec.caches.recurrences import Unrecognised, hooks_of, recording
+from mlxspec.caches.recurrent import RecurrentCache
+from mlxspec.params import KVQuantization
+
+
+class Network(Protocol):
+    """What a round needs of a model.
+
+    model: mlx-lm's. kv: how its keys and values are quantised. vocabulary: rows of its output.
+    fused: whether its passes can be part of a graph that never waits for the host.
+    obstacle: what keeps it from that, in words; empty where nothing does.
+    """
+
+    model: Model
+    kv: KVQuantization | None
+    vocabulary: int
+    fused: bool
+    obstacle: str
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        """Layers from mlx-lm caches that have read so many tokens, with room for `capacity`."""
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        """Run int32 [B, N] `tokens` at the positions from `offset`, int32 [B], on.
+
+        Args:
+            length: how far entries are attended, at least offset + N of every row. It shapes
+                the graph, so it should change rarely.
+
+        Returns:
+            Logits [B, N, V], and the layers with these rows, to be committed.
+        """
+
+    def commit(self, layers: Layers, kept: mx.array) -> Layers:
+        """Take back all but the first `kept` rows since the last commit: int32 [B], at least 1."""
+
+
+class FusedNetwork:
+    """Keeps a model's past in arrays: every cache of it must be of a known kind."""
+
+    fused = True
+    obstacle = ""
+
+    def __init__(self, model: Model, kv: KVQuantization | None = None) -> None:
+        self.model = model
+        self.kv = kv
+        self._hooks = hooks_of(model)
+        # A cache has no shape before its first row.
+        caches = fresh_cache(model, kv)
+        self.vocabulary = int(model(mx.zeros((1, 1), mx.int32), cache=caches).shape[-1])
+        self._blank = blank(adopt(caches, 1))
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        return adopt(caches, capacity) if read else grow(self._blank, capacity)
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        caches = each(lambda layer: layer.opened(offset, length), layers)
+        recurrent = [cache for cache in flat(caches) if isinstance(cache, RecurrentCache)]
+        if recurrent:
+            with recording(self._hooks) as record:
+                logits = self.model(tokens, cache=caches)
+            record.settle(recurrent, rows=tokens.shape[1])
+        else:
+            logits = self.model(tokens, cache=caches)
+        return logits, each(lambda cache: cache.layer, caches)
+
+    def commit(self, layers: Layers, kept: mx.array) -> Layers:
+        return commit(layers, kept)
+
+
+class HostedNetwork:
+    """Keeps a model's past in mlx-lm's own caches, for one sequence."""
+
+    fused = False
+
+    def __init__(
+        self, model: Model, kv: KVQuantization | None = None, obstacle: str = "it was asked for"
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.obstacle = obstacle
+        rows = mx.zeros((1, 1), mx.int32)
+        self.vocabulary = int(model(rows, cache=fresh_cache(model, kv)).shape[-1])
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        return [HostedLayers(caches)]
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        (held,) = layers
+        caches = held.copied()
+        logits = self.model(tokens, cache=caches)
+        return logits, [HostedLayers(caches, (*held.passes, Pass(held.caches, tokens)))]
+
+    def commit(self, layers: Layers, kept: mx.array) -> Layers:
+        (held,) = layers
+        fed = sum(one.tokens.shape[1] for one in held.passes)
+        # One row at least is kept, so there is nothing to wait for where only one was fed.
+        left = cast(int, kept.item()) if fed > 1 else fed
+        if left == fed:
+            return [HostedLayers(held.caches)]
+        for one in held.passes:
+            rows = one.tokens.shape[1]
+            if left < rows:
+                return self._again(one, left)
+            left -= rows
+        raise AssertionError("more rows are kept than were fed")
+
+    def _again(self, back: Pass, rows: int) -> Layers:
+        """The layers after the first `rows` of a pass."""
+        before = HostedLayers(back.caches)
+        if rows == 0:
+            return [before]
+        _, (after,) = self.forward(back.tokens[:, :rows], [before], mx.array([0]), 0)
+        return [HostedLayers(after.caches)]
+
+
+def network_of(model: Model, kv: KVQuantization | None = None) -> Network:
+    """The network that runs `model` exactly, fused if it can be.
+
+    A model of known caches is tried: passes whose rows are partly taken back must lead where
+    mlx-lm's own passes lead. So neither an unknown way of using a cache nor a recurrence that is
+    recorded wrongly can go unnoticed.
+    """
+    strangers = unknown(fresh_cache(model, kv))
+    if strangers:
+        return HostedNetwork(model, kv, f"its past is kept in {', '.join(strangers)}")
+    try:
+        network = FusedNetwork(model, kv)
+        if agrees(network):
+            return network
+        reason = "rounds of it would differ from mlx-lm's own passes"
+    except Unrecognised:
+        reason = "its recurrence is not one that can be recorded"
+    except (TypeError, ValueError, AttributeError) as error:
+        # Where a model computes with a cache's numbers instead of arrays, anything may be raised.
+        reason = f"it needs its position on the host ({type(error).__name__})"
+    return HostedNetwork(model, kv, reason)
+
+
+def agrees(network: Network) -> bool:
+    """Whether a network's passes, and taking rows back, lead where mlx-lm's own passes lead."""
+    tokens = mx.array([[(7 * i + 1) % network.vocabulary for i in range(6)]], mx.int32)
+    found, expected = [], []
+    layers = network.adopt(fresh_cache(network.model, network.kv), 0, _TRIAL)
+    for start, stop, kept in ((0, 3, 2), (2, 5, 3), (5, 6, 1)):
+        caches = fresh_cache(network.model, network.kv)
+        if start:
+            network.model(tokens[:, :start], cache=caches)
+        expected.append(network.model(tokens[:, start:stop], cache=caches))
+        logits, layers = network.forward(
+            tokens[:, start:stop], layers, mx.array([start], mx.int32), _TRIAL
+        )
+        layers = network.commit(layers, mx.array([kept], mx.int32))
+        found.append(logits)
+    return all(_close(*both) for both in zip(found, expected, strict=True))
+
+
+_TRIAL = 64  # entries, of a trial
+
+
+def _close(found: mx.array, expected: mx.array) -> bool:
+    """Whether they differ by rounding only: [1, N, V] each.
+
+    Rounding may send a row to another expert, but not every row; what is wrong with a past shows
+    in all of them.
+    """
+    tolerance = 1e-2 if expected.dtype == mx.float32 else 0.1
+    found, expected = (mx.nan_to_num(x.astype(mx.float32)) for x in (found, expected))
+    spread = mx.linalg.norm(expected - expected.mean(axis=-1, keepdims=True), axis=-1)
+    error = mx.linalg.norm(found - expected, axis=-1)
+    return bool(mx.any(error <= tolerance * spread + 1e-6))
