@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 
 from mlxspec.caches.layers import Layers
 from mlxspec.network import Network
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.verify import Draft
+
+ROWS = 64  # that are read in a pass: a ring has room for no more beside its window
 
 
 class ModelDrafter:
@@ -70,6 +74,15 @@ class ModelDrafter:
             fed, offset = token, steps[:, min(i + 1, count - 1)]
         log_q = mx.concatenate(log_qs, axis=1) if log_qs else None
         return Draft(mx.concatenate(tokens, axis=1), log_q), layers
+
+    def read(self, layers: Layers, tokens: Sequence[int], start: int, length: int) -> Layers:
+        """The layers of one sequence after `tokens`, the first of which stands at `start`."""
+        for at in range(0, len(tokens), ROWS):
+            rows = self._known(mx.array([tokens[at : at + ROWS]], mx.int32))
+            offset = mx.array([start + at], mx.int32)
+            _, layers = self.network.forward(rows, layers, offset, length)
+            layers = self.network.commit(layers, None)
+        return layers
 
     def _known(self, tokens: mx.array) -> mx.array:
         return mx.minimum(tokens, self._own - 1) if self._clamps else tokens

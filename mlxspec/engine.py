@@ -391,8 +391,8 @@ def _require_exact(network: Network) -> None:
     # A fused network was tried when it was chosen.
     if not network.fused and not agrees(network):
         raise UnsupportedModel(
-            f"{_type_of(network.model)} keeps a past outside of its caches, so that a proposal to "
-            "it cannot be taken back.",
+            f"{_type_of(network.model)} says something else when it is fed several tokens at once, "
+            "so that it cannot speculate exactly.",
             hint="Use --no-speculation, or another model.",
         )
 

@@ -16,13 +16,15 @@ FinishReason = Literal["stop", "length", "interrupted"]
 class RoundStats:
     """One round of one sequence.
 
-    `drafted` tokens were proposed and `accepted` of them kept, in order from the first. A round
-    that the end of the text cut short is not `full` and does not count towards acceptance.
+    `drafted` tokens were proposed by `drafter` and `accepted` of them kept, in order from the
+    first. A round that the end of the text cut short is not `full` and does not count towards
+    acceptance.
     """
 
     drafted: int
     accepted: int
     full: bool = True
+    drafter: str = ""
 
 
 @dataclass(frozen=True)

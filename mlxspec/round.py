@@ -10,7 +10,7 @@ and reads `result`, one small array, a round late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -48,7 +48,7 @@ class RoundState(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        return capacity_of(self.target)
+        return capacity_of(self.target + self.draft)
 
     def grown(self, capacity: int) -> RoundState:
         return self._replace(target=grow(self.target, capacity), draft=grow(self.draft, capacity))
@@ -67,6 +67,8 @@ class Round:
         sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
             build their graph anew every time.
+
+    `waits` says whether building a round computes it, so that none can be dispatched ahead.
     """
 
     def __init__(
@@ -77,10 +79,10 @@ class Round:
         self._drafter = drafter
         networks = [target] if drafter is None else [target, drafter.network]
         # A caller's processors may look at values, which a trace does not have.
-        self._compiled = (
-            compiled and not sampler.sees_whole_text and all(network.fused for network in networks)
-        )
+        self.waits = sampler.sees_whole_text or not all(network.fused for network in networks)
+        self._compiled = compiled and not self.waits
         self._of_shape = cache(self._build)
+        self._shapes: set[tuple[int, int]] = set()
 
     def __call__(
         self, state: RoundState, *, draft_tokens: int, length: int
@@ -98,7 +100,23 @@ class Round:
             which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
         """
         after, result = self._of_shape(draft_tokens, length)(state)
+        self._shapes.add((draft_tokens, length))
         return RoundState(*after), result
+
+    def is_new(self, draft_tokens: int, length: int) -> bool:
+        """Whether such a round has not been built before: it would take longer than others."""
+        return (draft_tokens, length) not in self._shapes
+
+    def caught_up(
+        self, state: RoundState, tokens: Sequence[int], start: int, length: int
+    ) -> RoundState:
+        """`state` of one sequence after its drafter has read `tokens`, from position `start` on.
+
+        Rounds without proposals leave the drafter behind. Its past must end at `start`, and the
+        last two tokens of the text must be left to the next round.
+        """
+        assert self._drafter is not None
+        return state._replace(draft=self._drafter.read(state.draft, tokens, start, length))
 
     def halves(self, draft_tokens: int, length: int) -> tuple[Propose, Commit]:
         """The same round as two graphs, so that each can be waited for and timed."""

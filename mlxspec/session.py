@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
+from mlxspec.control import Choice, Controller
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.memory import watched
 from mlxspec.metrics import RoundStats
@@ -14,6 +17,9 @@ from mlxspec.round import BROKEN, Round, RoundState
 
 # Reads a text anew, with the draft or without, and returns the state before its next round.
 Prefilled = Callable[[Sequence[int], bool], RoundState]
+
+
+MODEL = "model"  # the name of the drafter that is a draft model
 
 
 def attended(length: int) -> int:
@@ -32,6 +38,14 @@ def reserved(length: int) -> int:
     return -(-length // step) * step
 
 
+class InFlight(NamedTuple):
+    """A round that was dispatched and not read. `timed`: nothing was built on the way."""
+
+    choice: Choice
+    result: mx.array
+    timed: bool
+
+
 class Session:
     """Decodes one sequence.
 
@@ -40,7 +54,8 @@ class Session:
         prefilled: reads the prompt, and the whole text again after memory ran out.
         prompt: token ids, at least one.
         limit: how many tokens there may ever be, the prompt's included.
-        draft_tokens: K, proposed in every round; 0 decodes plainly. It may change between steps.
+        draft_tokens: K, the most that is proposed in a round; 0 decodes plainly.
+        controller: chooses how many; None is always the most.
         notes: of what a person should know; the session adds to them.
     """
 
@@ -52,16 +67,20 @@ class Session:
         *,
         limit: int,
         draft_tokens: int,
+        controller: Controller | None = None,
         notes: list[str] | None = None,
     ) -> None:
         self.draft_tokens = draft_tokens
+        self.controller = controller
         self.stats: RoundStats | None = None
         self.notes: list[str] = [] if notes is None else notes
         self.text = list(prompt)
         self._round = rounds
         self._prefilled = prefilled
         self._limit = limit
-        self._in_flight: list[tuple[int, mx.array]] = []  # K and result, oldest first
+        self._in_flight: list[InFlight] = []  # oldest first
+        self._chosen: Choice | None = None  # for the next round, where it has to wait
+        self._read_at: float | None = None  # when the last result came, on the process's clock
         self._state: RoundState
         self._begin()
 
@@ -102,19 +121,36 @@ class Session:
 
     def _step(self) -> list[int]:
         with watched("writing text"):
-            while len(self._in_flight) < 2 and self._wants_more():
-                self._dispatch()
+            depth = 1 if self._round.waits else 2
+            while len(self._in_flight) < depth and self._wants_more() and self._dispatch():
+                pass
             if not self._in_flight:
                 return []
-            drafted, result = self._in_flight[0]
+            (choice, result, timed), *_ = self._in_flight
             *tokens, accepted = cast(list[list[int]], result.tolist())[0]
         if accepted == BROKEN:
             raise BrokenOutput(len(self.text))
         del self._in_flight[0]
         committed = tokens[: accepted + 1][: self._limit - len(self.text)]
         self.text += committed
-        self.stats = RoundStats(drafted, accepted, full=len(committed) == accepted + 1)
+        self.stats = RoundStats(
+            choice.draft_tokens,
+            accepted,
+            full=len(committed) == accepted + 1,
+            drafter=choice.drafter,
+        )
+        if choice.draft_tokens:
+            self._drafted_to = max(len(self.text) - 2, 0)
+        self._observe(choice, accepted, timed)
         return committed
+
+    def _observe(self, choice: Choice, accepted: int, timed: bool) -> None:
+        """Tell the controller what the round brought, and took: the time since the one before."""
+        now = time.perf_counter()
+        before, self._read_at = self._read_at, now
+        if self.controller is not None:
+            seconds = now - before if timed and before is not None else None
+            self.controller.observe(choice, accepted, seconds)
 
     def _shrink(self) -> None:
         """Begin again from what is committed, proposing half as much."""
@@ -123,27 +159,59 @@ class Session:
         self.notes.append(f"memory ran out: going on with {how}")
         del self._state
         self._in_flight.clear()
+        self._chosen = None
         self._begin()
 
     def _begin(self) -> None:
         self._state = self._prefilled(self.text, self.draft_tokens > 0)
+        self._drafted_to = max(len(self.text) - 2, 0)  # where the draft's past ends
+        self._read_at = None
         if not self._state.draft:
             self.draft_tokens = 0
 
     def _bound(self) -> int:
         """How many tokens are committed at most once every dispatched round is."""
-        return len(self.text) + sum(drafted + 1 for drafted, _ in self._in_flight)
+        return len(self.text) + sum(one.choice.draft_tokens + 1 for one in self._in_flight)
 
     def _wants_more(self) -> bool:
         # Every round in flight brings at least one token.
         return len(self.text) + len(self._in_flight) < self._limit
 
-    def _dispatch(self) -> None:
-        length = attended(self._bound() + self.draft_tokens)
+    def _choice(self) -> Choice:
+        if self.controller is None or self.draft_tokens == 0:
+            return Choice(MODEL if self.draft_tokens else "", self.draft_tokens)
+        choice = self.controller.choose(len(self.text))
+        return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
+
+    def _dispatch(self) -> bool:
+        """Dispatch the next round; False if what is in flight must be read first."""
+        choice = self._chosen or self._choice()
+        count = choice.draft_tokens
+        length = attended(self._bound() + count)
         if length > self._state.capacity:
             self._state = self._state.grown(reserved(length))
-        self._state, result = self._round(
-            self._state, draft_tokens=self.draft_tokens, length=length
-        )
+        if count and self._is_behind():
+            if self._in_flight:
+                self._chosen = choice
+                return False
+            self._catch_up(length)
+        self._chosen = None
+        timed = not self._round.is_new(count, length)
+        if not timed:
+            # The host builds while the device computes, and may be the slower one.
+            self._in_flight = [one._replace(timed=False) for one in self._in_flight]
+        self._state, result = self._round(self._state, draft_tokens=count, length=length)
         mx.async_eval(result, self._state)
-        self._in_flight.append((self.draft_tokens, result))
+        self._in_flight.append(InFlight(choice, result, timed))
+        return True
+
+    def _is_behind(self) -> bool:
+        """Whether the draft has not read what rounds without proposals have written."""
+        if self._in_flight:
+            return self._in_flight[-1].choice.draft_tokens == 0
+        return self._drafted_to < len(self.text) - 2
+
+    def _catch_up(self, length: int) -> None:
+        missed = self.text[self._drafted_to : -2]
+        self._state = self._round.caught_up(self._state, missed, self._drafted_to, length)
+        self._read_at = None

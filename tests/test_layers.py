@@ -12,11 +12,12 @@ import mlxspec
 PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
-    ["errors", "metrics", "_version"],
-    ["pairs", "params", "prompts", "kernels", "memory", "noise"],
+    ["errors", "metrics", "estimates", "_version"],
+    ["pairs", "params", "prompts", "kernels", "memory", "noise", "control"],
     ["caches.original", "caches.positional"],
     ["caches.hosted", "caches.recurrent"],
     ["caches.layers", "caches.recurrences"],
+    ["caches.peculiarities"],
     ["network"],
     ["options", "sampling", "prefill", "text", "verify"],
     ["drafters"],
@@ -26,7 +27,7 @@ LAYERS = [
     ["engine"],
     ["loading", "timing", "terminal", "audit"],
     ["display", "bench"],
-    ["bench_sampling"],
+    ["bench_sampling", "bench_caches"],
     ["app"],
     ["__main__"],
 ]

@@ -6,9 +6,10 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import KINDS, build, draft_for, model, prompt_of
+from conftest import KINDS, build, draft_for, model, plain, prompt_of
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
 
@@ -117,3 +118,47 @@ def test_what_cannot_be_quantised_is_refused() -> None:
 def test_values_out_of_range(values: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="kv_"):
         KVQuantization(**values)
+
+
+# --- weights in fewer bits --------------------------------------------------------------
+
+
+def with_bits(name: str, bits: int | str, *, tied: bool = True) -> Any:
+    """A model with its weights quantised: all to so many bits, or every other layer to 8 and 4."""
+    model = build(name, tie_word_embeddings=tied, **SHAPE)
+
+    def chosen(path: str, module: Any) -> bool | dict[str, int]:
+        if not hasattr(module, "to_quantized") or module.weight.shape[-1] % 32:
+            return False
+        eight = bits == 8 or (bits == "mixed" and ".0." in path)
+        return {"group_size": 32, "bits": 8 if eight else 4}
+
+    nn.quantize(model, class_predicate=chosen)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("target_bits", "draft_bits"),
+    [(4, 4), (8, 4), (4, 8), ("mixed", 8), (8, "mixed"), (4, 0), (0, 4)],
+)
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_quantised_weights_on_either_side(
+    name: str, target_bits: int | str, draft_bits: int | str
+) -> None:
+    target, draft = (
+        with_bits(name, bits, tied=tied) if bits else wide(name)
+        for bits, tied in ((target_bits, True), (draft_bits, False))
+    )
+    engine = Engine(target, draft, compiled=False)
+    for count in (1, 4):
+        result = engine.generate(prompt_of(9), max_tokens=80, draft_tokens=count)
+        assert result.tokens == plain(target, prompt_of(9), 80)
+    alike = Engine(target, target, compiled=False).generate(prompt_of(9), max_tokens=80)
+    assert alike.speculation.acceptance_rate == 1.0
+
+
+def test_quantised_weights_in_a_recurrent_model() -> None:
+    target = with_bits("qwen3_next", 4)
+    engine = Engine(target, draft_for(target, "half"), compiled=False)
+    result = engine.generate(prompt_of(9), max_tokens=80, draft_tokens=3)
+    assert result.tokens == plain(target, prompt_of(9), 80)

@@ -65,10 +65,10 @@ def grow(layers: Layers, capacity: int) -> Layers:
     return each(lambda layer: layer.grown(capacity), layers)
 
 
-def commit(layers: Layers, kept: mx.array) -> Layers:
+def commit(layers: Layers, kept: mx.array | None) -> Layers:
     """Take back all but the first `kept` rows since the last commit: int32 [B], at least 1.
 
-    Entries with a position need nothing: those past it are never seen.
+    None keeps all. Entries with a position need nothing: those past it are never seen.
     """
     return each(
         lambda layer: layer.committed(kept) if isinstance(layer, RecurrentLayer) else layer, layers
@@ -90,10 +90,14 @@ def stack(rows: list[Layers]) -> Layers:
     ]
 
 
-def blank(layers: Layers) -> Layers:
-    """As if nothing had been read."""
-    zeroed: Layers = tree_map(mx.zeros_like, layers)
-    return zeroed
+def unread(layers: Layers) -> Layers:
+    """As if nothing had been read, of layers after a pass that is not committed."""
+    return each(
+        lambda layer: (
+            layer.unread() if isinstance(layer, RecurrentLayer) else tree_map(mx.zeros_like, layer)
+        ),
+        layers,
+    )
 
 
 def _is_known(cache: Any) -> bool:

@@ -27,6 +27,8 @@ class FullLayer(NamedTuple):
 
     @classmethod
     def adopted(cls, cache: KVCache, capacity: int) -> FullLayer:
+        if cache.keys is None:  # of a layer that never writes to it
+            return cls(*[mx.zeros((1, 1, capacity, 0))] * 2)
         keys, values = cache.keys_and_values()
         return cls(keys, values).grown(capacity)
 
@@ -151,6 +153,24 @@ class FullCache(_Lasting[FullLayer]):
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All that may be attended, this pass's rows included once they are written."""
         return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
+
+    # Layers whose indexer has a cache of its own tie the arrays of both together.
+
+    @property
+    def keys(self) -> mx.array:
+        return self.layer.keys
+
+    @keys.setter
+    def keys(self, keys: mx.array) -> None:
+        self.layer = self.layer._replace(keys=keys)
+
+    @property
+    def values(self) -> mx.array:
+        return self.layer.values
+
+    @values.setter
+    def values(self, values: mx.array) -> None:
+        self.layer = self.layer._replace(values=values)
 
 
 class QuantizedCache(_Lasting[QuantizedLayer]):

@@ -1,7 +1,7 @@
-"""What each recurrence of mlx-lm looks like from outside: the one place that names them.
+"""What a model's recurrences go through while a pass is built, without a change to the model.
 
-During a pass that may be taken back, the functions named here are wrapped, for the one thread
-that builds the graph and the models' own modules alone:
+During a pass that may be taken back, the functions that advance a state are wrapped, for the one
+thread that builds the graph and the models' own modules alone:
 
 - a *scan* turns rows and a state into rows and the state after them. It is called a row at a
   time instead, and every state it returns is remembered.
@@ -63,31 +63,6 @@ class Window:
     axis: int = 1
 
 
-def _joined(state: str, new: str, axis: int = 1) -> Callable[[Bound], mx.array]:
-    return lambda given: mx.concatenate([given[state], given[new]], axis=axis)
-
-
-RECURRENCES: tuple[Scan | Window, ...] = (
-    Scan("mlx_lm.models.gated_delta", "gated_delta_update", "state", ("q", "k", "v", "a", "b")),
-    Scan("mlx_lm.models.ssm", "ssm_update", "state", ("hidden_states", "B", "C", "dt")),
-    Scan("mlx_lm.models.mamba", "MambaBlock.ssm_step", "state"),
-    Scan("mlx_lm.models.jamba", "JambaMambaMixer.ssm_step", "state", ("x",)),
-    Scan("mlx_lm.models.rwkv7", "Rwkv7TimeMixing._wkv7", "state", ("r", "w", "k", "v", "a", "b")),
-    Scan("mlx_lm.models.recurrent_gemma", "rnn_scan", "h0", ("x", "a")),
-    Scan("mlx_lm.models.bailing_moe_linear", "recurrent_gla", "h", ("q", "k", "v"), axis=2),
-    Scan("mlx_lm.models.bailing_hybrid", "recurrent_gla", "h", ("q", "k", "v"), axis=2),
-    Window("mlx.nn.layers.convolution", "Conv1d.__call__", lambda given: given["x"]),
-    Window("mlx_lm.models.rwkv7", "TokenShift.__call__", _joined("state", "x")),
-    Window("mlx_lm.models.recurrent_gemma", "Conv1d.__call__", _joined("cache", "x")),
-    Window(
-        "mlx_lm.models.baichuan_m1",
-        "Attention._custom_convolution",
-        _joined("state", "u", axis=2),
-        axis=2,
-    ),
-)
-
-
 class Unrecognised(Exception):
     """A state was written that nothing known has made."""
 
@@ -128,6 +103,8 @@ class Record:
                 # In the order of the calls: several convolutions of a layer may look the same.
                 del self._windows[i]
                 return Tail(fed, width, axis)
+        if rows == 1:  # of one row, any state is the one after it
+            return States((state,))
         raise Unrecognised
 
 
@@ -154,12 +131,12 @@ class Hook:
         return call
 
 
-def hooks_of(model: Any) -> list[Hook]:
-    """Where the layers of `model` call recurrences that are known."""
+def hooks_of(model: Any, recurrences: Sequence[Scan | Window]) -> list[Hook]:
+    """Where the layers of `model` call any of `recurrences`."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     places = [sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules]
     hooks = []
-    for recurrence in RECURRENCES:
+    for recurrence in recurrences:
         defined = sys.modules.get(recurrence.module)
         owner, _, method = recurrence.name.rpartition(".")
         if owner:

@@ -24,7 +24,7 @@ class States(NamedTuple):
     def last(self) -> mx.array:
         return self.after[-1]
 
-    def then(self, later: Any) -> States:
+    def then(self, later: Trail) -> States:
         """Of both passes, one after the other."""
         return States(self.after + later.after)
 
@@ -49,8 +49,18 @@ class Tail(NamedTuple):
     def last(self) -> mx.array:
         return _part(self.rows, self.axis, self.rows.shape[self.axis] - self.width)
 
-    def then(self, later: Any) -> Tail:
+    @property
+    def after(self) -> tuple[mx.array, ...]:
+        """As `States` has them."""
+        fed = self.rows.shape[self.axis] - self.width
+        return tuple(
+            mx.split(self.rows, [i, i + self.width], axis=self.axis)[1] for i in range(1, fed + 1)
+        )
+
+    def then(self, later: Trail) -> Trail:
         """Of both passes, one after the other."""
+        if isinstance(later, States):
+            return States(self.after + later.after)
         new = _part(later.rows, self.axis, self.width)
         return self._replace(rows=mx.concatenate([self.rows, new], axis=self.axis))
 
@@ -69,16 +79,27 @@ Trail = States | Tail
 class RecurrentLayer(NamedTuple):
     """The states of a layer, each with the rows of a batch first.
 
-    states: after the last row that was fed.
+    states: after the last row that was fed; None before the first one, where mlx-lm's layer has
+        none either and may do otherwise than with zeros.
     trails: between a pass and its commit, what leads back: one for each state.
     """
 
-    states: tuple[mx.array, ...]
+    states: tuple[mx.array | None, ...]
     trails: tuple[Trail, ...] = ()
 
     @classmethod
     def adopted(cls, cache: ArraysCache, capacity: int) -> RecurrentLayer:
         return cls(tuple(_states_of(cache)))
+
+    def unread(self) -> RecurrentLayer:
+        """As before the first row; it must not have been committed since its last pass."""
+        both = zip(self.states, self.trails, strict=True)
+        return RecurrentLayer(
+            tuple(
+                None if isinstance(trail, States) or state is None else mx.zeros_like(state)
+                for state, trail in both
+            )
+        )
 
     def grown(self, capacity: int) -> RecurrentLayer:
         return self
@@ -90,8 +111,10 @@ class RecurrentLayer(NamedTuple):
     def opened(self, offset: mx.array, length: int) -> RecurrentCache:
         return RecurrentCache(self)
 
-    def committed(self, kept: mx.array) -> RecurrentLayer:
-        """With the states after the first `kept` rows since the last commit, int32 [B]."""
+    def committed(self, kept: mx.array | None) -> RecurrentLayer:
+        """With the states after the first `kept` rows since the last commit, int32 [B], or all."""
+        if kept is None:
+            return RecurrentLayer(self.states)
         return RecurrentLayer(tuple(trail.at(kept) for trail in self.trails))
 
 

@@ -1,0 +1,223 @@
+"""Which drafter proposes in the next round and how many tokens, by expected tokens per second.
+
+The controller expects N(K) tokens of a round that costs C(K) (`estimates`) and picks the best
+N(K)/C(K). Plain decoding, K = 0, always competes; where it wins, speculation is *parked*. What is
+not in use is tried again from time to time, at distances that double and that its last loss can
+pay for; a longer round is tried as soon as its costs, continued from shorter ones, promise a gain.
+Plain Python without a clock or random numbers: the same reports give the same choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxspec.estimates import Acceptance, Costs, Knowledge
+
+# Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
+TRIAL, OPENING = 2, 3
+# Rounds between trials of the same: first, and at most; so few because texts change.
+FIRST_RETRY, LAST_RETRY = 16, 96
+# The share of the time that trials of a drafter may lose.
+BUDGET = 0.005
+# In a trial the rounds before it count no more than so many.
+RETRY_WEIGHT = 3.0
+# Another choice must be so much better, or rounds would flap between equals.
+HYSTERESIS, PARKING_HYSTERESIS = 1.03, 1.01
+# Speculation that gains more than this needs no plain rounds to compare itself with.
+BEYOND_DOUBT = 1.15
+# A drafter that was in use for so many rounds is retried soon again.
+PROVEN = 32
+NEVER = 1 << 30
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round does. `drafter` is "" when nothing is proposed."""
+
+    drafter: str
+    draft_tokens: int
+
+
+PLAIN = Choice("", 0)
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Speculation rests: it was expected to lose `loss`, a fraction, and is tried again then."""
+
+    loss: float
+    retry_in: int
+
+
+@dataclass(frozen=True)
+class Visit:
+    """From round `first` on, rounds did this."""
+
+    first: int
+    choice: Choice
+
+    def as_dict(self) -> dict[str, Any]:
+        drafting = self.choice.drafter or None
+        return {"round": self.first, "drafter": drafting, "draft_tokens": self.choice.draft_tokens}
+
+
+@dataclass
+class _Rest:
+    """When a drafter, or plain decoding, was last left or tried, and how long it then rests."""
+
+    since: int
+    distance: int = FIRST_RETRY
+
+
+class Controller:
+    """Picks what every round does.
+
+    Args:
+        most: the drafters, each with its largest K.
+        known: of drafters, from earlier runs.
+        start: K of a first trial.
+    """
+
+    def __init__(
+        self,
+        most: Mapping[str, int],
+        known: Mapping[str, Knowledge] | None = None,
+        *,
+        start: int = 1,
+    ) -> None:
+        known = {name: one for name, one in (known or {}).items() if name in most}
+        self.history: list[Visit] = []
+        self._most = dict(most)
+        self._start = start
+        self._costs = Costs(known)
+        self._acceptance = {
+            name: Acceptance(count, known[name].acceptance if name in known else ())
+            for name, count in most.items()
+        }
+        self._round = 0
+        self._current = PLAIN
+        self._entered = 0  # the round in which the current drafter came into use
+        self._trial, self._left = PLAIN, 0
+        first_trial = (0 if not self._costs.unknown else OPENING) - FIRST_RETRY
+        self._rests = {"": _Rest(0)} | {
+            name: _Rest(0 if one.tried else first_trial) for name, one in self._acceptance.items()
+        }
+        self._rank()
+
+    def choose(self, length: int) -> Choice:
+        """What the next round of a text of so many tokens does."""
+        self._costs.enter(length)
+        choice = self._next_trial() or self._settled()
+        if not self.history or self.history[-1].choice != choice:
+            self.history.append(Visit(self._round, choice))
+        self._round += 1
+        return choice
+
+    def observe(self, choice: Choice, accepted: int, seconds: float | None) -> None:
+        """A round kept so many proposals and took so long; None where that was not a fair time."""
+        if choice.drafter:
+            self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
+        if seconds is not None and seconds > 0:
+            self._costs.add(choice.drafter, choice.draft_tokens, seconds)
+        self._rank()
+
+    def parked(self) -> Parked | None:
+        """Why nothing is proposed and when it is tried again; None while something is."""
+        tried = [name for name, one in self._acceptance.items() if one.tried]
+        if self._current != PLAIN or self._left or not tried:
+            return None
+        loss = 1 - max(self._rate(self._best(name)) for name in tried)
+        retry = min(self._next_retry(name) for name in tried)
+        return Parked(max(loss, 0.0), max(retry - self._round, 0))
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        """What is known of the drafters that were tried, for the next run."""
+        plain_s = self._costs.plain_s
+        return {
+            name: Knowledge(
+                tuple(
+                    plain_s * cost for cost in self._costs.curve(name, self._costs.measured(name))
+                ),
+                tuple(one.rates()),
+            )
+            for name, one in self._acceptance.items()
+            if one.tried and plain_s is not None
+        }
+
+    # --- what is expected -----------------------------------------------------------------
+
+    def _rank(self) -> None:
+        """N(K)/C(K) of every drafter, in tokens per plain round, as far as it may be tried."""
+        self._curves: dict[str, list[float]] = {}
+        self._rates: dict[str, list[float]] = {}
+        for name, most in self._most.items():
+            reach = min(most, max(self._start, self._costs.measured(name) + 1))
+            curve = self._curves[name] = self._costs.curve(name, reach)
+            tokens = self._acceptance[name].tokens()[: reach + 1]
+            self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
+
+    def _rate(self, choice: Choice) -> float:
+        return self._rates[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
+
+    def _best(self, name: str) -> Choice:
+        rates = self._rates[name]
+        return Choice(name, max(range(1, len(rates)), key=rates.__getitem__))
+
+    # --- what is done ---------------------------------------------------------------------
+
+    def _settled(self) -> Choice:
+        """The best choice, or the current one where that is hardly worse."""
+        options = [self._best(name) for name, one in self._acceptance.items() if one.tried]
+        best = max([PLAIN, *options], key=self._rate)
+        margin = PARKING_HYSTERESIS if best == PLAIN else HYSTERESIS
+        if self._rate(best) < self._rate(self._current) * margin:
+            return self._current
+        if best.drafter != self._current.drafter:
+            self._leave(self._current.drafter)
+        self._current = best
+        return best
+
+    def _leave(self, name: str) -> None:
+        rest = self._rests[name]
+        if self._round - self._entered >= PROVEN:
+            rest.distance = FIRST_RETRY
+        rest.since = self._entered = self._round
+
+    def _next_trial(self) -> Choice | None:
+        """What is on trial, if anything is."""
+        if not self._left:
+            resting = [name for name in self._rests if name != self._current.drafter]
+            due = [name for name in resting if self._round >= self._next_retry(name)]
+            if not due:
+                return None
+            self._begin(due[0])
+        self._left -= 1
+        return self._trial
+
+    def _next_retry(self, name: str) -> int:
+        """The round from which on it may be tried."""
+        rest = self._rests[name]
+        if not name:
+            doubtful = self._rate(self._current) <= BEYOND_DOUBT
+            return rest.since + rest.distance if doubtful else NEVER
+        wait = rest.distance
+        if self._acceptance[name].tried:
+            best = self._best(name)
+            shortfall = 1 - self._rate(best) / self._rate(self._current)
+            lost = TRIAL * self._curves[name][best.draft_tokens] * shortfall
+            wait = max(wait, int(lost / BUDGET))
+        return rest.since + wait
+
+    def _begin(self, name: str) -> None:
+        if not name:
+            self._trial = PLAIN
+        elif self._acceptance[name].tried:
+            self._trial = self._best(name)
+            self._acceptance[name].soften(RETRY_WEIGHT)
+        else:
+            self._trial = Choice(name, min(self._start, self._most[name]))
+        self._left = TRIAL
+        rest = self._rests[name]
+        rest.since, rest.distance = self._round, min(2 * rest.distance, LAST_RETRY)

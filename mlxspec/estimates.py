@@ -1,0 +1,184 @@
+"""What a round brings and what it takes, estimated from the rounds so far. Plain numbers, no clock.
+
+`Acceptance` gives N(K) = 1 + Σₖ Πⱼ≤ₖ aⱼ, the tokens that a round of K proposals commits on average
+where position j is accepted with probability aⱼ once it is reached. `Costs` gives C(K), what such a
+round takes, relative to a round without proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import exp, log
+
+# --- acceptance; weights are in rounds ---
+# A draft that nothing is known of is expected to do well enough to be worth a try.
+FIRST_RATE, FIRST_WEIGHT = 0.65, 2.0
+# A position is expected to do as the one before it, until rounds that reach it say otherwise.
+NEIGHBOUR_WEIGHT = 4.0
+# Texts differ: what was stored is outvoted by a handful of rounds of this one.
+STORED_WEIGHT = 3.0
+# Counts fade with every round of the drafter, so that about 20 rounds are remembered.
+FADE = 0.95
+
+# --- costs, as variances of natural logarithms: 0.1 is about 10% ---
+NOISE = 0.1**2  # of one measurement
+PACE_DRIFT = 0.02**2  # of the machine, from one round to the next
+UNKNOWN = 0.4**2  # of a ratio that was never measured
+STORED = 0.05**2  # of one that was, in an earlier run
+# Attention takes more of a round as a text grows, so ratios measured in the last bucket may move.
+BUCKET, BUCKET_DRIFT = 512, 0.03**2
+# Nothing makes a round faster than it is: so much below the estimate, the estimate is wrong.
+IMPOSSIBLE = 0.7
+# What one more proposal is taken to cost before any was measured, in plain rounds: little, so
+# that it is tried.
+FIRST_STEP = 0.12
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known of a drafter before a run, and after it.
+
+    costs: of a round with 0, 1, 2, … proposals, in seconds or any other unit; empty if unknown.
+    acceptance: how often the first, second, … position was accepted when it was reached.
+    """
+
+    costs: tuple[float, ...] = ()
+    acceptance: tuple[float, ...] = ()
+
+
+class Acceptance:
+    """Faded counts, for each position, of the rounds that reached it and of those that accepted it.
+
+    Args:
+        most: the largest K.
+        known: rates by position from an earlier run.
+    """
+
+    def __init__(self, most: int, known: Sequence[float] = ()) -> None:
+        rates, weight = (known[:most], STORED_WEIGHT) if known else ([FIRST_RATE], FIRST_WEIGHT)
+        missing = [0.0] * (most - len(rates))
+        self._reached = [weight] * len(rates) + missing
+        self._hits = [weight * rate for rate in rates] + missing
+        self.tried = bool(known)
+
+    def add(self, drafted: int, accepted: int) -> None:
+        self.tried = True
+        self._reached = [FADE * count for count in self._reached]
+        self._hits = [FADE * count for count in self._hits]
+        for k in range(min(drafted, accepted + 1)):
+            self._reached[k] += 1
+            self._hits[k] += k < accepted
+
+    def soften(self, weight: float) -> None:
+        """Believe in no position more than so many rounds' worth: the text may have changed."""
+        for k, reached in enumerate(self._reached):
+            if reached > weight:
+                self._hits[k] *= weight / reached
+                self._reached[k] = weight
+
+    def rates(self) -> list[float]:
+        """aⱼ for j = 1, 2, …"""
+        rates: list[float] = []
+        rate = self._hits[0] / self._reached[0]
+        for hits, reached in zip(self._hits, self._reached, strict=True):
+            rate = (hits + NEIGHBOUR_WEIGHT * rate) / (reached + NEIGHBOUR_WEIGHT)
+            rates.append(rate)
+        return rates
+
+    def tokens(self) -> list[float]:
+        """N(K) for K = 0, 1, 2, …"""
+        return expected_tokens(self.rates())
+
+
+def expected_tokens(rates: Sequence[float]) -> list[float]:
+    """N(K) for K = 0 … as many as there are rates."""
+    totals, run = [1.0], 1.0
+    for rate in rates:
+        run *= rate
+        totals.append(totals[-1] + run)
+    return totals
+
+
+@dataclass
+class _Ratio:
+    """The logarithm of a cost in plain rounds, and the variance of what is believed of it."""
+
+    value: float
+    variance: float
+
+
+class Costs:
+    """A pace, and for every (drafter, K) a ratio to it: a Kalman filter over logarithms.
+
+    A measurement is their sum and noise. What slows all rounds alike, a machine that gets warm or
+    a text that gets longer, moves the pace; what slows one kind moves its ratio.
+    """
+
+    def __init__(self, known: Mapping[str, Knowledge]) -> None:
+        self._pace: _Ratio | None = None
+        self._ratios = {("", 0): _Ratio(0.0, 0.0)}
+        self._bucket = 0
+        for name, knowledge in known.items():
+            for k, cost in enumerate(knowledge.costs[1:], 1):
+                self._ratios[name, k] = _Ratio(log(cost / knowledge.costs[0]), STORED)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether no round with proposals has a cost yet."""
+        return len(self._ratios) == 1
+
+    @property
+    def plain_s(self) -> float | None:
+        """Seconds of a round without proposals, at the present pace."""
+        return exp(self._pace.value) if self._pace else None
+
+    def enter(self, length: int) -> None:
+        """The text is so long now."""
+        if length // BUCKET > self._bucket:
+            self._bucket = length // BUCKET
+            for (_, k), ratio in self._ratios.items():
+                ratio.variance += BUCKET_DRIFT if k else 0.0
+
+    def add(self, drafter: str, count: int, seconds: float) -> None:
+        """A round with `count` proposals took so long."""
+        key = drafter, count
+        if key not in self._ratios:
+            self._ratios[key] = _Ratio(log(self.curve(drafter, count)[count]), UNKNOWN)
+        ratio = self._ratios[key]
+        if self._pace is None:
+            self._pace = _Ratio(log(seconds) - ratio.value, NOISE)
+            return
+        self._pace.variance += PACE_DRIFT
+        surprise = log(seconds) - self._pace.value - ratio.value
+        total = self._pace.variance + ratio.variance
+        noise = NOISE
+        if surprise > 0:
+            # Other programs only ever make a round slower: the larger, the less it says.
+            noise = max(NOISE, surprise**2 / 4)
+        elif surprise < -IMPOSSIBLE:
+            for believed in (self._pace, ratio):
+                believed.variance *= surprise**2 / total
+            total = surprise**2
+        for believed in (self._pace, ratio):
+            gain = believed.variance / (total + noise)
+            believed.value += surprise * gain
+            believed.variance *= 1 - gain
+
+    def measured(self, drafter: str) -> int:
+        """The largest K whose cost is known."""
+        return max((k for name, k in self._ratios if name == drafter), default=0)
+
+    def curve(self, drafter: str, most: int) -> list[float]:
+        """C(K)/C(0) for K = 0 … `most`: between what is known, and beyond it, along lines."""
+        known = {
+            k: exp(ratio.value) for (name, k), ratio in self._ratios.items() if name == drafter
+        }
+        points = sorted({0: 1.0, **known}.items())
+        curve: list[float] = []
+        for (a, cost), (b, after) in pairwise(points):
+            curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
+        last, cost = points[-1]
+        step = (cost - 1) / last if last else FIRST_STEP
+        return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
