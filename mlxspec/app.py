@@ -6,13 +6,15 @@ import io
 import json
 import os
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxspec import options
+from mlxspec import options, tuning
 from mlxspec._version import __version__
 from mlxspec.errors import MlxspecError
 from mlxspec.options import (
@@ -22,8 +24,9 @@ from mlxspec.options import (
     TextOptions,
     grouped,
 )
-from mlxspec.pairs import NO_DRAFT, Pair, find_pair, load_pairs
+from mlxspec.pairs import AUTO, NO_DRAFT, DraftTokens, Pair, find_pair, load_pairs
 from mlxspec.params import SamplingParams
+from mlxspec.tuning import Record
 
 if TYPE_CHECKING:
     from mlxspec.audit import Audit
@@ -145,6 +148,7 @@ def _write(
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
         left_out: list[str] = []
         engine = _engine(pair, models, display, left_out, quiet=quiet)
+        record = _recall(pair, engine, display)
         run = engine.run(
             words,
             max_tokens=text.max_tokens,
@@ -158,6 +162,8 @@ def _write(
         run.generation.notes += left_out
         _build_kernels(engine, sampling, models.draft_tokens, display)
         interrupted = _show(run, display, with_split=shown and not quiet)
+        if run.generation.speculation.auto:
+            tuning.remember(replace(record, learned=engine.learned), display.note)
         report = None
         if audited and not interrupted:
             from mlxspec.audit import audit
@@ -200,6 +206,15 @@ def _engine(
     return engine
 
 
+def _recall(pair: Pair, engine: Engine, display: Display) -> Record:
+    """Let an engine begin with what earlier runs of its pair have learned on this machine."""
+    from mlxspec import loading
+
+    record = tuning.recall(loading.setting_of(pair, engine), display.note)
+    engine.learned = record.learned
+    return record
+
+
 def _loading(*, progress_bars: bool) -> ModuleType:
     """Import what needs MLX, which takes a second or two."""
     from mlxspec import require_backend
@@ -216,7 +231,7 @@ def _loading(*, progress_bars: bool) -> ModuleType:
 
 
 def _build_kernels(
-    engine: Engine, sampling: SamplingParams, draft_tokens: int | None, display: Display
+    engine: Engine, sampling: SamplingParams, draft_tokens: DraftTokens | None, display: Display
 ) -> None:
     if engine.kernels_missing(sampling, draft_tokens):
         display.note("building CPU kernels, once: some ten seconds; --no-compile skips it")
@@ -230,11 +245,12 @@ def _show(run: Run, display: Display, *, with_split: bool) -> bool:
 
     generation = run.generation
     interrupted = False
-    try:
-        for event in run:
-            display.show(event, generation, generation.timing.decode_s)
-    except KeyboardInterrupt:
-        interrupted = True
+    with closing(iter(run)) as events:
+        try:
+            for event in events:
+                display.show(event, generation, generation.timing.decode_s)
+        except KeyboardInterrupt:
+            interrupted = True
     split = None
     if run.session is not None and not interrupted and with_split:
         rounds = generation.speculation.rounds
@@ -275,17 +291,45 @@ def show_pair(
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Show one pair."""
+    """Show one pair, and what was learned of it on this machine."""
     pair = find_pair(name, models)
+    kept = [
+        record
+        for record in tuning.records(_warn)
+        if (record.setting.target, record.setting.draft) == (pair.target, pair.draft)
+    ]
     if as_json:
-        typer.echo(json.dumps(pair.as_dict(), ensure_ascii=False))
+        known = [tuning.as_dict(record) for record in kept]
+        typer.echo(json.dumps(pair.as_dict() | {"learned": known}, ensure_ascii=False))
         return
     values = pair.as_dict() | {"draft": pair.draft or NO_DRAFT}
-    _print_table([(key.replace("_", " "), str(value)) for key, value in values.items()])
+    rows = [(key.replace("_", " "), str(value)) for key, value in values.items()]
+    _print_table(rows + [("learned", _in_words(record)) for record in kept])
+
+
+def _in_words(record: Record) -> str:
+    """A setting, and what is known under it."""
+    setting, verdict = record.setting, record.verdict
+    lines = [f"{setting.chip}, {setting.backend}, mlx {setting.mlx}, mlx-lm {setting.mlx_lm}"]
+    lines.append(f"weights: {setting.quantisation}")
+    if verdict is not None:
+        lines.append(str(verdict))
+    for length, drafters in sorted(record.learned.by_length.items()):
+        for name, one in drafters.items():
+            rates = " ".join(f"{100 * rate:.0f}" for rate in one.acceptance)
+            costs = " ".join(f"{cost / one.costs[0]:.2f}" for cost in one.costs)
+            lines.append(f"{tuning.described_length(length)}: {name} is accepted {rates}%")
+            lines.append(f"  and costs {costs} plain rounds, with 0, 1, 2, … proposals")
+    return "\n".join(lines)
+
+
+def _warn(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _in_three_lines(pair: Pair) -> str:
-    drafting = f"{pair.draft} ({pair.draft_tokens} tokens)" if pair.draft else "none"
+    chosen = "" if pair.draft_tokens == AUTO else f" ({pair.draft_tokens} tokens)"
+    drafting = f"{pair.draft}{chosen}" if pair.draft else "none"
     return f"{pair.target}\n  draft: {drafting}\n  {pair.note}".rstrip()
 
 

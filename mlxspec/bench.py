@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -32,8 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec import kernels
-from mlxspec._version import __version__
+from mlxspec import kernels, machine
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
@@ -153,7 +150,7 @@ def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, fl
         session = engine.session(prompt, draft_tokens=count)
         for _ in range(8):
             session.step()
-        over_parts.append(once / sum(halves(session, 30)))
+        over_parts.append(once / sum(halves(session, count, 30)))
         at_four_times.append(four_times / once)
     return {
         "over_its_parts": median(over_parts[1:]),
@@ -202,30 +199,6 @@ def cold_kernels(pair: str, count: int) -> dict[str, float]:
     return cast(dict[str, float], json.loads(done.stdout))
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
-        "device": str(mx.default_device()),
-        "python": platform.python_version(),
-        "mlxspec": __version__,
-        **{name: version(name) for name in ("mlx", "mlx-lm")},
-    }
-
-
-def described(about: dict[str, Any]) -> str:
-    """What `machine` returned, as the beginning of a line."""
-    return f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(": ")[2] for line in lines if "model name" in line), "") or (
-        platform.processor()
-    )
-
-
 def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
     """All figures as one object, as `--json` writes it."""
     speeds = race(engine, prompts, max_tokens)
@@ -246,7 +219,7 @@ def measure(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[s
         for count, rate in zip(COUNTS, rates, strict=True)
     ]
     return {
-        "machine": machine(),
+        "machine": machine.about(),
         "prompts": len(prompts),
         "max_tokens": max_tokens,
         "mlx_lm_plain_tokens_per_second": median(speeds["plain"]),
@@ -261,7 +234,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what `measure` returned."""
     about = result["machine"]
     console.print(
-        f"{described(about)}; "
+        f"{machine.described(about)}; "
         f"{result['prompts']} prompts, {result['max_tokens']} tokens each, greedy, medians"
     )
     console.print(

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench import described, machine
+from mlxspec import machine
 from mlxspec.caches.layers import Layers, each
 from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
@@ -223,10 +223,10 @@ def main(
             f"{found['room']:.2f}",
             *(f"{found[f'rows_{rows}']:.2f}" for rows in ROWS),
         )
-    console.print(described(machine()))
+    console.print(machine.described(machine.about()))
     console.print(table)
     if json_file is not None:
-        written = {"machine": machine(), "hidden_size": hidden_size}
+        written = {"machine": machine.about(), "hidden_size": hidden_size}
         json_file.write_text(json.dumps({**written, "kinds": results}, indent=2) + "\n")
 
 

@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench import COUNTS, PROMPTS, described, machine, timed
+from mlxspec import machine
+from mlxspec.bench import COUNTS, PROMPTS, timed
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
@@ -197,7 +198,7 @@ def measure(
             }
         )
     return {
-        "machine": machine(),
+        "machine": machine.about(),
         "prompts": len(prompts),
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -210,7 +211,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what `measure` returned."""
     about = result["machine"]
     console.print(
-        f"{described(about)}; "
+        f"{machine.described(about)}; "
         f"{result['prompts']} prompts, {result['max_tokens']} tokens each, "
         f"temperature {result['temperature']:g}, median speeds"
     )

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mlxspec.estimates import Acceptance, Costs, Knowledge
+from mlxspec.metrics import Parked
 
 # Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
 TRIAL, OPENING = 2, 3
@@ -43,26 +43,6 @@ class Choice:
 PLAIN = Choice("", 0)
 
 
-@dataclass(frozen=True)
-class Parked:
-    """Speculation rests: it was expected to lose `loss`, a fraction, and is tried again then."""
-
-    loss: float
-    retry_in: int
-
-
-@dataclass(frozen=True)
-class Visit:
-    """From round `first` on, rounds did this."""
-
-    first: int
-    choice: Choice
-
-    def as_dict(self) -> dict[str, Any]:
-        drafting = self.choice.drafter or None
-        return {"round": self.first, "drafter": drafting, "draft_tokens": self.choice.draft_tokens}
-
-
 @dataclass
 class _Rest:
     """When a drafter, or plain decoding, was last left or tried, and how long it then rests."""
@@ -88,7 +68,6 @@ class Controller:
         start: int = 1,
     ) -> None:
         known = {name: one for name, one in (known or {}).items() if name in most}
-        self.history: list[Visit] = []
         self._most = dict(most)
         self._start = start
         self._costs = Costs(known)
@@ -110,18 +89,31 @@ class Controller:
         """What the next round of a text of so many tokens does."""
         self._costs.enter(length)
         choice = self._next_trial() or self._settled()
-        if not self.history or self.history[-1].choice != choice:
-            self.history.append(Visit(self._round, choice))
         self._round += 1
         return choice
 
-    def observe(self, choice: Choice, accepted: int, seconds: float | None) -> None:
-        """A round kept so many proposals and took so long; None where that was not a fair time."""
+    def kept(self, choice: Choice, accepted: int) -> None:
+        """A round kept so many of its proposals."""
         if choice.drafter:
             self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
-        if seconds is not None and seconds > 0:
-            self._costs.add(choice.drafter, choice.draft_tokens, seconds)
+            self._rank()
+
+    def took(self, choice: Choice, seconds: float) -> None:
+        """A round took so long, more than nothing."""
+        self._costs.add(choice.drafter, choice.draft_tokens, seconds)
         self._rank()
+
+    @property
+    def current(self) -> Choice:
+        """What rounds do but for trials."""
+        return self._current
+
+    def seconds(self, choice: Choice) -> float | None:
+        """What such a round takes, at the present pace; None before any was timed."""
+        plain_s = self._costs.plain_s
+        if plain_s is None:
+            return None
+        return plain_s * self._costs.curve(choice.drafter, choice.draft_tokens)[choice.draft_tokens]
 
     def parked(self) -> Parked | None:
         """Why nothing is proposed and when it is tried again; None while something is."""

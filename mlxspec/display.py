@@ -20,7 +20,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.metrics import Event, FinishReason, Generation, Split
+from mlxspec.metrics import (
+    Event,
+    FinishReason,
+    Generation,
+    RoundStats,
+    SpeculationStats,
+    Split,
+)
 from mlxspec.terminal import (
     ASIDE,
     GONE,
@@ -35,6 +42,7 @@ from mlxspec.terminal import (
 
 SPINNER_AFTER_S = 0.3
 LONG_PROMPT_TOKENS = 1024
+MOST_OFTEN = 3  # of what rounds did: said in the summary
 STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
 
 _STOPPED: dict[FinishReason, str] = {
@@ -120,7 +128,8 @@ class Display:
         self._line.make_way()
         self._text.write(event.pieces, marked=_speculates(generation))
         if elapsed_s - self._status_s >= STATUS_EVERY_S:
-            self._status, self._status_s = _live_parts(generation, elapsed_s), elapsed_s
+            parts = _live_parts(generation, event.round, elapsed_s)
+            self._status, self._status_s = parts, elapsed_s
         self._line.draw(self._status)
         for note in event.notes:
             self.note(note)
@@ -188,7 +197,7 @@ def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> 
     return Display(text=text, line=line, people=people, terminal=terminal)
 
 
-def _live_parts(generation: Generation, elapsed_s: float) -> list[str]:
+def _live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: float) -> list[str]:
     tokens, stats = len(generation.tokens), generation.speculation
     # The first token is there when decoding begins: at once, it would look like a rate.
     parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
@@ -196,7 +205,19 @@ def _live_parts(generation: Generation, elapsed_s: float) -> list[str]:
         parts.append(f"acceptance {stats.acceptance_rate:.0%}")
         parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
         parts += [] if stats.is_exact else ["not exact"]
+    if stats.auto and latest is not None:
+        parts.append(_doing(latest))
     return [*parts, f"{elapsed_s:.1f} s"]
+
+
+def _doing(latest: RoundStats) -> str:
+    """What a controller has rounds do."""
+    if latest.drafted:
+        return f"{latest.drafter} drafts {latest.drafted}"
+    if latest.parked is None:
+        return "drafts nothing yet"
+    rounds = latest.parked.retry_in
+    return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
 
 
 def _summary(generation: Generation, split: Split | None) -> list[tuple[str, list[str]]]:
@@ -204,14 +225,17 @@ def _summary(generation: Generation, split: Split | None) -> list[tuple[str, lis
     stats = generation.speculation
     rows = [("output", _output(generation))]
     if _speculates(generation) and stats.acceptance_rate is not None:
-        kept = (count / stats.full_rounds for count in stats.accepted_by_position)
+        counts = zip(stats.accepted_by_position, stats.drafted_by_position, strict=True)
+        kept = [accepted / drafted for accepted, drafted in counts if drafted]
         accepted = [
-            f"{stats.acceptance_rate:.0%} of {stats.draft_tokens} drafted",
+            f"{stats.acceptance_rate:.0%} of {_drafted(stats)} drafted",
             f"{stats.tokens_per_round:.2f} tokens per round",
             f"by position {' '.join(f'{100 * share:.0f}' for share in kept)}%",
         ]
         accepted += [] if stats.is_exact else [f"not exact: {stats.rule} verification"]
         rows.append(("accepted", accepted))
+    if stats.auto and stats.rounds:
+        rows.append(("chosen", _chosen(stats)))
     cost = []
     if split is not None:
         cost += [f"draft {split.draft:.0%}", f"verify {split.verify:.0%}"]
@@ -219,6 +243,23 @@ def _summary(generation: Generation, split: Split | None) -> list[tuple[str, lis
     if generation.peak_gb:
         cost.append(f"peak memory {generation.peak_gb:.2f} GB")
     return [*rows, ("cost", cost)] if cost else rows
+
+
+def _drafted(stats: SpeculationStats) -> str:
+    if not stats.auto:
+        return str(stats.draft_tokens)
+    return f"{stats.drafted / max(stats.drafted_by_position):.1f}"
+
+
+def _chosen(stats: SpeculationStats) -> list[str]:
+    """How often rounds did what."""
+    ends = [visit.round for visit in stats.history[1:]] + [stats.rounds]
+    shares: dict[str, int] = {}
+    for visit, end in zip(stats.history, ends, strict=True):
+        what = f"{visit.drafter} {visit.draft_tokens}" if visit.draft_tokens else "nothing drafted"
+        shares[what] = shares.get(what, 0) + end - visit.round
+    often = sorted(shares.items(), key=lambda one: -one[1])[:MOST_OFTEN]
+    return [f"{what} in {count / stats.rounds:.0%} of rounds" for what, count in often]
 
 
 def _output(generation: Generation) -> list[str]:

@@ -12,12 +12,21 @@ from mlx.utils import tree_flatten
 
 from mlxspec import kernels
 from mlxspec.caches.original import Model, fresh_cache, require_quantizable
-from mlxspec.drafters import ModelDrafter
+from mlxspec.control import Controller
+from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.errors import OutOfMemory, PromptError, UnsupportedModel, UsageError
+from mlxspec.estimates import Learned
 from mlxspec.metrics import Event, Generation, SpeculationStats
 from mlxspec.network import Network, agrees, network_of
 from mlxspec.noise import row_key
-from mlxspec.pairs import DEFAULT_DRAFT_TOKENS, DEFAULT_MAX_TOKENS, MAX_DRAFT_TOKENS
+from mlxspec.pairs import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    DEFAULT_MAX_TOKENS,
+    MAX_AUTO_TOKENS,
+    MAX_DRAFT_TOKENS,
+    DraftTokens,
+)
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.prefill import Note, Progress, Reading, prefill
 from mlxspec.round import Round, RoundState
@@ -38,7 +47,7 @@ class Engine:
         target: an mlx-lm model in memory.
         draft: a smaller mlx-lm model over the same tokens, or None.
         tokenizer: mlx-lm's TokenizerWrapper; None takes and gives token ids only.
-        draft_tokens: K where a call does not say.
+        draft_tokens: K where a call does not say; "auto" chooses it round by round.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
             are built, which `build_kernels` does, because it takes seconds.
         kv: keep keys and values in fewer bits. This changes what the target says, with and
@@ -54,7 +63,7 @@ class Engine:
         draft: Model | None = None,
         tokenizer: Tokenizer | None = None,
         *,
-        draft_tokens: int = DEFAULT_DRAFT_TOKENS,
+        draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
     ) -> None:
@@ -62,6 +71,7 @@ class Engine:
         self.draft = draft
         self.tokenizer = tokenizer
         self.kv = kv
+        self.learned = Learned()
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
         self._compiled = compiled
@@ -86,6 +96,11 @@ class Engine:
         length = getattr(getattr(self.target, "args", None), "max_position_embeddings", None)
         return int(length) if length else None
 
+    @property
+    def compiles(self) -> bool:
+        """Whether greedy rounds of any K are compiled."""
+        return self._is_compiled(GREEDY, AUTO if self.draft is not None else 0)
+
     # --- generating -----------------------------------------------------------------------
 
     def generate(self, prompt: Prompt, **options: Any) -> Generation:
@@ -104,7 +119,7 @@ class Engine:
         prompt: Prompt,
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
-        draft_tokens: int | None = None,
+        draft_tokens: DraftTokens | None = None,
         sampling: SamplingParams = GREEDY,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
@@ -118,8 +133,11 @@ class Engine:
         Args:
             prompt: text, or token ids that are taken as they are.
             max_tokens: at least 1; the text also ends where the context does.
-            draft_tokens: K; None takes the engine's own, 0 decodes plainly.
-            sampling: greedy unless given.
+            draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it
+                round by round and never proposes for long what does not pay.
+            sampling: greedy unless given. With a seed of your own, `auto` verifies with the
+                coupled rule unless another is named: the text is then the seed's alone, whatever
+                was proposed.
             stop: the text ends before the first of these strings.
             ignore_eos: go on after the end of the text, for measurements.
             system, raw: see `encode_prompt`.
@@ -137,18 +155,23 @@ class Engine:
         if stop and self.tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
         tokens = self.encode(prompt, system=system, raw=raw)
+        count, auto = self._drafting(draft_tokens)
+        sampling = _repeatable(sampling) if auto else sampling
         sampling = sampling.with_seed()
-        count = self.checked_draft_tokens(draft_tokens)
 
         def begin() -> Session:
             return self._session(
-                tokens, max_tokens, count, sampling, processors, on_prefill=on_prefill
+                tokens, max_tokens, draft_tokens, sampling, processors, on_prefill=on_prefill
             )
+
+        def over(session: Session) -> None:
+            if session.controller is not None:
+                self.learned.learn(len(session.text), session.controller.knowledge())
 
         assert sampling.seed is not None
         generation = Generation(
             len(tokens),
-            SpeculationStats(count, enabled=count > 0, rule=sampling.rule),
+            SpeculationStats(count, enabled=count > 0, rule=sampling.rule, auto=auto),
             sampling.seed,
         )
         generation.timing.load_s = self.load_s
@@ -157,14 +180,14 @@ class Engine:
             continues = isinstance(prompt, str) and is_raw(self.tokenizer, raw)
             text = TextStream(self.tokenizer, continues=continues, stop=stop)
             ends = set() if ignore_eos else set(self.tokenizer.eos_token_ids)
-        return Run(begin, generation, text, ends)
+        return Run(begin, generation, text, ends, over)
 
     def session(
         self,
         prompt: Prompt,
         *,
         max_tokens: int | None = None,
-        draft_tokens: int | None = None,
+        draft_tokens: DraftTokens | None = None,
         sampling: SamplingParams = GREEDY,
         processors: Sequence[Processor] = (),
         capacity: int = 0,
@@ -178,11 +201,10 @@ class Engine:
                 themselves.
             Others: as for `run`.
         """
-        count = self.checked_draft_tokens(draft_tokens)
         return self._session(
             self.encode(prompt),
             max_tokens,
-            count,
+            draft_tokens,
             sampling,
             processors,
             capacity=capacity,
@@ -193,13 +215,14 @@ class Engine:
         self,
         tokens: list[int],
         max_tokens: int | None,
-        count: int,
+        draft_tokens: DraftTokens | None,
         sampling: SamplingParams,
         processors: Sequence[Processor],
         *,
         capacity: int = 0,
         on_prefill: Progress | None = None,
     ) -> Session:
+        count, auto = self._drafting(draft_tokens)
         sampling = self._completed(sampling)
         limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
         limit = min((limit for limit in limits if limit is not None), default=None)
@@ -207,7 +230,7 @@ class Engine:
         if processors:
             rounds = self._build_round(method, False, tuple(processors))
         else:
-            rounds = self._round(method, self._is_compiled(sampling, count))
+            rounds = self._round(method, self._is_compiled(sampling, draft_tokens))
         notes = [_waiting(network) for network in self.networks if not network.fused]
         if processors:
             notes.append("logits processors of your own: rounds are not compiled")
@@ -229,6 +252,7 @@ class Engine:
             tokens,
             limit=2**31 - 1 if limit is None else limit,
             draft_tokens=count,
+            controller=Controller({MODEL: count}, self.learned.at(len(tokens))) if auto else None,
             notes=notes,
         )
 
@@ -308,14 +332,16 @@ class Engine:
             )
         return tokens
 
-    def checked_draft_tokens(self, draft_tokens: int | None) -> int:
-        """K for a call that asks for `draft_tokens`: 0 wherever nothing can draft."""
-        count = self._draft_tokens if draft_tokens is None else draft_tokens
-        if not 0 <= count <= MAX_DRAFT_TOKENS:
+    def _drafting(self, draft_tokens: DraftTokens | None) -> tuple[int, bool]:
+        """K, or the largest, and whether it is chosen round by round; 0 where nothing drafts."""
+        asked = self._draft_tokens if draft_tokens is None else draft_tokens
+        count = MAX_AUTO_TOKENS if asked == AUTO else asked
+        if not (isinstance(count, int) and 0 <= count <= MAX_DRAFT_TOKENS):
             raise UsageError(
-                f"draft_tokens is {count}.", hint=f"It must be between 0 and {MAX_DRAFT_TOKENS}."
+                f"draft_tokens is {asked!r}.",
+                hint=f'It must be "auto", or between 0 and {MAX_DRAFT_TOKENS}.',
             )
-        return count if self.draft is not None else 0
+        return (count, asked == AUTO) if self.draft is not None else (0, False)
 
     def _completed(self, sampling: SamplingParams) -> SamplingParams:
         """With a seed, and with what XTC spares where a call does not say."""
@@ -328,32 +354,44 @@ class Engine:
 
     # --- compiling ------------------------------------------------------------------------
 
-    def kernels_missing(self, sampling: SamplingParams, draft_tokens: int | None = None) -> bool:
+    def kernels_missing(
+        self, sampling: SamplingParams, draft_tokens: DraftTokens | None = None
+    ) -> bool:
         """Whether `build_kernels` would make such rounds faster from now on."""
-        count = self.checked_draft_tokens(draft_tokens)
-        built = kernels.are_built(self._kind(sampling, count))
+        built = all(map(kernels.are_built, self._kinds(sampling, draft_tokens).values()))
         return self._compiled is None and kernels.can_compile() and not built
 
-    def build_kernels(self, sampling: SamplingParams, draft_tokens: int | None = None) -> None:
-        """Run two compiled rounds, so that MLX builds every kernel that they need."""
-        count = self.checked_draft_tokens(draft_tokens)
+    def build_kernels(
+        self, sampling: SamplingParams, draft_tokens: DraftTokens | None = None
+    ) -> None:
+        """Run two compiled rounds of each kind, so that MLX builds every kernel that they need."""
         rounds = self._round(self._completed(sampling).method(_ANY_LENGTH), True)
 
         def prefilled(text: Sequence[int], draft: bool) -> RoundState:
             return self.prefilled(text, sampling, sampler=rounds.sampler, draft=draft)
 
-        session = Session(rounds, prefilled, [0, 0], limit=64, draft_tokens=count)
-        for _ in range(2):
-            session.step()
-        kernels.mark_built(self._kind(sampling, count))
+        for count, kind in self._kinds(sampling, draft_tokens).items():
+            session = Session(rounds, prefilled, [0, 0], limit=64, draft_tokens=count)
+            for _ in range(2):
+                session.step()
+            kernels.mark_built(kind)
 
-    def _is_compiled(self, sampling: SamplingParams, draft_tokens: int) -> bool:
+    def _is_compiled(self, sampling: SamplingParams, draft_tokens: DraftTokens | None) -> bool:
         if self._compiled is not None:
             return self._compiled
-        return kernels.can_compile() and kernels.are_built(self._kind(sampling, draft_tokens))
+        kinds = self._kinds(sampling, draft_tokens).values()
+        return kernels.can_compile() and all(map(kernels.are_built, kinds))
+
+    def _kinds(self, sampling: SamplingParams, draft_tokens: DraftTokens | None) -> dict[int, str]:
+        """Names of the operations of all rounds that may be run, each with a K.
+
+        Of K it matters whether there is a draft step, and a second one.
+        """
+        count, auto = self._drafting(draft_tokens)
+        counts = range(min(count, 2) + 1) if auto else [count]
+        return {k: self._kind(sampling, k) for k in counts}
 
     def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
-        """Names a round's operations. Of K it matters whether a second step is drafted."""
         models = [self.target] if self.draft is None else [self.target, self.draft]
         described = [f"{_type_of(model)} {_dtypes(model)} {_caches(model)}" for model in models] + [
             self.kv
@@ -369,6 +407,13 @@ class Engine:
         if self.draft is not None:
             drafter = ModelDrafter(self.networks[1], sampler)
         return Round(self.networks[0], drafter, sampler, compiled=compiled)
+
+
+def _repeatable(sampling: SamplingParams) -> SamplingParams:
+    """With a rule under which a seed of the caller's own determines the text for any K."""
+    if sampling.seed is None or sampling.verify is not None:
+        return sampling
+    return sampling.auditable()
 
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs

@@ -7,8 +7,9 @@ round takes, relative to a round without proposals.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import exp, log
 
@@ -46,6 +47,31 @@ class Knowledge:
 
     costs: tuple[float, ...] = ()
     acceptance: tuple[float, ...] = ()
+
+
+LENGTHS = (2_048, 8_192, 32_768)  # of texts, between which what is known is kept apart
+
+
+@dataclass
+class Learned:
+    """What runs taught, by the length of their texts: `by_length[i]` up to `LENGTHS[i]` tokens."""
+
+    by_length: dict[int, dict[str, Knowledge]] = field(default_factory=dict)
+
+    def at(self, length: int) -> dict[str, Knowledge]:
+        """What is known of texts that long, or of those nearest to it."""
+        there = _class_of(length)
+        nearest = min(self.by_length, key=lambda one: abs(one - there), default=there)
+        return self.by_length.get(nearest, {})
+
+    def learn(self, length: int, known: dict[str, Knowledge]) -> None:
+        if known:
+            there = _class_of(length)
+            self.by_length = self.by_length | {there: self.by_length.get(there, {}) | known}
+
+
+def _class_of(length: int) -> int:
+    return bisect_left(LENGTHS, length)
 
 
 class Acceptance:

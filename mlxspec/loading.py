@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, TypeVar
 
+import mlx.core as mx
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -18,9 +20,11 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_set_recommended_wired_limit
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
 
+from mlxspec import machine
 from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
@@ -28,6 +32,7 @@ from mlxspec.memory import watched
 from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
 from mlxspec.params import KVQuantization
 from mlxspec.text import Tokenizer
+from mlxspec.tuning import Setting
 
 T = TypeVar("T")
 
@@ -112,6 +117,30 @@ def load(
     engine = engine or engine_with(None)
     engine.load_s = time.perf_counter() - started
     return engine
+
+
+def setting_of(pair: Pair, engine: Engine) -> Setting:
+    """What holds for what is learned with an engine that was loaded from `pair`."""
+    models = [model for model in (engine.target, engine.draft) if model is not None]
+    kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
+    return Setting(
+        target=pair.target,
+        draft=pair.draft if engine.draft is not None else None,
+        quantisation=" and ".join(map(_bits_of, models)) + kv,
+        chip=machine.chip(),
+        backend=machine.backend(),
+        mlx=version("mlx"),
+        mlx_lm=version("mlx-lm"),
+    )
+
+
+def _bits_of(model: Model) -> str:
+    """How many bits its weights have, or their type where none is quantised."""
+    bits = sorted({module.bits for module in model.modules() if hasattr(module, "bits")})
+    if bits:
+        return " + ".join(map(str, bits)) + " bits"
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return str(next(iter(arrays.values())).dtype).rpartition(".")[2]
 
 
 def _unless_left_out(step: Callable[[], T], leave_out: LeaveOut | None) -> T | None:

@@ -7,9 +7,17 @@ that a display or a server needs neither MLX nor the engine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Parked:
+    """Speculation rests: it was expected to lose `loss`, a fraction, and is tried again then."""
+
+    loss: float
+    retry_in: int
 
 
 @dataclass(frozen=True)
@@ -18,13 +26,14 @@ class RoundStats:
 
     `drafted` tokens were proposed by `drafter` and `accepted` of them kept, in order from the
     first. A round that the end of the text cut short is not `full` and does not count towards
-    acceptance.
+    acceptance. `parked` says why nothing was proposed, where a controller decided so.
     """
 
     drafted: int
     accepted: int
     full: bool = True
     drafter: str = ""
+    parked: Parked | None = None
 
 
 @dataclass(frozen=True)
@@ -76,31 +85,53 @@ class Split:
     host: float
 
 
+class Visit(NamedTuple):
+    """From round `round` on, counted from 0, `drafter` proposed so many tokens in each."""
+
+    round: int
+    drafter: str
+    draft_tokens: int
+
+
 @dataclass
 class SpeculationStats:
-    """Acceptance over the rounds so far. Rates are None until there is a full round."""
+    """Acceptance over the rounds so far. Rates are None until there is a full round.
+
+    draft_tokens: K, or the largest where it is chosen round by round (`auto`).
+    drafted_by_position, accepted_by_position: of full rounds, how many proposed a token there, and
+        how many kept it.
+    history: what rounds did, from which one on.
+    """
 
     draft_tokens: int
     enabled: bool = True
     rule: str = "greedy"
+    auto: bool = False
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
     full_rounds: int = 0
+    drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    history: list[Visit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.drafted_by_position = self.drafted_by_position or [0] * self.draft_tokens
         self.accepted_by_position = self.accepted_by_position or [0] * self.draft_tokens
 
     def add(self, stats: RoundStats) -> None:
+        doing = stats.drafter, stats.drafted
+        if not self.history or self.history[-1][1:] != doing:
+            self.history.append(Visit(self.rounds, *doing))
         self.rounds += 1
         if not stats.full:
             return
         self.full_rounds += 1
         self.drafted += stats.drafted
         self.accepted += stats.accepted
-        for position in range(stats.accepted):
-            self.accepted_by_position[position] += 1
+        for position in range(stats.drafted):
+            self.drafted_by_position[position] += 1
+            self.accepted_by_position[position] += position < stats.accepted
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -120,7 +151,7 @@ class SpeculationStats:
     def as_dict(self) -> dict[str, Any]:
         return {
             "enabled": self.enabled,
-            "draft_tokens": self.draft_tokens,
+            "draft_tokens": "auto" if self.auto else self.draft_tokens,
             "verify": self.rule,
             "exact": self.is_exact,
             "rounds": self.rounds,
@@ -128,7 +159,9 @@ class SpeculationStats:
             "accepted": self.accepted,
             "acceptance_rate": _rounded(self.acceptance_rate),
             "tokens_per_round": _rounded(self.tokens_per_round),
+            "drafted_by_position": self.drafted_by_position,
             "accepted_by_position": self.accepted_by_position,
+            "history": [visit._asdict() for visit in self.history],
         }
 
 

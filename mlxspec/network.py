@@ -74,7 +74,7 @@ class FusedNetwork:
         row = mx.zeros((1, 1), mx.int32)
         caches = fresh_cache(model, kv)
         self.vocabulary = int(model(row, cache=caches).shape[-1])
-        _, layers = self.forward(row, adopt(caches, _TRIAL), mx.array([1], mx.int32), _TRIAL)
+        _, layers = self.forward(row, adopt(caches, 2), mx.array([1], mx.int32), 2)
         self._unread = unread(layers)
 
     def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:

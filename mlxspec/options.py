@@ -17,9 +17,11 @@ import typer
 
 from mlxspec.errors import UsageError
 from mlxspec.pairs import (
+    AUTO,
     DEFAULT_MAX_TOKENS,
     DEFAULT_PAIR,
     MAX_DRAFT_TOKENS,
+    DraftTokens,
     Pair,
     find_pair,
 )
@@ -55,6 +57,18 @@ _penalty = partial(typer.Option, rich_help_panel="Penalties")
 _Context = Annotated[int, _penalty(min=0, help="Tokens it looks back on; 0 is all.")]
 
 
+def _draft_tokens(text: str) -> DraftTokens:
+    if text == AUTO:
+        return AUTO
+    try:
+        count = int(text)
+    except ValueError:
+        count = -1
+    if not 0 <= count <= MAX_DRAFT_TOKENS:
+        raise typer.BadParameter(f"{text!r} is neither auto nor in the range 0-{MAX_DRAFT_TOKENS}.")
+    return count
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """Which models run, and how they draft."""
@@ -75,13 +89,15 @@ class ModelOptions:
         ),
     ] = None
     draft_tokens: Annotated[
-        int | None,
+        Any,
         _model(
             "--draft-tokens",
             "--max-draft-tokens",
-            min=0,
-            max=MAX_DRAFT_TOKENS,
-            help="Tokens proposed in every round; the pair's own if not given.",
+            metavar=f"auto|0-{MAX_DRAFT_TOKENS}",
+            parser=_draft_tokens,
+            help="Tokens proposed in a round; auto measures what pays, and proposes none where "
+            "none does. The pair's own if not given, which is auto for most.",
+            show_default=False,
         ),
     ] = None
     no_speculation: Annotated[

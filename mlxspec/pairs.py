@@ -5,16 +5,20 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from platformdirs import user_config_path
 
 from mlxspec.errors import TableError, UnknownPair, nearest
 
+DraftTokens = int | Literal["auto"]  # "auto" chooses round by round
+
 DEFAULT_PAIR = "demo"
-DEFAULT_DRAFT_TOKENS = 3
+AUTO: Literal["auto"] = "auto"
+DEFAULT_DRAFT_TOKENS: DraftTokens = AUTO
 DEFAULT_MAX_TOKENS = 256
 MAX_DRAFT_TOKENS = 64
+MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -31,7 +35,7 @@ class Pair:
     name: str
     target: str
     draft: str | None = None
-    draft_tokens: int = DEFAULT_DRAFT_TOKENS
+    draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -112,8 +116,11 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
             near = nearest(key, _TYPES)
             known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in _TYPES)
             raise _bad(path, f"{name}.{key}", "is no key of a pair", known)
+        if key == "draft_tokens" and value == AUTO:
+            values[key] = value
+            continue
         if type(value) is not _TYPES[key]:
-            kind = "a whole number" if _TYPES[key] is int else "a string"
+            kind = 'a whole number, or "auto"' if _TYPES[key] is int else "a string"
             raise _bad(path, f"{name}.{key}", f"is {value!r}", kind)
         if value == "" and key != "note":
             raise _bad(path, f"{name}.{key}", "is empty", "a repository or a folder")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Generator
+from dataclasses import replace
 
 import mlx.core as mx
 
-from mlxspec.metrics import Event, FinishReason, Generation, Piece, RoundStats
+from mlxspec.metrics import Event, FinishReason, Generation, Piece
 from mlxspec.session import Session
 from mlxspec.text import TextStream
 
@@ -20,6 +21,7 @@ class Run:
         generation: what to add to.
         text: turns tokens into text, or None for ids alone.
         ends: token ids that end the text and are not part of it.
+        over: called with the session when no more events follow, however the run ended.
     """
 
     def __init__(
@@ -28,14 +30,16 @@ class Run:
         generation: Generation,
         text: TextStream | None,
         ends: Container[int],
+        over: Callable[[Session], None],
     ) -> None:
         self.generation = generation
         self.session: Session | None = None
         self._begin = begin
         self._text = text
         self._ends = ends
+        self._over = over
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event, None, None]:
         started = time.perf_counter()
         timing = self.generation.timing
         mx.reset_peak_memory()
@@ -43,16 +47,19 @@ class Run:
         prefilled = time.perf_counter()
         timing.prefill_s = prefilled - started
         finished: FinishReason | None = None
-        while finished is None:
-            event = self._event(session)
-            finished = event.finish_reason
-            timing.decode_s = time.perf_counter() - prefilled
-            timing.time_to_first_token_s = timing.time_to_first_token_s or (
-                timing.prefill_s + timing.decode_s
-            )
-            self.generation.peak_gb = mx.get_peak_memory() / 1e9
-            self.generation.add(event)
-            yield event
+        try:
+            while finished is None:
+                event = self._event(session)
+                finished = event.finish_reason
+                timing.decode_s = time.perf_counter() - prefilled
+                timing.time_to_first_token_s = timing.time_to_first_token_s or (
+                    timing.prefill_s + timing.decode_s
+                )
+                self.generation.peak_gb = mx.get_peak_memory() / 1e9
+                self.generation.add(event)
+                yield event
+        finally:
+            self._over(session)
 
     def _event(self, session: Session) -> Event:
         """Commit one round and say what became of its tokens."""
@@ -81,7 +88,7 @@ class Run:
         if finish is not None and self._text:
             pieces += self._text.finish()
             finish = "stop" if self._text.stopped else finish
-        stats = RoundStats(stats.drafted, stats.accepted, full=stats.full and not cut)
+        stats = replace(stats, full=stats.full and not cut)
         notes = tuple(session.notes)
         session.notes.clear()
         return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)

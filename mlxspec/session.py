@@ -9,17 +9,16 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxspec.control import Choice, Controller
+from mlxspec.control import PLAIN, Choice, Controller
+from mlxspec.drafters import MODEL
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.memory import watched
-from mlxspec.metrics import RoundStats
+from mlxspec.metrics import Parked, RoundStats
 from mlxspec.round import BROKEN, Round, RoundState
+from mlxspec.stopwatch import Stopwatch
 
 # Reads a text anew, with the draft or without, and returns the state before its next round.
 Prefilled = Callable[[Sequence[int], bool], RoundState]
-
-
-MODEL = "model"  # the name of the drafter that is a draft model
 
 
 def attended(length: int) -> int:
@@ -39,11 +38,12 @@ def reserved(length: int) -> int:
 
 
 class InFlight(NamedTuple):
-    """A round that was dispatched and not read. `timed`: nothing was built on the way."""
+    """A round that was dispatched and not read. `fair`: nothing was built on the way."""
 
     choice: Choice
     result: mx.array
-    timed: bool
+    fair: bool
+    parked: Parked | None
 
 
 class Session:
@@ -80,7 +80,7 @@ class Session:
         self._limit = limit
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
-        self._read_at: float | None = None  # when the last result came, on the process's clock
+        self._stopwatch = Stopwatch(in_step=rounds.waits)
         self._state: RoundState
         self._begin()
 
@@ -126,7 +126,8 @@ class Session:
                 pass
             if not self._in_flight:
                 return []
-            (choice, result, timed), *_ = self._in_flight
+            choice, result, fair, parked = self._in_flight[0]
+            asked_s = time.perf_counter()
             *tokens, accepted = cast(list[list[int]], result.tolist())[0]
         if accepted == BROKEN:
             raise BrokenOutput(len(self.text))
@@ -138,19 +139,17 @@ class Session:
             accepted,
             full=len(committed) == accepted + 1,
             drafter=choice.drafter,
+            parked=parked,
         )
         if choice.draft_tokens:
             self._drafted_to = max(len(self.text) - 2, 0)
-        self._observe(choice, accepted, timed)
-        return committed
-
-    def _observe(self, choice: Choice, accepted: int, timed: bool) -> None:
-        """Tell the controller what the round brought, and took: the time since the one before."""
-        now = time.perf_counter()
-        before, self._read_at = self._read_at, now
         if self.controller is not None:
-            seconds = now - before if timed and before is not None else None
-            self.controller.observe(choice, accepted, seconds)
+            now_s = time.perf_counter()
+            took = self._stopwatch.read(choice, waited_s=now_s - asked_s, now_s=now_s, fair=fair)
+            self.controller.kept(choice, accepted)
+            if took is not None:
+                self.controller.took(*took)
+        return committed
 
     def _shrink(self) -> None:
         """Begin again from what is committed, proposing half as much."""
@@ -165,7 +164,7 @@ class Session:
     def _begin(self) -> None:
         self._state = self._prefilled(self.text, self.draft_tokens > 0)
         self._drafted_to = max(len(self.text) - 2, 0)  # where the draft's past ends
-        self._read_at = None
+        self._stopwatch.stop()
         if not self._state.draft:
             self.draft_tokens = 0
 
@@ -178,8 +177,10 @@ class Session:
         return len(self.text) + len(self._in_flight) < self._limit
 
     def _choice(self) -> Choice:
-        if self.controller is None or self.draft_tokens == 0:
-            return Choice(MODEL if self.draft_tokens else "", self.draft_tokens)
+        if self.draft_tokens == 0:
+            return PLAIN
+        if self.controller is None:
+            return Choice(MODEL, self.draft_tokens)
         choice = self.controller.choose(len(self.text))
         return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
 
@@ -196,13 +197,14 @@ class Session:
                 return False
             self._catch_up(length)
         self._chosen = None
-        timed = not self._round.is_new(count, length)
-        if not timed:
+        fair = not self._round.is_new(count, length)
+        if not fair:
             # The host builds while the device computes, and may be the slower one.
-            self._in_flight = [one._replace(timed=False) for one in self._in_flight]
+            self._in_flight = [one._replace(fair=False) for one in self._in_flight]
         self._state, result = self._round(self._state, draft_tokens=count, length=length)
         mx.async_eval(result, self._state)
-        self._in_flight.append(InFlight(choice, result, timed))
+        parked = self.controller.parked() if self.controller and not count else None
+        self._in_flight.append(InFlight(choice, result, fair, parked))
         return True
 
     def _is_behind(self) -> bool:
@@ -214,4 +216,4 @@ class Session:
     def _catch_up(self, length: int) -> None:
         missed = self.text[self._drafted_to : -2]
         self._state = self._round.caught_up(self._state, missed, self._drafted_to, length)
-        self._read_at = None
+        self._stopwatch.stop()

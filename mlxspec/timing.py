@@ -13,22 +13,27 @@ from mlxspec.session import Session
 SLOW_ROUND_S = 0.05
 
 
-def measure_split(session: Session, round_s: float) -> Split | None:
-    """Run a few rounds in two halves, each waited for, and compare with `round_s` as it was.
+def measure_split(session: Session, mean_s: float) -> Split | None:
+    """Run a few rounds in two halves, each waited for, and compare with what a round took.
 
     What neither half accounts for is the host's: building graphs, and text. On a compiled round
     it holds the tracing of new lengths too. The session can go on afterwards.
 
     Args:
-        round_s: mean seconds of a round during the generation.
+        mean_s: mean seconds of a round during the generation; where a controller chose how much
+            rounds propose, its estimate for what it settled on takes the place of the mean.
 
     Returns:
         None where nothing was drafted, or no round was run.
     """
-    if session.draft_tokens == 0 or round_s <= 0:
+    count, round_s = session.draft_tokens, mean_s
+    if session.controller is not None:
+        choice = session.controller.current
+        count, round_s = choice.draft_tokens, session.controller.seconds(choice) or 0.0
+    if count == 0 or round_s <= 0:
         return None
     repeats = 1 if round_s > SLOW_ROUND_S else 5
-    draft_s, verify_s = halves(session, repeats)
+    draft_s, verify_s = halves(session, count, repeats)
     whole = max(round_s, draft_s + verify_s)
     return Split(
         draft=draft_s / whole,
@@ -37,10 +42,10 @@ def measure_split(session: Session, round_s: float) -> Split | None:
     )
 
 
-def halves(session: Session, repeats: int) -> tuple[float, float]:
+def halves(session: Session, draft_tokens: int, repeats: int) -> tuple[float, float]:
     """Median seconds of K draft steps and of one verification, each run alone and waited for."""
     state, length = session.ahead(repeats + 1)
-    propose, commit = session.rounds.halves(session.draft_tokens, length)
+    propose, commit = session.rounds.halves(draft_tokens, length)
     mx.eval(state)
     draft_s, verify_s = [], []
     for _ in range(repeats + 1):  # the first one traces

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 ROOT = Path(__file__).resolve().parent.parent
 LETTERS = "abcdefghijklmnopqrstuvwxyzĠ"  # Ġ is a space
 PATIENCE_S = 120
+STATE = tempfile.TemporaryDirectory(prefix="mlxspec-state-")  # in place of a person's own
 
 
 # --- model folders ----------------------------------------------------------------------
@@ -72,7 +74,8 @@ def environment(**changes: str) -> dict[str, str]:
     mine = ("HF_", "NO_COLOR", "FORCE_COLOR", "XDG_CONFIG_HOME", "COLUMNS", "LINES", "TTY_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(mine)}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**kept, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TERM": "xterm-256color", **changes}
+    own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "XDG_STATE_HOME": STATE.name}
+    return {**kept, **own, "TERM": "xterm-256color", **changes}
 
 
 def command(*arguments: str | bytes) -> list[str | bytes]:

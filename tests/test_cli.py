@@ -258,7 +258,9 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
             "accepted": int,
             "acceptance_rate": number,
             "tokens_per_round": number,
+            "drafted_by_position": list,
             "accepted_by_position": list,
+            "history": list,
         },
         "timing": dict.fromkeys(
             ["load_s", "prefill_s", "time_to_first_token_s", "decode_s", "tokens_per_second"], float
@@ -314,9 +316,27 @@ def test_a_seed_repeats_the_text(generate):
     sample = ("def f(x):", "--json", "--temp", "1", "--max-tokens", "40")
     one, other = (generate(*sample, "--seed", seed).json for seed in ("1", "2"))
     assert generate(*sample, "--seed", "1").json["tokens"] == one["tokens"] != other["tokens"]
-    drawn = generate(*sample).json
-    again = generate(*sample, "--seed", str(drawn["seed"])).json
+    assert one["speculation"]["draft_tokens"] == "auto"
+    fixed = generate(*sample, "--seed", "1", "--draft-tokens", "5", "--verify", "coupled").json
+    assert fixed["tokens"] == one["tokens"]
+    # A seed that was drawn repeats a text where what is proposed does not depend on the clock.
+    drawn = generate(*sample, "--draft-tokens", "3").json
+    again = generate(*sample, "--draft-tokens", "3", "--seed", str(drawn["seed"])).json
     assert again["tokens"] == drawn["tokens"]
+    assert drawn["speculation"]["verify"] == "block"
+    assert one["speculation"]["verify"] == "coupled"
+
+
+def test_what_was_chosen_is_told(generate):
+    run = generate("def f(x):", "--json", "--max-tokens", "60")
+    stats = run.json["speculation"]
+    assert stats["draft_tokens"] == "auto"
+    assert stats["history"][0]["round"] == 0
+    assert {"round", "drafter", "draft_tokens"} == set(stats["history"][0])
+    rounds = [visit["round"] for visit in stats["history"]]
+    assert rounds == sorted(set(rounds))
+    assert len(stats["drafted_by_position"]) == len(stats["accepted_by_position"]) == 8
+    assert sum(stats["drafted_by_position"]) == stats["drafted"]
 
 
 def test_speculation_does_not_change_greedy_text(generate):
@@ -565,7 +585,7 @@ def test_pairs_show(invoke):
     run = invoke("pairs", "show", "qwen3-8b")
     assert (run.code, run.err) == (0, "")
     shown = invoke("pairs", "show", "qwen3-8b", "--json").json
-    assert shown == find_pair("qwen3-8b").as_dict()
+    assert shown == find_pair("qwen3-8b").as_dict() | {"learned": []}
     assert shown["target"] in run.out
     assert shown["draft"] in run.out
 
@@ -671,9 +691,10 @@ def test_a_terminal_shows_text_live_line_and_summary(letters, text_of):
         assert "length limit" not in run.text
         assert run.end() == 0
     summary = run.text[run.text.index("400 tokens") :]
-    for words in ("tok/s", "length limit", "100% of 3 drafted", "draft ", "verify ", "peak memory"):
+    for words in ("tok/s", "length limit", "drafted", "chosen", "of rounds", "peak memory"):
         assert words in summary
-    assert text_of(*arguments)[:3] in run.text
+    assert re.search(r"100% of \d\.\d drafted", summary)
+    assert text_of(*arguments)[:1] in run.text
 
 
 def test_quiet_on_a_terminal_is_the_text_alone(letters, text_of):

@@ -13,8 +13,9 @@ PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
     ["errors", "metrics", "estimates", "_version"],
-    ["pairs", "params", "prompts", "kernels", "memory", "noise", "control"],
-    ["caches.original", "caches.positional"],
+    ["pairs", "params", "prompts", "kernels", "memory", "noise", "control", "tuning"],
+    ["stopwatch"],
+    ["caches.original", "caches.positional", "machine"],
     ["caches.hosted", "caches.recurrent"],
     ["caches.layers", "caches.recurrences"],
     ["caches.peculiarities"],
@@ -26,8 +27,8 @@ LAYERS = [
     ["run"],
     ["engine"],
     ["loading", "timing", "terminal", "audit"],
-    ["display", "bench"],
-    ["bench_sampling", "bench_caches"],
+    ["display", "bench", "probe"],
+    ["bench_sampling", "bench_caches", "report"],
     ["app"],
     ["__main__"],
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from conftest import (
@@ -146,13 +147,13 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     monkeypatch.setattr(session_module, "reserved", lambda length: length)
     monkeypatch.setattr("mlxspec.engine.reserved", lambda length: 0)
     session = engine.session(prompt_of(7), max_tokens=40, draft_tokens=draft_tokens)
-    rounds = session.rounds
+    run = Round.__call__
 
-    def checked(state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
+    def checked(self: Round, state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
         assert state.position.item() + draft_tokens + 1 <= options["length"] <= state.capacity
-        return rounds(state, **options)
+        return run(self, state, **options)
 
-    monkeypatch.setattr(session, "_round", checked)
+    monkeypatch.setattr(Round, "__call__", checked)
     assert drain(session) == plain_of("llama", 7, 40)
 
 
@@ -189,10 +190,11 @@ def test_number_of_proposals_may_change_between_steps() -> None:
 # --- vocabularies that differ ---------------------------------------------------------------
 
 
-class Recorder:
+class Recorder(nn.Module):
     """A model that remembers which tokens it was shown."""
 
     def __init__(self, inner: Any) -> None:
+        super().__init__()
         self.inner = inner
         self.layers = inner.layers
         self.seen: list[mx.array] = []
@@ -211,9 +213,9 @@ def test_draft_of_another_vocabulary(vocabulary: int, sampling: SamplingParams) 
     target = model("llama")
     draft = Recorder(with_vocabulary(target, vocabulary))
     prompt = prompt_of(30, vocabulary=min(vocabulary, 64))
-    result = Engine(target, draft, compiled=False).generate(
-        prompt, max_tokens=60, draft_tokens=3, sampling=sampling
-    )
+    engine = Engine(target, draft, compiled=False)
+    draft.seen.clear()
+    result = engine.generate(prompt, max_tokens=60, draft_tokens=3, sampling=sampling)
     assert draft.highest() < vocabulary
     assert max(result.tokens) < 64
     # The draft has the target's weights: with a larger vocabulary it is never wrong.
@@ -230,7 +232,9 @@ def test_prompt_with_tokens_that_the_draft_does_not_have() -> None:
     target = model("llama")
     draft = Recorder(with_vocabulary(target, 40))
     prompt = [63, 5, 50, 7, 62]
-    result = Engine(target, draft, compiled=False).generate(prompt, max_tokens=20, draft_tokens=3)
+    engine = Engine(target, draft, compiled=False)
+    draft.seen.clear()
+    result = engine.generate(prompt, max_tokens=20, draft_tokens=3)
     assert result.tokens == plain(target, prompt, 20)
     assert draft.highest() < 40
 

@@ -1,0 +1,279 @@
+"""What speculation would bring with a pair on this machine, measured before it is used.
+
+A round that proposes K tokens commits N(K) = 1 + Σₖ Πⱼ≤ₖ aⱼ of them and takes
+C(K) = K·t_draft + T(K + 1) + t_host, where aⱼ is how often position j is accepted once it is
+reached, T(M) a pass of the target over M rows, t_draft a step of the draft, and t_host what is left
+of a round in a running text: Python's share, less what overlaps. N(K)·C(0)/C(K) is the speed-up.
+
+All measurements of a kind take turns, and a median is quoted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+
+from mlxspec.drafters import MODEL
+from mlxspec.engine import GREEDY, Engine
+from mlxspec.errors import UsageError
+from mlxspec.estimates import Knowledge, expected_tokens
+from mlxspec.pairs import MAX_AUTO_TOKENS
+from mlxspec.round import Round, RoundState
+from mlxspec.sampling import Sampler
+from mlxspec.session import attended
+from mlxspec.timing import halves
+from mlxspec.tuning import Verdict
+from mlxspec.verify import Draft
+
+ROWS = (*range(1, 17), 32)
+DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
+REPEATS = 7
+ROUNDS = 24  # of a running text
+PROMPT = 64  # tokens before the passes that are timed
+TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
+# What speculation must bring to be recommended, and medians that vary more tell nothing.
+WORTH_IT = 1.02
+TOO_NOISY = 0.2
+# Where rounds that reached a position are few, it is expected to do as the one before it.
+NEIGHBOUR_WEIGHT = 2.0
+
+PROMPTS = (
+    "def merge(left, right):\n",
+    "class Cache:\n    def __init__(self, size):\n",
+    "The bicycle was invented in the nineteenth century, and",
+    '{"name": "Ada", "roles": ["admin", "author"], "active": true}\n{"name": "',
+)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What K draft tokens are expected to do: tokens per round, seconds, times plain decoding."""
+
+    draft_tokens: int
+    tokens: float
+    seconds: float
+    speed_up: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured. Times are in seconds.
+
+    pass_s: T(M) for M rows. draft_s: a step of the draft. host_s: t_host.
+    plain_s: a plain round of a running text.
+    acceptance: aⱼ for the positions from the first on. noise: how far measurements of the same
+    thing lie apart, as a fraction.
+    """
+
+    pass_s: dict[int, float]
+    draft_s: float
+    host_s: float
+    plain_s: float
+    acceptance: tuple[float, ...]
+    noise: float
+
+    @property
+    def is_noisy(self) -> bool:
+        return self.noise > TOO_NOISY
+
+    def seconds(self, draft_tokens: int) -> float:
+        """C(K)."""
+        if draft_tokens == 0:
+            return self.plain_s
+        return draft_tokens * self.draft_s + self.pass_s[draft_tokens + 1] + self.host_s
+
+    def options(self) -> list[Option]:
+        """What is expected for K = 0, 1, 2, …"""
+        return [
+            Option(k, tokens, self.seconds(k), tokens * self.plain_s / self.seconds(k))
+            for k, tokens in enumerate(expected_tokens(self.acceptance))
+        ]
+
+    def best(self) -> Option:
+        """What is recommended: no speculation, where it is not expected to be worth it."""
+        plain, *others = self.options()
+        best = max(others, key=lambda option: option.speed_up)
+        return best if best.speed_up >= WORTH_IT else plain
+
+    def verdict(self) -> Verdict:
+        best = self.best()
+        return Verdict(best.draft_tokens, best.speed_up, measured=False)
+
+    def knowledge(self) -> Knowledge:
+        """For a controller to start from."""
+        costs = tuple(self.seconds(k) for k in range(len(self.acceptance) + 1))
+        return Knowledge(costs, tuple(max(rate, 0.01) for rate in self.acceptance))
+
+    def as_dict(self) -> dict[str, Any]:
+        first = self.pass_s[1]
+        return {
+            "pass_s": {str(rows): seconds for rows, seconds in self.pass_s.items()},
+            "pass_over_first": {str(rows): s / first for rows, s in self.pass_s.items()},
+            "draft_step_s": self.draft_s,
+            "host_s": self.host_s,
+            "plain_round_s": self.plain_s,
+            "acceptance_by_position": list(self.acceptance),
+            "noise": self.noise,
+            "options": [vars(option) for option in self.options()],
+            "best": vars(self.best()),
+        }
+
+
+def probe(engine: Engine, prompts: Sequence[str], progress: Progress) -> Probe:
+    """Measure everything on a pair.
+
+    Raises:
+        UsageError: nothing drafts.
+    """
+    if engine.draft is None:
+        raise UsageError(
+            "This pair has no draft, so there is nothing to probe.",
+            hint="Choose one that has, or name a draft with --draft.",
+        )
+    progress("how often proposals are accepted")
+    acceptance = _acceptance(engine, prompts)
+    progress("what a pass of several rows costs")
+    passes = _passes(engine)
+    progress("what a draft step and the host cost")
+    draft_s, host_s, plain_s = _round_parts(engine, passes)
+    return Probe(
+        {rows: median(times) for rows, times in passes.items()},
+        draft_s,
+        host_s,
+        plain_s,
+        acceptance,
+        _spread(passes[1]),
+    )
+
+
+def speeds(
+    engine: Engine, prompts: Sequence[str], counts: Iterable[int], repeats: int = 2
+) -> dict[int, float]:
+    """Tokens per second of decoding with each K, greedily: medians over prompts, in turns."""
+    counts = tuple(counts)
+    found: dict[int, list[float]] = {count: [] for count in counts}
+    for turn in range(repeats + 1):
+        for prompt in prompts:
+            for count in counts:
+                run = engine.generate(
+                    prompt, draft_tokens=count, max_tokens=TOKENS, ignore_eos=True, raw=True
+                )
+                if turn:  # the first one traces
+                    found[count].append(run.tokens_per_second or 0.0)
+    return {count: median(values) for count, values in found.items()}
+
+
+def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[float, ...]:
+    reached, accepted = [0] * MAX_AUTO_TOKENS, [0] * MAX_AUTO_TOKENS
+    for prompt in prompts:
+        session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=MAX_AUTO_TOKENS)
+        while session.step():
+            stats = session.stats
+            assert stats is not None
+            for position in range(min(stats.accepted + 1, stats.drafted) if stats.full else 0):
+                reached[position] += 1
+                accepted[position] += position < stats.accepted
+    rates: list[float] = []
+    rate = accepted[0] / max(reached[0], 1)
+    for hits, seen in zip(accepted, reached, strict=True):
+        rate = (hits + NEIGHBOUR_WEIGHT * rate) / (seen + NEIGHBOUR_WEIGHT)
+        rates.append(rate)
+    return tuple(rates)
+
+
+class _Fixed(Round):
+    """Rounds without a drafter, which propose the same tokens always: passes of the target."""
+
+    def _propose(
+        self, state: RoundState, draft_tokens: int, length: int
+    ) -> tuple[Draft, RoundState]:
+        return Draft(mx.zeros((1, draft_tokens), mx.int32), None), state
+
+
+def stepper(
+    rounds: Round, state: RoundState, draft_tokens: int, length: int
+) -> Callable[[], float]:
+    """Runs a round from the same place each time, waits for it, and returns its seconds."""
+    held = [state]
+    place = state.position
+
+    def step() -> float:
+        started = time.perf_counter()
+        after, result = rounds(held.pop(), draft_tokens=draft_tokens, length=length)
+        mx.eval(after, result)
+        took = time.perf_counter() - started
+        held.append(after._replace(position=place))
+        return took
+
+    return step
+
+
+def _passes(engine: Engine) -> dict[int, list[float]]:
+    """Seconds of passes of so many rows, measured in turns."""
+    sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
+    rounds = _Fixed(engine.networks[0], None, sampler, compiled=engine.compiles)
+    prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
+    length = attended(PROMPT + max(ROWS))
+
+    def state() -> RoundState:
+        return engine.prefilled(prompt, draft=False, capacity=length)
+
+    steps = {rows: stepper(rounds, state(), rows - 1, length) for rows in ROWS}
+    return _in_turns(steps)
+
+
+def _in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
+    times: dict[int, list[float]] = {key: [] for key in steps}
+    for turn in range(REPEATS + 1):
+        for key, step in steps.items():
+            took = step()
+            if turn:  # the first one traces
+                times[key].append(took)
+    return times
+
+
+def _round_parts(engine: Engine, passes: dict[int, list[float]]) -> tuple[float, float, float]:
+    """t_draft, t_host, and a plain round, from rounds of running texts."""
+    prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
+    session = engine.session(prompt, draft_tokens=DRAFTED)
+    session.step()
+    draft_s, _ = halves(session, DRAFTED, REPEATS)
+    running: dict[int, list[float]] = {0: [], DRAFTED: []}
+    for turn in range(4):
+        for count, times in running.items():
+            took = _running_round(engine, prompt, count)
+            if turn:
+                times.append(took)
+    whole_s, plain_s = median(running[DRAFTED]), median(running[0])
+    host_s = whole_s - draft_s - median(passes[DRAFTED + 1])
+    return draft_s / DRAFTED, host_s, plain_s
+
+
+def _running_round(engine: Engine, prompt: Sequence[int], count: int) -> float:
+    """Seconds of a round in a text, the next one always in flight."""
+    session = engine.session(prompt, draft_tokens=count, capacity=PROMPT + ROUNDS * (count + 2))
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        session.step()
+        times.append(time.perf_counter() - started)
+    return median(times[2:])
+
+
+def _spread(times: Sequence[float]) -> float:
+    """Half the distance between the quartiles, over the median."""
+    ordered = sorted(times)
+    quarter = len(ordered) // 4
+    return (ordered[-1 - quarter] - ordered[quarter]) / 2 / median(ordered)
+
+
+def knowledge_of(probe: Probe) -> dict[str, Knowledge]:
+    """By the name of the drafter."""
+    return {MODEL: probe.knowledge()}

@@ -1,0 +1,350 @@
+"""The controller, on machines and texts that were recorded, and on made-up ones.
+
+T(M)/T(1), what a pass of M rows costs beside one of a single row, as measured with 4-bit weights on
+an M1 Ultra, M3 Max, M4 Pro and M5 Max, and with the embedded pair on a CPU.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from math import exp
+from statistics import mean
+
+import pytest
+
+from mlxspec.control import (
+    LAST_RETRY,
+    OPENING,
+    PLAIN,
+    TRIAL,
+    Choice,
+    Controller,
+)
+from mlxspec.estimates import (
+    LENGTHS,
+    Acceptance,
+    Costs,
+    Knowledge,
+    Learned,
+    expected_tokens,
+)
+
+MOST = 8
+DRAFT_STEP, HOST = 0.12, 0.02  # in plain passes
+MACHINES = {
+    "M1 Ultra": {1: 1.0, 2: 1.7, 4: 3.1, 8: 5.9, 9: 6.6},
+    "M3 Max": {1: 1.0, 2: 1.0, 4: 1.28, 6: 2.04, 8: 2.5, 10: 3.9},
+    "M4 Pro": {1: 1.0, 2: 1.03, 4: 1.47, 8: 2.69, 16: 5.2},
+    "M5 Max": {1: 1.0, 3: 1.12, 5: 1.48, 8: 2.25, 16: 3.9},
+    "CPU": {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.9, 16: 3.0},
+}
+# How often position j is accepted once it is reached.
+TEXTS = {
+    "code": [[0.85] * MOST],
+    "prose": [[0.7, 0.62, 0.58, 0.55, 0.5, 0.5, 0.5, 0.5]],
+    "poor": [[0.4] + [0.3] * 7],
+    "random": [[0.08] * MOST],
+    "repetitive": [[0.97] * MOST],
+}
+TEXTS |= {
+    "prose, then code": TEXTS["prose"] + TEXTS["code"],
+    "random, then repetitive": TEXTS["random"] + TEXTS["repetitive"],
+    "code, random, prose": TEXTS["code"] + TEXTS["random"] + TEXTS["prose"],
+}
+STRETCH = 150  # tokens, before a changing text changes
+SEEDS = range(6)
+
+
+def rows_cost(machine: str, rows: int) -> float:
+    points = sorted(MACHINES[machine].items())
+    for (a, low), (b, high) in pairwise(points):
+        if rows <= b:
+            return low + (high - low) * (rows - a) / (b - a)
+    raise AssertionError(rows)
+
+
+def round_cost(machine: str, count: int) -> float:
+    return rows_cost(machine, count + 1) + count * DRAFT_STEP + HOST
+
+
+@dataclass
+class Simulation:
+    """Rounds on a machine over a text: whatever drives it is told what came of each."""
+
+    machine: str
+    text: str
+    seed: int
+    tokens: int = 0
+    seconds: float = 0.0
+    rounds: list[int] = field(default_factory=list)
+
+    def round(self, count: int, rng: random.Random) -> tuple[int, float]:
+        stretches = TEXTS[self.text]
+        rates = stretches[self.tokens // STRETCH % len(stretches)]
+        accepted = 0
+        while accepted < count and rng.random() < rates[accepted]:
+            accepted += 1
+        cost = round_cost(self.machine, count) * exp(rng.gauss(0, 0.04))
+        cost *= 3 if rng.random() < 0.005 else 1  # another program
+        self.tokens += accepted + 1
+        self.seconds += cost
+        self.rounds.append(count)
+        return accepted, cost
+
+    @property
+    def speed(self) -> float:
+        return self.tokens / self.seconds
+
+
+def fixed(machine: str, text: str, seed: int, tokens: int, count: int) -> Simulation:
+    rng, run = random.Random(seed), Simulation(machine, text, seed)
+    while run.tokens < tokens:
+        run.round(count, rng)
+    return run
+
+
+def controlled(
+    machine: str, text: str, seed: int, tokens: int, controller: Controller | None = None
+) -> Simulation:
+    """As in a session: a round is chosen before the one before it is read."""
+    controller = controller or Controller({"model": MOST})
+    rng, run = random.Random(seed), Simulation(machine, text, seed)
+    unread: list[tuple[Choice, int, float]] = []
+    while run.tokens < tokens:
+        choice = controller.choose(run.tokens)
+        unread.append((choice, *run.round(choice.draft_tokens, rng)))
+        if len(unread) > 1:
+            choice, accepted, cost = unread.pop(0)
+            controller.kept(choice, accepted)
+            controller.took(choice, cost)
+    return run
+
+
+@cache
+def fixed_speed(machine: str, text: str, tokens: int, count: int) -> float:
+    return mean(fixed(machine, text, seed, tokens, count).speed for seed in SEEDS)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_nearly_as_fast_as_the_best_fixed_choice_in_hindsight(machine: str, text: str) -> None:
+    best = max(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1))
+    found = mean(controlled(machine, text, seed, 1000).speed for seed in SEEDS)
+    assert found >= 0.95 * best
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_never_slower_than_plain_over_200_tokens(machine: str, text: str, known: bool) -> None:
+    # What is known is of another text than most.
+    costs = tuple(round_cost(machine, count) for count in range(MOST + 1))
+    knowledge = {"model": Knowledge(costs, (0.7,) * MOST)} if known else None
+    plain = fixed_speed(machine, text, 200, 0)
+    found = mean(
+        controlled(machine, text, seed, 200, Controller({"model": MOST}, knowledge)).speed
+        for seed in SEEDS
+    )
+    assert found >= 0.98 * plain
+
+
+def test_the_same_reports_give_the_same_choices() -> None:
+    once, again = (controlled("M4 Pro", "prose, then code", 3, 800) for _ in range(2))
+    assert once.rounds == again.rounds
+    assert len(set(once.rounds)) > 2
+
+
+def test_it_does_not_flap() -> None:
+    run = controlled("M3 Max", "prose", 1, 2000)
+    changes = sum(a != b for a, b in pairwise(run.rounds))
+    assert changes < len(run.rounds) / 20
+
+
+def drive(
+    controller: Controller,
+    accepted: Callable[[int], int],
+    rounds: int,
+    machine: str = "M1 Ultra",
+) -> list[Choice]:
+    """Rounds at exact costs."""
+    choices = []
+    for _ in range(rounds):
+        choice = controller.choose(100)
+        controller.kept(choice, min(accepted(choice.draft_tokens), choice.draft_tokens))
+        controller.took(choice, round_cost(machine, choice.draft_tokens))
+        choices.append(choice)
+    return choices
+
+
+def test_it_begins_plainly_tries_and_parks() -> None:
+    controller = Controller({"model": MOST})
+    assert controller.parked() is None
+    choices = drive(controller, lambda _: 0, 400)
+    assert choices[:OPENING] == [PLAIN] * OPENING
+    assert choices[OPENING : OPENING + TRIAL] == [Choice("model", 1)] * TRIAL
+    trials = [
+        i
+        for i, choice in enumerate(choices)
+        if choice != PLAIN and (i == 0 or choices[i - 1] == PLAIN)
+    ]
+    distances = [b - a for a, b in pairwise(trials)]
+    assert distances == sorted(distances)
+    assert distances[0] > OPENING
+    assert sum(choice != PLAIN for choice in choices) < 12
+    parked = controller.parked()
+    assert parked is not None
+    assert parked.loss > 0.3
+    assert parked.retry_in > 0
+
+
+def test_it_says_when_it_tries_again() -> None:
+    controller = Controller({"model": MOST})
+    drive(controller, lambda _: 0, 60)
+    parked = controller.parked()
+    assert parked is not None
+    choices = drive(controller, lambda _: 0, parked.retry_in + 1)
+    assert set(choices[:-1]) == {PLAIN}
+    assert choices[-1] != PLAIN
+
+
+def test_it_comes_back_when_the_text_does() -> None:
+    controller = Controller({"model": MOST})
+    drive(controller, lambda _: 0, 200, "M3 Max")
+    choices = drive(controller, lambda count: count, 2 * LAST_RETRY, "M3 Max")
+    assert choices[-1].draft_tokens >= 1
+    assert controller.parked() is None
+
+
+def test_no_more_than_a_drafter_can() -> None:
+    controller = Controller({"model": 3})
+    for _ in range(100):
+        choice = controller.choose(10)
+        controller.kept(choice, choice.draft_tokens)
+        controller.took(choice, 1 + 0.01 * choice.draft_tokens)
+        assert choice.draft_tokens <= 3
+    assert choice.draft_tokens == 3
+
+
+def test_of_two_drafters_the_better_one() -> None:
+    controller = Controller({"model": 4, "history": 4})
+    used = []
+    for _ in range(300):
+        choice = controller.choose(10)
+        good = choice.drafter == "history"
+        controller.kept(choice, choice.draft_tokens if good else 0)
+        controller.took(choice, 1 + (0.02 if good else 0.2) * choice.draft_tokens)
+        used.append(choice.drafter)
+    assert used.count("history") > 200
+    assert "model" in used
+    assert set(controller.knowledge()) == {"model", "history"}
+
+
+def test_rounds_that_were_not_timed_change_no_cost() -> None:
+    controller = Controller({"model": 2})
+    for _ in range(20):
+        controller.kept(controller.choose(10), 0)
+    assert controller.seconds(PLAIN) is None
+    assert controller.knowledge() == {}
+
+
+def test_what_it_learned_starts_the_next_run() -> None:
+    first = Controller({"model": MOST})
+    rng, run = random.Random(1), Simulation("M3 Max", "code", 1)
+    for _ in range(200):
+        choice = first.choose(run.tokens)
+        accepted, cost = run.round(choice.draft_tokens, rng)
+        first.kept(choice, accepted)
+        first.took(choice, cost)
+    known = first.knowledge()
+    assert known["model"].acceptance[0] == pytest.approx(0.85, abs=0.1)
+    ratio = known["model"].costs[1] / known["model"].costs[0]
+    assert ratio == pytest.approx(round_cost("M3 Max", 1) / round_cost("M3 Max", 0), rel=0.1)
+    second = Controller({"model": MOST}, known)
+    assert second.choose(0).draft_tokens == first.current.draft_tokens == 3
+    assert Controller({"other": MOST}, known).choose(0) == PLAIN
+
+
+# --- estimates --------------------------------------------------------------------------
+
+
+def test_tokens_follow_from_rates() -> None:
+    assert expected_tokens([0.5, 0.5, 0.2]) == pytest.approx([1, 1.5, 1.75, 1.8])
+    assert expected_tokens([]) == [1]
+
+
+def test_only_reached_positions_count() -> None:
+    acceptance = Acceptance(3, [0.5, 0.5, 0.5])
+    for _ in range(200):
+        acceptance.add(3, 1)  # the first is kept, the second not, the third never reached
+    first, second, third = acceptance.rates()
+    assert first > 0.95
+    assert second < 0.3
+    assert third == pytest.approx(second, abs=0.15)
+
+
+def test_recent_rounds_outweigh_old_ones() -> None:
+    acceptance = Acceptance(1)
+    for accepted in [1] * 100 + [0] * 30:
+        acceptance.add(1, accepted)
+    assert acceptance.rates()[0] < 0.35
+    acceptance.soften(1.0)
+    acceptance.add(1, 1)
+    assert acceptance.rates()[0] > 0.5
+
+
+def test_a_slow_machine_moves_the_pace_and_no_ratio() -> None:
+    costs = Costs({})
+    rng = random.Random(0)
+    for i in range(400):
+        pace = 1.0 if i < 200 else 1.5
+        count = i % 2 * 3
+        costs.add(
+            "model" if count else "",
+            count,
+            pace * (1.4 if count else 1.0) * exp(rng.gauss(0, 0.03)),
+        )
+    assert costs.plain_s == pytest.approx(1.5, rel=0.05)
+    assert costs.curve("model", 3)[3] == pytest.approx(1.4, rel=0.05)
+
+
+def test_what_another_program_takes_is_soon_forgotten() -> None:
+    costs = Costs({})
+    for i in range(50):
+        costs.add("", 0, 10.0 if i == 25 else 1.0)
+        costs.add("model", 1, 1.2)
+    assert costs.curve("model", 1)[1] == pytest.approx(1.2, rel=0.03)
+
+
+def test_a_first_measurement_that_was_too_slow_is_given_up() -> None:
+    costs = Costs({})
+    costs.add("", 0, 9.0)
+    for _ in range(10):
+        costs.add("", 0, 1.0)
+    assert costs.plain_s == pytest.approx(1.0, rel=0.05)
+
+
+def test_costs_between_and_beyond_what_is_known_lie_on_lines() -> None:
+    costs = Costs({"model": Knowledge((2.0, 2.2, 2.4, 4.0), (0.5,))})
+    assert costs.measured("model") == 3
+    assert costs.curve("model", 5) == pytest.approx([1, 1.1, 1.2, 2.0, 2.333, 2.667], rel=1e-3)
+    assert costs.curve("unknown", 1)[1] > 1
+    assert not costs.unknown
+
+
+def test_what_is_known_is_kept_apart_by_length() -> None:
+    learned = Learned()
+    assert learned.at(10) == {}
+    short, long = Knowledge((1.0,), (0.5,)), Knowledge((3.0,), (0.6,))
+    learned.learn(10, {"model": short})
+    assert learned.at(LENGTHS[-1] + 1) == {"model": short}  # better than nothing
+    learned.learn(LENGTHS[0] + 1, {"model": long})
+    assert learned.at(LENGTHS[0]) == {"model": short}
+    assert learned.at(LENGTHS[1]) == {"model": long}
+    learned.learn(10, {"history": long})
+    assert learned.at(10) == {"model": short, "history": long}
+    learned.learn(10, {})
+    assert learned.at(10) == {"model": short, "history": long}

@@ -1,0 +1,149 @@
+"""What was learned is kept between runs, whatever becomes of the file."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlxspec import tuning
+from mlxspec.estimates import Knowledge, Learned
+from mlxspec.tuning import Record, Setting, Verdict, recall, records, remember
+
+SETTING = Setting(
+    target="org/big",
+    draft="org/small",
+    quantisation="4 bits and 4 bits",
+    chip="Apple M3 Max",
+    backend="metal",
+    mlx="0.32.4",
+    mlx_lm="0.32.2",
+)
+LEARNED = Learned({0: {"model": Knowledge((1.0, 1.1, 1.2), (0.8, 0.7, 0.6))}})
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "state" / "tuning.json"
+    monkeypatch.setattr(tuning, "file", lambda: path)
+    return path
+
+
+def silent(line: str) -> None:
+    raise AssertionError(line)
+
+
+def test_what_is_remembered_is_recalled() -> None:
+    assert recall(SETTING, silent) == Record(SETTING)
+    record = Record(SETTING, LEARNED, Verdict(2, 1.9, measured=True))
+    remember(record, silent)
+    assert recall(SETTING, silent) == record
+    assert records(silent) == [record]
+
+
+@pytest.mark.parametrize("part", list(vars(SETTING)))
+def test_another_setting_knows_nothing(part: str) -> None:
+    remember(Record(SETTING, LEARNED), silent)
+    other = replace(SETTING, **{part: "another"})
+    assert recall(other, silent) == Record(other)
+    remember(Record(other), silent)
+    assert recall(SETTING, silent).learned == LEARNED
+
+
+def test_a_verdict_stays_until_there_is_another() -> None:
+    verdict = Verdict(2, 1.9, measured=True)
+    remember(Record(SETTING, LEARNED, verdict), silent)
+    remember(Record(SETTING, Learned()), silent)
+    assert recall(SETTING, silent) == Record(SETTING, Learned(), verdict)
+    remember(Record(SETTING, LEARNED, Verdict(0, 1.0, measured=True)), silent)
+    assert recall(SETTING, silent).verdict == Verdict(0, 1.0, measured=True)
+
+
+DAMAGED = [
+    "",
+    "{",
+    "[]",
+    '{"format": 1}',
+    '{"format": "1", "records": []}',
+    '{"format": 1, "records": [{}]}',
+    '{"format": 1, "records": [1]}',
+    "\x00\x01",
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_file_is_set_aside(kept: Path, content: str) -> None:
+    kept.parent.mkdir()
+    kept.write_text(content)
+    said: list[str] = []
+    assert recall(SETTING, said.append) == Record(SETTING)
+    assert "damaged" in said[0]
+    remember(Record(SETTING, LEARNED), said.append)
+    assert recall(SETTING, silent).learned == LEARNED
+    (aside,) = kept.parent.glob("*damaged*")
+    assert aside.read_text() == content
+    assert aside.name in said[1]
+
+
+@pytest.mark.parametrize("value", ["nan", 0, -1, "x", None])
+def test_numbers_that_cannot_be_are_damage(kept: Path, value: object) -> None:
+    remember(Record(SETTING, LEARNED), silent)
+    content = json.loads(kept.read_text())
+    content["records"][0]["learned"]["0"]["model"]["costs"][1] = value
+    kept.write_text(json.dumps(content))
+    said: list[str] = []
+    assert recall(SETTING, said.append) == Record(SETTING)
+    assert said
+
+
+def test_a_file_of_a_newer_version_is_left_alone(kept: Path) -> None:
+    kept.parent.mkdir()
+    content = json.dumps({"format": tuning.FORMAT + 1, "records": "other"})
+    kept.write_text(content)
+    said: list[str] = []
+    remember(Record(SETTING, LEARNED), said.append)
+    assert kept.read_text() == content
+    assert "newer" in said[0]
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(tuning, "file", lambda: tmp_path / "file" / "tuning.json")
+    said: list[str] = []
+    remember(Record(SETTING, LEARNED), said.append)
+    assert "could not be kept" in said[0]
+
+
+def test_a_write_that_fails_leaves_what_was_there(kept: Path, monkeypatch) -> None:
+    remember(Record(SETTING, LEARNED), silent)
+    before = kept.read_text()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tuning.json, "dump", full)
+    said: list[str] = []
+    remember(Record(replace(SETTING, target="other"), LEARNED), said.append)
+    assert "No space left" in said[0]
+    assert kept.read_text() == before
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["tuning.json", "tuning.lock"]
+
+
+def _remember_many(path: Path, worker: int) -> None:
+    tuning.file = lambda: path  # type: ignore[assignment]
+    for i in range(20):
+        remember(Record(replace(SETTING, target=f"{worker} {i}"), LEARNED), silent)
+
+
+def test_two_processes_lose_nothing_of_each_other(kept: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_remember_many, args=(kept, n)) for n in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert len(records(silent)) == 40
