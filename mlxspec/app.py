@@ -272,6 +272,67 @@ def _as_json(pair: Pair, engine: Engine, run: Run, report: Audit | None) -> str:
     return json.dumps(result, ensure_ascii=False)
 
 
+# --- probe and tune ---------------------------------------------------------------------
+
+
+@app.command("probe")
+@grouped
+def probe_pair(
+    *, models: ModelOptions, prompts: options.PromptsOption = None, output: OutputOptions
+) -> None:
+    """Measure what speculation would bring with a pair on this machine, and try it."""
+    _probe(models, prompts, output, tunes=False)
+
+
+@app.command("tune")
+@grouped
+def tune_pair(
+    *, models: ModelOptions, prompts: options.PromptsOption = None, output: OutputOptions
+) -> None:
+    """Probe, try the best numbers of draft tokens on real prompts, and remember what came out."""
+    _probe(models, prompts, output, tunes=True)
+
+
+def _probe(
+    models: ModelOptions, prompts: Path | None, output: OutputOptions, *, tunes: bool
+) -> None:
+    from rich.console import Console
+
+    from mlxspec.display import open_display
+    from mlxspec.prompts import read_prompts
+
+    pair = models.chosen()
+    own = read_prompts(prompts) if prompts is not None else None
+    quiet = output.quiet
+    with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=True) as display:
+        engine = _engine(pair, models, display, [], quiet=quiet)
+        from mlxspec import probe, report
+
+        texts = own or probe.PROMPTS
+        _build_kernels(engine, SamplingParams(), AUTO, display)
+        with display.status("measuring"):
+            found = probe.probe(engine, texts)
+            best = found.best()
+            counts = sorted({0, best.draft_tokens, *(found.candidates() if tunes else ())})
+            measured = probe.speeds(engine, texts, counts)
+        result = found.as_dict() | {"measured_tokens_per_second": measured}
+        if tunes:
+            record = _recall(pair, engine, display)
+            engine.learned.learn(0, probe.knowledge_of(found))
+            verdict = probe.verdict_of(measured)
+            tuning.remember(replace(record, learned=engine.learned, verdict=verdict), display.note)
+            result |= {"verdict": vars(verdict)}
+    if output.as_json:
+        typer.echo(json.dumps({"pair": pair.name, **result}))
+        return
+    console = Console(highlight=False)
+    report.show_probe(found, console)
+    report.show_trial(best, measured, console)
+    if tunes:
+        report.show_speeds(measured, console)
+        console.print(f"remembered: {verdict}", style="bold")
+
+
 # --- pairs ------------------------------------------------------------------------------
 
 

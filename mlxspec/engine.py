@@ -164,10 +164,6 @@ class Engine:
                 tokens, max_tokens, draft_tokens, sampling, processors, on_prefill=on_prefill
             )
 
-        def over(session: Session) -> None:
-            if session.controller is not None:
-                self.learned.learn(len(session.text), session.controller.knowledge())
-
         assert sampling.seed is not None
         generation = Generation(
             len(tokens),
@@ -180,7 +176,7 @@ class Engine:
             continues = isinstance(prompt, str) and is_raw(self.tokenizer, raw)
             text = TextStream(self.tokenizer, continues=continues, stop=stop)
             ends = set() if ignore_eos else set(self.tokenizer.eos_token_ids)
-        return Run(begin, generation, text, ends, over)
+        return Run(begin, generation, text, ends, self.learn_from)
 
     def session(
         self,
@@ -210,6 +206,11 @@ class Engine:
             capacity=capacity,
             on_prefill=on_prefill,
         )
+
+    def learn_from(self, session: Session) -> None:
+        """Let later sessions begin with what this one found out about its rounds."""
+        if session.controller is not None:
+            self.learned.learn(len(session.text), session.controller.knowledge())
 
     def _session(
         self,

@@ -46,6 +46,14 @@ ModelsOption = Annotated[
     typer.Option("--models", metavar="FILE", help="A table of pairs laid over the shipped one."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Texts of your own: a JSON list of strings, or a text on each line.",
+    ),
+]
 AuditOption = Annotated[
     bool, typer.Option("--audit", help="Hold the text against plain decoding afterwards.")
 ]

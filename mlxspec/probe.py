@@ -11,7 +11,7 @@ All measurements of a kind take turns, and a median is quoted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -38,6 +38,7 @@ PROMPT = 64  # tokens before the passes that are timed
 TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
 # What speculation must bring to be recommended, and medians that vary more tell nothing.
 WORTH_IT = 1.02
+CANDIDATES = 4  # numbers of draft tokens that a tuning tries
 TOO_NOISY = 0.2
 # Where rounds that reached a position are few, it is expected to do as the one before it.
 NEIGHBOUR_WEIGHT = 2.0
@@ -48,8 +49,6 @@ PROMPTS = (
     "The bicycle was invented in the nineteenth century, and",
     '{"name": "Ada", "roles": ["admin", "author"], "active": true}\n{"name": "',
 )
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,10 @@ class Probe:
         best = max(others, key=lambda option: option.speed_up)
         return best if best.speed_up >= WORTH_IT else plain
 
-    def verdict(self) -> Verdict:
-        best = self.best()
-        return Verdict(best.draft_tokens, best.speed_up, measured=False)
+    def candidates(self) -> list[int]:
+        """The K that are worth a try on real texts."""
+        ranked = sorted(self.options(), key=lambda option: -option.speed_up)
+        return [option.draft_tokens for option in ranked[:CANDIDATES]]
 
     def knowledge(self) -> Knowledge:
         """For a controller to start from."""
@@ -126,7 +126,7 @@ class Probe:
         }
 
 
-def probe(engine: Engine, prompts: Sequence[str], progress: Progress) -> Probe:
+def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
     """Measure everything on a pair.
 
     Raises:
@@ -137,11 +137,8 @@ def probe(engine: Engine, prompts: Sequence[str], progress: Progress) -> Probe:
             "This pair has no draft, so there is nothing to probe.",
             hint="Choose one that has, or name a draft with --draft.",
         )
-    progress("how often proposals are accepted")
     acceptance = _acceptance(engine, prompts)
-    progress("what a pass of several rows costs")
     passes = _passes(engine)
-    progress("what a draft step and the host cost")
     draft_s, host_s, plain_s = _round_parts(engine, passes)
     return Probe(
         {rows: median(times) for rows, times in passes.items()},
@@ -163,7 +160,7 @@ def speeds(
         for prompt in prompts:
             for count in counts:
                 run = engine.generate(
-                    prompt, draft_tokens=count, max_tokens=TOKENS, ignore_eos=True, raw=True
+                    prompt, draft_tokens=count, max_tokens=TOKENS, ignore_eos=True
                 )
                 if turn:  # the first one traces
                     found[count].append(run.tokens_per_second or 0.0)
@@ -272,6 +269,13 @@ def _spread(times: Sequence[float]) -> float:
     ordered = sorted(times)
     quarter = len(ordered) // 4
     return (ordered[-1 - quarter] - ordered[quarter]) / 2 / median(ordered)
+
+
+def verdict_of(measured: Mapping[int, float]) -> Verdict:
+    """The K that was the fastest; none, where that is hardly faster than plain decoding."""
+    best = max(measured, key=measured.__getitem__)
+    speed_up = measured[best] / measured[0]
+    return Verdict(best, speed_up) if speed_up >= WORTH_IT else Verdict(0, 1.0)
 
 
 def knowledge_of(probe: Probe) -> dict[str, Knowledge]:

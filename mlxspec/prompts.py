@@ -1,9 +1,11 @@
-"""The prompt of a command: its argument, what is piped in, or both."""
+"""The prompt of a command: its argument, what is piped in, or both; and files of prompts."""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from mlxspec.errors import PromptError
@@ -33,6 +35,37 @@ def read_prompt(argument: str | None, stdin: BinaryIO) -> str:
     except UnicodeEncodeError as error:
         raise _not_utf8() from error
     return prompt
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The texts in a file: a JSON list of strings, or of objects with a `text`, or line by line.
+
+    Raises:
+        PromptError: it cannot be read, or there is no text in it.
+    """
+    try:
+        content = _decoded(path.read_bytes())
+    except OSError as error:
+        raise PromptError(
+            f"The prompts {path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+    texts = _listed(content) if content.lstrip().startswith("[") else content.splitlines()
+    found = [text for text in texts if text.strip()]
+    if not found:
+        raise PromptError(
+            f"There are no prompts in {path}.",
+            hint='Give a text on each line, or a JSON list: ["one", "two"].',
+        )
+    return found
+
+
+def _listed(content: str) -> list[str]:
+    try:
+        entries = json.loads(content)
+        texts = [entry["text"] if isinstance(entry, dict) else entry for entry in entries]
+    except (ValueError, KeyError):
+        return []
+    return texts if all(isinstance(text, str) for text in texts) else []
 
 
 def _is_piped(stdin: BinaryIO) -> bool:

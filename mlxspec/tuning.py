@@ -43,17 +43,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a probe or a tuning found best: K, with its speed over plain decoding."""
+    """What a tuning found best: K, with its speed over plain decoding."""
 
     draft_tokens: int
     speed_up: float
-    measured: bool  # or predicted
 
     def __str__(self) -> str:
-        how = "measured" if self.measured else "predicted"
         if self.draft_tokens == 0:
-            return f"do not speculate: plain decoding is the fastest, {how}"
-        return f"use {self.draft_tokens} draft tokens: {self.speed_up:.2f} x plain decoding, {how}"
+            return "do not speculate: plain decoding is the fastest"
+        plural = "s" if self.draft_tokens > 1 else ""
+        return f"use {self.draft_tokens} draft token{plural}: {self.speed_up:.2f} x plain decoding"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ LAYERS = [
     ["engine"],
     ["loading", "timing", "terminal", "audit"],
     ["display", "bench", "probe"],
-    ["bench_sampling", "bench_caches", "report"],
+    ["bench_sampling", "bench_caches", "bench_modes", "report"],
     ["app"],
     ["__main__"],
 ]

@@ -38,7 +38,7 @@ def silent(line: str) -> None:
 
 def test_what_is_remembered_is_recalled() -> None:
     assert recall(SETTING, silent) == Record(SETTING)
-    record = Record(SETTING, LEARNED, Verdict(2, 1.9, measured=True))
+    record = Record(SETTING, LEARNED, Verdict(2, 1.9))
     remember(record, silent)
     assert recall(SETTING, silent) == record
     assert records(silent) == [record]
@@ -54,12 +54,12 @@ def test_another_setting_knows_nothing(part: str) -> None:
 
 
 def test_a_verdict_stays_until_there_is_another() -> None:
-    verdict = Verdict(2, 1.9, measured=True)
+    verdict = Verdict(2, 1.9)
     remember(Record(SETTING, LEARNED, verdict), silent)
     remember(Record(SETTING, Learned()), silent)
     assert recall(SETTING, silent) == Record(SETTING, Learned(), verdict)
-    remember(Record(SETTING, LEARNED, Verdict(0, 1.0, measured=True)), silent)
-    assert recall(SETTING, silent).verdict == Verdict(0, 1.0, measured=True)
+    remember(Record(SETTING, LEARNED, Verdict(0, 1.0)), silent)
+    assert recall(SETTING, silent).verdict == Verdict(0, 1.0)
 
 
 DAMAGED = [

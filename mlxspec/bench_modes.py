@@ -1,0 +1,184 @@
+"""Every way to decode, side by side, for each kind of text: is speculation ever slower than none?
+
+    scripts/bench_modes
+    scripts/bench_modes --count 8 --max-tokens 200 --json FILE
+
+All contenders write the same greedy text after the same prompt, in turns. A speed is tokens per
+second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with an
+interval that 95 of 100 such medians of resampled prompts lie in. `auto` begins with what the texts
+before it have taught, `auto, cold` with nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mlxspec import machine
+from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
+from mlxspec.engine import GREEDY, Engine
+from mlxspec.estimates import Learned
+from mlxspec.loading import load
+from mlxspec.pairs import AUTO, DEFAULT_PAIR
+
+THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
+RESAMPLED = 2000
+PROSE = (
+    "The harbour was quiet in the early morning, and the fishermen who had come back",
+    "Dear Ms Halloran, thank you for your letter of the third of May. We are sorry to hear",
+    "In the spring of that year the company moved its offices to a larger building near",
+    "My grandmother used to say that a good soup begins with patience, and that",
+    "The committee met on Tuesday to discuss the proposal for a new library, which",
+    "It rained for the whole of the journey, so that by the time we arrived at",
+    "Most people believe that the hardest part of learning a language is the grammar, but",
+    "When the lights went out in the theatre, nobody in the audience moved, because",
+)
+REPEATED = (
+    "x = 1\n",
+    "print('hello')\n",
+    "self.value = value\n",
+    "    return None\n",
+    "[0, 0, 0, 0],\n",
+    "if name is None:\n    name = default\n",
+    "assert a == b\n",
+    "import os\n",
+)
+
+
+def prompts_of(engine: Engine, count: int) -> dict[str, list[list[int]]]:
+    """So many prompts of each kind of text, as token ids."""
+    code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
+    rng = random.Random(0)
+    vocabulary = engine.networks[0].vocabulary
+    texts = {"code": code, "prose": list(PROSE), "repetitive": [line * 8 for line in REPEATED]}
+    chosen = {kind: [engine.encode(t) for t in some[:count]] for kind, some in texts.items()}
+    return chosen | {
+        "random tokens": [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
+    }
+
+
+def modes(engine: Engine, prompt: list[int], max_tokens: int) -> dict[str, Decode]:
+    """Everything that decodes `prompt`, by name."""
+
+    def auto(*, cold: bool) -> Decode:
+        def decode() -> Iterable[int]:
+            learned = engine.learned
+            engine.learned = Learned() if cold else learned
+            session = engine.session(prompt, max_tokens=max_tokens, draft_tokens=AUTO)
+            while tokens := session.step():
+                yield from tokens
+            engine.learn_from(session)
+            engine.learned = learned if cold else engine.learned
+
+        return decode
+
+    table = contenders(engine, prompt, max_tokens, COUNTS)
+    return table | {"auto": auto(cold=False), "auto, cold": auto(cold=True)}
+
+
+def race(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, list[float]]:
+    """Tokens per second of every contender on every prompt.
+
+    Raises:
+        RuntimeError: two of them wrote different texts.
+    """
+    speeds: dict[str, list[float]] = {}
+    for turn, prompt in enumerate([prompts[0], *prompts]):
+        texts = {}
+        table = list(modes(engine, prompt, max_tokens).items())
+        random.Random(turn).shuffle(table)
+        for name, decode in table:
+            texts[name], speed = timed(decode())
+            if turn:  # the first prompt is run once for nothing
+                speeds.setdefault(name, []).append(speed)
+        if different := [name for name, text in texts.items() if text != texts["plain"]]:
+            raise RuntimeError(f"{different} left mlx-lm's plain text on prompt {turn}")
+    return speeds
+
+
+def compared(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
+    """The median ratio of two speeds, and its interval."""
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    rng = random.Random(0)
+    medians = sorted(median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLED))
+    low, high = medians[RESAMPLED // 40], medians[-1 - RESAMPLED // 40]
+    return {"ratio": median(ratios), "low": low, "high": high}
+
+
+def summed_up(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """What the kinds of text are compared by."""
+
+    def best(name: str) -> str:
+        return max((f"{name} {count}" for count in COUNTS), key=lambda one: median(speeds[one]))
+
+    theirs = best("mlx-lm")
+    ours = max(best("mlxspec"), "mlxspec 0", key=lambda name: median(speeds[name]))
+    pairs = {
+        "auto / mlx-lm plain": ("auto", "plain"),
+        "auto / mlxspec plain": ("auto", "mlxspec 0"),
+        "auto / best fixed": ("auto", ours),
+        "auto / mlx-lm default": ("auto", f"mlx-lm {THEIR_DEFAULT}"),
+        "auto / mlx-lm best": ("auto", theirs),
+        "cold / mlxspec plain": ("auto, cold", "mlxspec 0"),
+        "cold / best fixed": ("auto, cold", ours),
+        "mlx-lm best / plain": (theirs, "plain"),
+    }
+    ratios = {name: compared(speeds[a], speeds[b]) for name, (a, b) in pairs.items()}
+    return {"best_fixed": ours, "mlx_lm_best": theirs, "ratios": ratios, "speeds": speeds}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print what was measured."""
+    console.print(
+        f"{machine.described(result['machine'])}; {result['prompts']} prompts of each kind, "
+        f"{result['max_tokens']} tokens each, greedy; medians and 95% intervals"
+    )
+    kinds = result["kinds"]
+    table = Table("", *kinds, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_row("best fixed K", *(kinds[kind]["best_fixed"].split()[1] for kind in kinds))
+    table.add_row("mlx-lm's best K", *(kinds[kind]["mlx_lm_best"].split()[1] for kind in kinds))
+    for name in next(iter(kinds.values()))["ratios"]:
+        cells = (kinds[kind]["ratios"][name] for kind in kinds)
+        table.add_row(name, *(f"{c['ratio']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
+    console.print(table)
+
+
+def main(
+    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    count: Annotated[int, typer.Option(min=2, max=8, help="Prompts of each kind.")] = 6,
+    max_tokens: Annotated[int, typer.Option(min=32, help="Tokens of each text.")] = 200,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Compare every way to decode, for each kind of text."""
+    console = Console()
+    engine = load(pair, compiled=True)
+    engine.build_kernels(GREEDY, AUTO)
+    kinds = prompts_of(engine, count).items()
+    figures = {
+        kind: summed_up(race(engine, some, max_tokens))
+        for kind, some in track(kinds, "decoding", transient=True)
+    }
+    result = {
+        "pair": pair,
+        "machine": machine.about(),
+        "prompts": count,
+        "max_tokens": max_tokens,
+        "kinds": figures,
+    }
+    show(result, console)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
