@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import exp
 
 from mlxspec.estimates import Acceptance, Costs, Knowledge
 from mlxspec.metrics import Parked
@@ -29,6 +30,9 @@ HYSTERESIS, PARKING_HYSTERESIS = 1.03, 1.01
 BEYOND_DOUBT = 1.15
 # A drafter that was in use for so many rounds is retried soon again.
 PROVEN = 32
+# Rounds between trials of one proposal more or less, at first; and how many standard deviations
+# below its estimate a cost may well lie.
+FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
 NEVER = 1 << 30
 
 
@@ -45,10 +49,13 @@ PLAIN = Choice("", 0)
 
 @dataclass
 class _Rest:
-    """When a drafter, or plain decoding, was last left or tried, and how long it then rests."""
+    """When something was last left or tried, and for how many rounds it rests from then on."""
 
     since: int
     distance: int = FIRST_RETRY
+
+    def tried(self, now: int) -> None:
+        self.since, self.distance = now, min(2 * self.distance, LAST_RETRY)
 
 
 class Controller:
@@ -79,6 +86,7 @@ class Controller:
         self._current = PLAIN
         self._entered = 0  # the round in which the current drafter came into use
         self._trial, self._left = PLAIN, 0
+        self._neighbours = _Rest(0, FIRST_NEIGHBOUR)
         first_trial = (0 if not self._costs.unknown else OPENING) - FIRST_RETRY
         self._rests = {"": _Rest(0)} | {
             name: _Rest(0 if one.tried else first_trial) for name, one in self._acceptance.items()
@@ -166,6 +174,8 @@ class Controller:
         margin = PARKING_HYSTERESIS if best == PLAIN else HYSTERESIS
         if self._rate(best) < self._rate(self._current) * margin:
             return self._current
+        if best != self._current:
+            self._neighbours = _Rest(self._round, FIRST_NEIGHBOUR)
         if best.drafter != self._current.drafter:
             self._leave(self._current.drafter)
         self._current = best
@@ -182,11 +192,34 @@ class Controller:
         if not self._left:
             resting = [name for name in self._rests if name != self._current.drafter]
             due = [name for name in resting if self._round >= self._next_retry(name)]
-            if not due:
+            neighbour = self._neighbour()
+            if due:
+                self._begin(due[0])
+            elif neighbour is not None:
+                self._neighbours.tried(self._round)
+                self._trial, self._left = neighbour, TRIAL
+            else:
                 return None
-            self._begin(due[0])
         self._left -= 1
         return self._trial
+
+    def _neighbour(self) -> Choice | None:
+        """One proposal more or less than now, if it is due and may well be better."""
+        if (
+            self._current == PLAIN
+            or self._round < self._neighbours.since + self._neighbours.distance
+        ):
+            return None
+        name, count = self._current.drafter, self._current.draft_tokens
+        near = [Choice(name, k) for k in (count - 1, count + 1) if self._costs.knows(name, k) and k]
+        best = max(near, key=self._optimistic, default=None)
+        if best is None or self._optimistic(best) < self._rate(self._current):
+            return None
+        return best
+
+    def _optimistic(self, choice: Choice) -> float:
+        doubt = self._costs.doubt(choice.drafter, choice.draft_tokens)
+        return self._rate(choice) * exp(OPTIMISM * doubt)
 
     def _next_retry(self, name: str) -> int:
         """The round from which on it may be tried."""
@@ -211,5 +244,4 @@ class Controller:
         else:
             self._trial = Choice(name, min(self._start, self._most[name]))
         self._left = TRIAL
-        rest = self._rests[name]
-        rest.since, rest.distance = self._round, min(2 * rest.distance, LAST_RETRY)
+        self._rests[name].tried(self._round)

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import exp, log
+from math import exp, log, sqrt
 
 # --- acceptance; weights are in rounds ---
 # A draft that nothing is known of is expected to do well enough to be worth a try.
@@ -25,16 +25,16 @@ FADE = 0.95
 
 # --- costs, as variances of natural logarithms: 0.1 is about 10% ---
 NOISE = 0.1**2  # of one measurement
-PACE_DRIFT = 0.02**2  # of the machine, from one round to the next
-UNKNOWN = 0.4**2  # of a ratio that was never measured
+PACE_DRIFT = 0.04**2  # of the machine, from one round to the next
+UNKNOWN = 0.25**2  # of a ratio that was never measured
 STORED = 0.05**2  # of one that was, in an earlier run
+RATIO_DRIFT = 0.015**2  # of every ratio, from one round to the next
 # Attention takes more of a round as a text grows, so ratios measured in the last bucket may move.
 BUCKET, BUCKET_DRIFT = 512, 0.03**2
 # Nothing makes a round faster than it is: so much below the estimate, the estimate is wrong.
 IMPOSSIBLE = 0.7
-# What one more proposal is taken to cost before any was measured, in plain rounds: little, so
-# that it is tried.
-FIRST_STEP = 0.12
+# What one more proposal is taken to cost before any was measured, in plain rounds.
+FIRST_STEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,9 @@ class Costs:
             self._pace = _Ratio(log(seconds) - ratio.value, NOISE)
             return
         self._pace.variance += PACE_DRIFT
+        for one in self._ratios.values():
+            one.variance = min(one.variance + RATIO_DRIFT, UNKNOWN)
+        self._ratios["", 0].variance = 0.0  # what the others are ratios to
         surprise = log(seconds) - self._pace.value - ratio.value
         total = self._pace.variance + ratio.variance
         noise = NOISE
@@ -191,6 +194,15 @@ class Costs:
             gain = believed.variance / (total + noise)
             believed.value += surprise * gain
             believed.variance *= 1 - gain
+
+    def doubt(self, drafter: str, count: int) -> float:
+        """The standard deviation of the logarithm of a cost."""
+        return sqrt(
+            self._ratios[drafter, count].variance if self.knows(drafter, count) else UNKNOWN
+        )
+
+    def knows(self, drafter: str, count: int) -> bool:
+        return (drafter, count) in self._ratios
 
     def measured(self, drafter: str) -> int:
         """The largest K whose cost is known."""

@@ -15,7 +15,7 @@ from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.memory import watched
 from mlxspec.metrics import Parked, RoundStats
 from mlxspec.round import BROKEN, Round, RoundState
-from mlxspec.stopwatch import Stopwatch
+from mlxspec.stopwatch import Marks, Stopwatch
 
 # Reads a text anew, with the draft or without, and returns the state before its next round.
 Prefilled = Callable[[Sequence[int], bool], RoundState]
@@ -24,10 +24,12 @@ Prefilled = Callable[[Sequence[int], bool], RoundState]
 def attended(length: int) -> int:
     """Entries to attend over for `length` that are needed.
 
-    A new number is a new graph to trace and a larger one is work on entries that nobody sees, so
-    it grows by an eighth, in multiples of 64.
+    A new number is a new graph to trace, for every K in use, and a larger one is work on entries
+    that nobody sees: so it grows by an eighth, in multiples of 128.
     """
-    step = max(64, length // 8 // 64 * 64)
+    if length <= 64:
+        return 64
+    step = max(128, length // 8 // 128 * 128)
     return -(-length // step) * step
 
 
@@ -38,12 +40,18 @@ def reserved(length: int) -> int:
 
 
 class InFlight(NamedTuple):
-    """A round that was dispatched and not read. `fair`: nothing was built on the way."""
+    """A round that was dispatched and not read.
+
+    fair: nothing was built on the way that later rounds need not build.
+    dispatched_s, dispatching_s: see `Marks`.
+    """
 
     choice: Choice
     result: mx.array
     fair: bool
     parked: Parked | None
+    dispatched_s: float
+    dispatching_s: float
 
 
 class Session:
@@ -80,7 +88,7 @@ class Session:
         self._limit = limit
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
-        self._stopwatch = Stopwatch(in_step=rounds.waits)
+        self._stopwatch = Stopwatch()
         self._state: RoundState
         self._begin()
 
@@ -126,29 +134,30 @@ class Session:
                 pass
             if not self._in_flight:
                 return []
-            choice, result, fair, parked = self._in_flight[0]
+            one = self._in_flight[0]
             asked_s = time.perf_counter()
-            *tokens, accepted = cast(list[list[int]], result.tolist())[0]
+            *tokens, accepted = cast(list[list[int]], one.result.tolist())[0]
+            read_s = time.perf_counter()
         if accepted == BROKEN:
             raise BrokenOutput(len(self.text))
         del self._in_flight[0]
         committed = tokens[: accepted + 1][: self._limit - len(self.text)]
         self.text += committed
         self.stats = RoundStats(
-            choice.draft_tokens,
+            one.choice.draft_tokens,
             accepted,
             full=len(committed) == accepted + 1,
-            drafter=choice.drafter,
-            parked=parked,
+            drafter=one.choice.drafter,
+            parked=one.parked,
         )
-        if choice.draft_tokens:
+        if one.choice.draft_tokens:
             self._drafted_to = max(len(self.text) - 2, 0)
+        marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
+        took = self._stopwatch.took(marks, fair=one.fair)
         if self.controller is not None:
-            now_s = time.perf_counter()
-            took = self._stopwatch.read(choice, waited_s=now_s - asked_s, now_s=now_s, fair=fair)
-            self.controller.kept(choice, accepted)
+            self.controller.kept(one.choice, accepted)
             if took is not None:
-                self.controller.took(*took)
+                self.controller.took(one.choice, took)
         return committed
 
     def _shrink(self) -> None:
@@ -202,9 +211,11 @@ class Session:
             # The host builds while the device computes, and may be the slower one.
             self._in_flight = [one._replace(fair=False) for one in self._in_flight]
         self._state, result = self._round(self._state, draft_tokens=count, length=length)
+        built_s = time.perf_counter()
         mx.async_eval(result, self._state)
+        now_s = time.perf_counter()
         parked = self.controller.parked() if self.controller and not count else None
-        self._in_flight.append(InFlight(choice, result, fair, parked))
+        self._in_flight.append(InFlight(choice, result, fair, parked, now_s, now_s - built_s))
         return True
 
     def _is_behind(self) -> bool:

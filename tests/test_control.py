@@ -80,6 +80,8 @@ class Simulation:
     seed: int
     tokens: int = 0
     seconds: float = 0.0
+    restless: bool = False  # the whole machine is slower at times, for everything alike
+    slowness: float = 1.0
     rounds: list[int] = field(default_factory=list)
 
     def round(self, count: int, rng: random.Random) -> tuple[int, float]:
@@ -89,11 +91,13 @@ class Simulation:
         while accepted < count and rng.random() < rates[accepted]:
             accepted += 1
         cost = round_cost(self.machine, count) * exp(rng.gauss(0, 0.04))
-        cost *= 3 if rng.random() < 0.005 else 1  # another program
         self.tokens += accepted + 1
-        self.seconds += cost
+        self.seconds += cost  # as if the machine were always as fast, to compare runs
         self.rounds.append(count)
-        return accepted, cost
+        if self.restless and rng.random() < 0.03:
+            self.slowness = rng.choice([1.0, 1.0, 1.3, 1.9])
+        another_program = 3.0 if rng.random() < 0.005 else 1.0
+        return accepted, cost * self.slowness * another_program
 
     @property
     def speed(self) -> float:
@@ -108,11 +112,17 @@ def fixed(machine: str, text: str, seed: int, tokens: int, count: int) -> Simula
 
 
 def controlled(
-    machine: str, text: str, seed: int, tokens: int, controller: Controller | None = None
+    machine: str,
+    text: str,
+    seed: int,
+    tokens: int,
+    controller: Controller | None = None,
+    *,
+    restless: bool = False,
 ) -> Simulation:
     """As in a session: a round is chosen before the one before it is read."""
     controller = controller or Controller({"model": MOST})
-    rng, run = random.Random(seed), Simulation(machine, text, seed)
+    rng, run = random.Random(seed), Simulation(machine, text, seed, restless=restless)
     unread: list[tuple[Choice, int, float]] = []
     while run.tokens < tokens:
         choice = controller.choose(run.tokens)
@@ -135,6 +145,15 @@ def test_nearly_as_fast_as_the_best_fixed_choice_in_hindsight(machine: str, text
     best = max(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1))
     found = mean(controlled(machine, text, seed, 1000).speed for seed in SEEDS)
     assert found >= 0.95 * best
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_machine_whose_speed_changes_all_the_time(machine: str, text: str) -> None:
+    best = max(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1))
+    found = mean(controlled(machine, text, seed, 1000, restless=True).speed for seed in SEEDS)
+    assert found >= 0.9 * best
+    assert found >= 0.98 * fixed_speed(machine, text, 1000, 0)
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["cold", "warm"])
@@ -161,7 +180,7 @@ def test_the_same_reports_give_the_same_choices() -> None:
 def test_it_does_not_flap() -> None:
     run = controlled("M3 Max", "prose", 1, 2000)
     changes = sum(a != b for a, b in pairwise(run.rounds))
-    assert changes < len(run.rounds) / 20
+    assert changes < len(run.rounds) / 15
 
 
 def drive(
@@ -217,6 +236,20 @@ def test_it_comes_back_when_the_text_does() -> None:
     choices = drive(controller, lambda count: count, 2 * LAST_RETRY, "M3 Max")
     assert choices[-1].draft_tokens >= 1
     assert controller.parked() is None
+
+
+def test_a_neighbour_that_once_looked_bad_is_tried_again() -> None:
+    controller = Controller({"model": 2})
+    used: list[int] = []
+    for _ in range(400):
+        choice = controller.choose(100)
+        controller.kept(choice, choice.draft_tokens)
+        # Another program ran when two proposals were tried for the first time.
+        slow = 1.8 if choice.draft_tokens == 2 and used.count(2) < 2 else 1.0
+        controller.took(choice, (1.0, 1.2, 1.3)[choice.draft_tokens] * slow)
+        used.append(choice.draft_tokens)
+    assert used[20] == 1
+    assert used[-1] == 2
 
 
 def test_no_more_than_a_drafter_can() -> None:
