@@ -308,6 +308,7 @@ def _probe(
         engine = _engine(pair, models, display, [], quiet=quiet)
         from mlxspec import probe, report
 
+        probe.require_draft(engine)
         texts = own or probe.PROMPTS
         _build_kernels(engine, SamplingParams(), AUTO, display)
         with display.status("measuring"):

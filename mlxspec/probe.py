@@ -126,17 +126,22 @@ class Probe:
         }
 
 
+def require_draft(engine: Engine) -> None:
+    """Raise UsageError where nothing drafts, and so nothing can be probed."""
+    if engine.draft is None:
+        raise UsageError(
+            "This pair has no draft, so there is nothing to probe.",
+            hint="Choose one that has, or name a draft with --draft.",
+        )
+
+
 def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
     """Measure everything on a pair.
 
     Raises:
         UsageError: nothing drafts.
     """
-    if engine.draft is None:
-        raise UsageError(
-            "This pair has no draft, so there is nothing to probe.",
-            hint="Choose one that has, or name a draft with --draft.",
-        )
+    require_draft(engine)
     acceptance = _acceptance(engine, prompts)
     passes = _passes(engine)
     draft_s, host_s, plain_s = _round_parts(engine, passes)

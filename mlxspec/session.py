@@ -186,7 +186,8 @@ class Session:
         return len(self.text) + len(self._in_flight) < self._limit
 
     def _choice(self) -> Choice:
-        if self.draft_tokens == 0:
+        # A draft is fed the last two tokens, so there have to be two.
+        if self.draft_tokens == 0 or len(self.text) + len(self._in_flight) < 2:
             return PLAIN
         if self.controller is None:
             return Choice(MODEL, self.draft_tokens)

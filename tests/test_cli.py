@@ -47,8 +47,9 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def no_table_of_a_user(tmp_path, monkeypatch):
+def nothing_of_a_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
