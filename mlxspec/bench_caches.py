@@ -15,7 +15,6 @@ the other measurements of its model:
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -35,9 +34,8 @@ from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
 from mlxspec.network import FusedNetwork
 from mlxspec.params import KVQuantization, SamplingParams
-from mlxspec.round import Round, RoundState
+from mlxspec.probe import Fixed, stepper
 from mlxspec.sampling import Sampler
-from mlxspec.verify import Draft
 
 PROPOSED = 3
 PROMPT = 200
@@ -126,7 +124,10 @@ def model_of(config: dict[str, Any]) -> Model:
 
 
 class Careless(FusedNetwork):
-    """Records no state and takes none back."""
+    """A network that records no state and takes none back, otherwise like another one."""
+
+    def __init__(self, other: FusedNetwork) -> None:
+        vars(self).update(vars(other))
 
     def forward(
         self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
@@ -139,45 +140,21 @@ class Careless(FusedNetwork):
         return layers
 
 
-class Fixed(Round):
-    """Proposes the same tokens always."""
-
-    def _propose(
-        self, state: RoundState, draft_tokens: int, length: int
-    ) -> tuple[Draft, RoundState]:
-        return Draft(mx.arange(draft_tokens, dtype=mx.int32)[None], None), state
-
-
-Step = Callable[[], float]
-
-
-def stepper(rounds: Round, state: RoundState, draft_tokens: int) -> Step:
-    """Runs a round from the same place each time, and returns its seconds."""
-    held = [state]
-    place = state.position
-
-    def step() -> float:
-        started = time.perf_counter()
-        after, result = rounds(held.pop(), draft_tokens=draft_tokens, length=LENGTH)
-        mx.eval(after, result)
-        took = time.perf_counter() - started
-        held.append(after._replace(position=place))
-        return took
-
-    return step
-
-
 def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> dict[str, float]:
     """Milliseconds of a round, and what the module's text names as ratios."""
     model = model_of(config)
     engine = Engine(model, kv=kv)
-    sampler = Sampler(SamplingParams().method(), engine.networks[0].vocabulary)
-    exact = Fixed(engine.networks[0], None, sampler, compiled=True)
-    careless = Fixed(Careless(model, kv), None, sampler, compiled=True)
+    network = engine.networks[0]
+    assert isinstance(network, FusedNetwork), network.obstacle
+    sampler = Sampler(SamplingParams().method(), network.vocabulary)
+    exact = Fixed(network, None, sampler, compiled=True)
+    careless = Fixed(Careless(network), None, sampler, compiled=True)
     prompt = [i % VOCABULARY for i in range(PROMPT)]
 
-    def step(rounds: Round, draft_tokens: int = PROPOSED, capacity: int = LENGTH) -> Step:
-        return stepper(rounds, engine.prefilled(prompt, capacity=capacity), draft_tokens)
+    def step(
+        rounds: Fixed, draft_tokens: int = PROPOSED, capacity: int = LENGTH
+    ) -> Callable[[], float]:
+        return stepper(rounds, engine.prefilled(prompt, capacity=capacity), draft_tokens, LENGTH)
 
     steps = {"round": step(exact), "careless": step(careless), "room": step(exact, capacity=ROOM)}
     steps |= {f"rows {rows}": step(exact, rows - 1) for rows in (1, *ROWS)}

@@ -190,13 +190,16 @@ def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[float, ...]:
     return tuple(rates)
 
 
-class _Fixed(Round):
-    """Rounds without a drafter, which propose the same tokens always: passes of the target."""
+class Fixed(Round):
+    """Rounds without a drafter, which propose the same tokens always: passes of the target.
+
+    The tokens differ from one another, as those of a text do: each may go to other experts.
+    """
 
     def _propose(
         self, state: RoundState, draft_tokens: int, length: int
     ) -> tuple[Draft, RoundState]:
-        return Draft(mx.zeros((1, draft_tokens), mx.int32), None), state
+        return Draft(mx.arange(draft_tokens, dtype=mx.int32)[None], None), state
 
 
 def stepper(
@@ -220,7 +223,7 @@ def stepper(
 def _passes(engine: Engine) -> dict[int, list[float]]:
     """Seconds of passes of so many rows, measured in turns."""
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
-    rounds = _Fixed(engine.networks[0], None, sampler, compiled=engine.compiles)
+    rounds = Fixed(engine.networks[0], None, sampler, compiled=engine.compiles)
     prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
     length = attended(PROMPT + max(ROWS))
 
