@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import mlx.core as mx
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -25,14 +27,18 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec import machine
-from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
+from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, round_seconds, timed
+from mlxspec.caches.layers import Layers
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import Learned
 from mlxspec.loading import load
+from mlxspec.network import Network
 from mlxspec.pairs import AUTO, DEFAULT_PAIR
+from mlxspec.timing import halves
 
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
 RESAMPLED = 2000
+PROFILED, REPEATS = 4, 20
 PROSE = (
     "The harbour was quiet in the early morning, and the fishermen who had come back",
     "Dear Ms Halloran, thank you for your letter of the third of May. We are sorry to hear",
@@ -137,6 +143,38 @@ def summed_up(speeds: dict[str, list[float]]) -> dict[str, Any]:
     return {"best_fixed": ours, "mlx_lm_best": theirs, "ratios": ratios, "speeds": speeds}
 
 
+def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
+    """Milliseconds of a round, of its halves, and of the models' passes alone, each waited for.
+
+    What the passes leave of the halves is sampling and the verdict; what the halves leave of a
+    round, or save, is the host and what overlaps with it.
+    """
+    session = engine.session(prompt, draft_tokens=count)
+    session.step()
+    draft_s, verify_s = halves(session, count, REPEATS)
+    state, length = session.ahead(1)
+    target, draft = engine.networks
+
+    def alone(network: Network, layers: Layers, rows: int) -> float:
+        def forward(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
+            return network.forward(tokens, layers, offset, length)[0]
+
+        compiled = mx.compile(forward)
+        times = []
+        for _ in range(REPEATS + 1):
+            started = time.perf_counter()
+            mx.eval(compiled(mx.zeros((1, rows), mx.int32), layers, state.position))
+            times.append(time.perf_counter() - started)
+        return median(times[1:])
+
+    bare = {
+        "draft_passes": alone(draft, state.draft, 2) + (count - 1) * alone(draft, state.draft, 1),
+        "target_pass": alone(target, state.target, count + 1),
+    }
+    parts = {"round": round_seconds(engine, prompt, count, 0), "draft": draft_s, "verify": verify_s}
+    return {name: 1e3 * seconds for name, seconds in (parts | bare).items()}
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(
@@ -151,6 +189,12 @@ def show(result: dict[str, Any], console: Console) -> None:
         cells = (kinds[kind]["ratios"][name] for kind in kinds)
         table.add_row(name, *(f"{c['ratio']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
     console.print(table)
+    spent = {name: f"{ms:.1f}" for name, ms in result["profile_ms"].items()}
+    console.print(
+        f"a round at K = {PROFILED}: {spent['round']} ms; "
+        f"drafting {spent['draft']}, of which passes {spent['draft_passes']}; "
+        f"verifying {spent['verify']}, of which the pass {spent['target_pass']}"
+    )
 
 
 def main(
@@ -174,6 +218,7 @@ def main(
         "prompts": count,
         "max_tokens": max_tokens,
         "kinds": figures,
+        "profile_ms": profile(engine, next(iter(kinds))[1][0], PROFILED),
     }
     show(result, console)
     if output is not None:

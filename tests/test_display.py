@@ -20,8 +20,16 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlxspec import display as display_module
-from mlxspec.display import Display, Split, open_display
-from mlxspec.metrics import Event, FinishReason, Generation, Piece, RoundStats, SpeculationStats
+from mlxspec.display import Display, Split, _live_parts, _summary, open_display
+from mlxspec.metrics import (
+    Event,
+    FinishReason,
+    Generation,
+    Parked,
+    Piece,
+    RoundStats,
+    SpeculationStats,
+)
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4
@@ -679,3 +687,54 @@ def test_closed_streams_do_not_make_finish_raise(terminal: Terminal) -> None:
     stdout.close()
     stderr.close()
     run.finish()
+
+
+# --- what a controller does -------------------------------------------------------------
+
+
+def auto_of(*rounds: RoundStats) -> Generation:
+    stats = SpeculationStats(8, auto=True)
+    generation = Generation(prompt_tokens=3, speculation=stats, seed=0)
+    for one in rounds:
+        tokens = (1,) * (one.accepted + 1)
+        generation.add(Event(tokens, (True,) * len(tokens), (), one))
+    return generation
+
+
+PARKED = RoundStats(0, 0, parked=Parked(0.083, 64))
+DRAFTING = RoundStats(3, 2, drafter="model")
+
+
+@pytest.mark.parametrize(
+    ("latest", "expected"),
+    [
+        (DRAFTING, "model drafts 3"),
+        (PARKED, "parked: speculation was losing 8%, retry in 64 rounds"),
+        (RoundStats(0, 0), "drafts nothing yet"),
+    ],
+)
+def test_the_live_line_tells_what_is_chosen(latest: RoundStats, expected: str) -> None:
+    assert expected in _live_parts(auto_of(DRAFTING, latest), latest, 1.0)
+    fixed = Generation(prompt_tokens=3, speculation=SpeculationStats(3), seed=0)
+    assert expected not in _live_parts(fixed, latest, 1.0)
+
+
+def test_the_summary_tells_what_was_chosen_and_how_often() -> None:
+    generation = auto_of(
+        *[RoundStats(0, 0)] * 3, *[DRAFTING] * 6, RoundStats(1, 1, drafter="model")
+    )
+    rows = dict(_summary(generation, None))
+    assert rows["chosen"] == [
+        "model 3 in 60% of rounds",
+        "nothing drafted in 30% of rounds",
+        "model 1 in 10% of rounds",
+    ]
+    # 13 of 19 proposed were kept; 7 rounds drafted 19; the first position was kept every time.
+    assert rows["accepted"][0] == "68% of 2.7 drafted"
+    assert rows["accepted"][2] == "by position 100 100 0%"
+
+
+def test_a_run_that_never_drafted_is_summed_up() -> None:
+    rows = dict(_summary(auto_of(PARKED, PARKED), None))
+    assert "accepted" not in rows
+    assert rows["chosen"] == ["nothing drafted in 100% of rounds"]
