@@ -20,20 +20,17 @@ from mlxspec.metrics import Parked
 TRIAL, OPENING = 2, 3
 # Rounds between trials of the same: first, and at most; so few because texts change.
 FIRST_RETRY, LAST_RETRY = 16, 96
-# The share of the time that trials of a drafter may lose.
+# The share of the time that trials of the same may lose.
 BUDGET = 0.005
 # In a trial the rounds before it count no more than so many.
 RETRY_WEIGHT = 3.0
 # Another choice must be so much better, or rounds would flap between equals.
 HYSTERESIS, PARKING_HYSTERESIS = 1.03, 1.01
-# Speculation that gains more than this needs no plain rounds to compare itself with.
-BEYOND_DOUBT = 1.15
 # A drafter that was in use for so many rounds is retried soon again.
 PROVEN = 32
 # Rounds between trials of one proposal more or less, at first; and how many standard deviations
 # below its estimate a cost may well lie.
 FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
-NEVER = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -162,6 +159,8 @@ class Controller:
         return self._rates[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
 
     def _best(self, name: str) -> Choice:
+        if not name:
+            return PLAIN
         rates = self._rates[name]
         return Choice(name, max(range(1, len(rates)), key=rates.__getitem__))
 
@@ -211,7 +210,7 @@ class Controller:
         ):
             return None
         name, count = self._current.drafter, self._current.draft_tokens
-        near = [Choice(name, k) for k in (count - 1, count + 1) if self._costs.knows(name, k) and k]
+        near = [Choice(name, k) for k in (count - 1, count + 1) if self._costs.knows(name, k)]
         best = max(near, key=self._optimistic, default=None)
         if best is None or self._optimistic(best) < self._rate(self._current):
             return None
@@ -222,18 +221,14 @@ class Controller:
         return self._rate(choice) * exp(OPTIMISM * doubt)
 
     def _next_retry(self, name: str) -> int:
-        """The round from which on it may be tried."""
+        """The round from which on it may be tried; plain decoding too, however bad it looks."""
         rest = self._rests[name]
-        if not name:
-            doubtful = self._rate(self._current) <= BEYOND_DOUBT
-            return rest.since + rest.distance if doubtful else NEVER
-        wait = rest.distance
-        if self._acceptance[name].tried:
-            best = self._best(name)
-            shortfall = 1 - self._rate(best) / self._rate(self._current)
-            lost = TRIAL * self._curves[name][best.draft_tokens] * shortfall
-            wait = max(wait, int(lost / BUDGET))
-        return rest.since + wait
+        if name and not self._acceptance[name].tried:
+            return rest.since + rest.distance
+        best = self._best(name)
+        cost = self._curves[name][best.draft_tokens] if name else 1.0
+        lost = TRIAL * cost * (1 - self._rate(best) / self._rate(self._current))
+        return rest.since + max(rest.distance, int(lost / BUDGET))
 
     def _begin(self, name: str) -> None:
         if not name:

@@ -25,14 +25,13 @@ FADE = 0.95
 
 # --- costs, as variances of natural logarithms: 0.1 is about 10% ---
 NOISE = 0.1**2  # of one measurement
+FIRST_PACE = 0.3**2  # of the pace after one measurement: a first round may be a slow one
 PACE_DRIFT = 0.04**2  # of the machine, from one round to the next
-UNKNOWN = 0.25**2  # of a ratio that was never measured
+UNKNOWN = 0.3**2  # of a ratio that was never measured
 STORED = 0.05**2  # of one that was, in an earlier run
 RATIO_DRIFT = 0.015**2  # of every ratio, from one round to the next
 # Attention takes more of a round as a text grows, so ratios measured in the last bucket may move.
 BUCKET, BUCKET_DRIFT = 512, 0.03**2
-# Nothing makes a round faster than it is: so much below the estimate, the estimate is wrong.
-IMPOSSIBLE = 0.7
 # What one more proposal is taken to cost before any was measured, in plain rounds.
 FIRST_STEP = 0.3
 
@@ -127,96 +126,108 @@ def expected_tokens(rates: Sequence[float]) -> list[float]:
     return totals
 
 
-@dataclass
-class _Ratio:
-    """The logarithm of a cost in plain rounds, and the variance of what is believed of it."""
-
-    value: float
-    variance: float
-
-
 class Costs:
     """A pace, and for every (drafter, K) a ratio to it: a Kalman filter over logarithms.
 
     A measurement is their sum and noise. What slows all rounds alike, a machine that gets warm or
-    a text that gets longer, moves the pace; what slows one kind moves its ratio.
+    a text that gets longer, is drift of the pace; what slows one kind, of its ratio. The filter
+    keeps their covariance: after many rounds of one kind only the sum is known well, and a plain
+    round that tells the pace then corrects the ratio too.
+
+    Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960.
     """
 
     def __init__(self, known: Mapping[str, Knowledge]) -> None:
-        self._pace: _Ratio | None = None
-        self._ratios = {("", 0): _Ratio(0.0, 0.0)}
         self._bucket = 0
+        self._slow = 0  # rounds that were slower than expected, one after the other
+        self._paced = False
+        self._means = [0.0]  # the pace, then ratios in the order in which they were met
+        self._covariance = [[FIRST_PACE]]
+        self._places: dict[tuple[str, int], int] = {}
         for name, knowledge in known.items():
             for k, cost in enumerate(knowledge.costs[1:], 1):
-                self._ratios[name, k] = _Ratio(log(cost / knowledge.costs[0]), STORED)
+                self._meet(name, k, log(cost / knowledge.costs[0]), STORED)
 
     @property
     def unknown(self) -> bool:
         """Whether no round with proposals has a cost yet."""
-        return len(self._ratios) == 1
+        return not self._places
 
     @property
     def plain_s(self) -> float | None:
         """Seconds of a round without proposals, at the present pace."""
-        return exp(self._pace.value) if self._pace else None
+        return exp(self._means[0]) if self._paced else None
 
     def enter(self, length: int) -> None:
         """The text is so long now."""
         if length // BUCKET > self._bucket:
             self._bucket = length // BUCKET
-            for (_, k), ratio in self._ratios.items():
-                ratio.variance += BUCKET_DRIFT if k else 0.0
+            self._drift(BUCKET_DRIFT)
 
     def add(self, drafter: str, count: int, seconds: float) -> None:
         """A round with `count` proposals took so long."""
-        key = drafter, count
-        if key not in self._ratios:
-            self._ratios[key] = _Ratio(log(self.curve(drafter, count)[count]), UNKNOWN)
-        ratio = self._ratios[key]
-        if self._pace is None:
-            self._pace = _Ratio(log(seconds) - ratio.value, NOISE)
+        if count and not self.knows(drafter, count):
+            self._meet(drafter, count, log(self.curve(drafter, count)[count]), UNKNOWN)
+        parts = [0, self._places[drafter, count]] if count else [0]
+        if not self._paced:
+            self._means[0] = log(seconds) - sum(self._means[i] for i in parts[1:])
+            self._paced = True
             return
-        self._pace.variance += PACE_DRIFT
-        for one in self._ratios.values():
-            one.variance = min(one.variance + RATIO_DRIFT, UNKNOWN)
-        self._ratios["", 0].variance = 0.0  # what the others are ratios to
-        surprise = log(seconds) - self._pace.value - ratio.value
-        total = self._pace.variance + ratio.variance
-        noise = NOISE
-        if surprise > 0:
-            # Other programs only ever make a round slower: the larger, the less it says.
-            noise = max(NOISE, surprise**2 / 4)
-        elif surprise < -IMPOSSIBLE:
-            for believed in (self._pace, ratio):
-                believed.variance *= surprise**2 / total
-            total = surprise**2
-        for believed in (self._pace, ratio):
-            gain = believed.variance / (total + noise)
-            believed.value += surprise * gain
-            believed.variance *= 1 - gain
-
-    def doubt(self, drafter: str, count: int) -> float:
-        """The standard deviation of the logarithm of a cost."""
-        return sqrt(
-            self._ratios[drafter, count].variance if self.knows(drafter, count) else UNKNOWN
-        )
+        self._covariance[0][0] += PACE_DRIFT
+        self._drift(RATIO_DRIFT)
+        surprise = log(seconds) - sum(self._means[i] for i in parts)
+        self._correct(parts, surprise, self._noise(surprise))
 
     def knows(self, drafter: str, count: int) -> bool:
-        return (drafter, count) in self._ratios
+        return (drafter, count) in self._places
+
+    def doubt(self, drafter: str, count: int) -> float:
+        """The standard deviation of the logarithm of a cost that is known."""
+        place = self._places[drafter, count]
+        return sqrt(self._covariance[place][place])
 
     def measured(self, drafter: str) -> int:
         """The largest K whose cost is known."""
-        return max((k for name, k in self._ratios if name == drafter), default=0)
+        return max((k for name, k in self._places if name == drafter), default=0)
 
     def curve(self, drafter: str, most: int) -> list[float]:
         """C(K)/C(0) for K = 0 … `most`: between what is known, and beyond it, along lines."""
-        known = {
-            k: exp(ratio.value) for (name, k), ratio in self._ratios.items() if name == drafter
-        }
-        points = sorted({0: 1.0, **known}.items())
+        known = {k: self._means[i] for (name, k), i in self._places.items() if name == drafter}
+        points = [(k, exp(value)) for k, value in sorted({0: 0.0, **known}.items())]
         curve: list[float] = []
         for (a, cost), (b, after) in pairwise(points):
             curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
         last, cost = points[-1]
         step = (cost - 1) / last if last else FIRST_STEP
         return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
+
+    def _meet(self, drafter: str, count: int, value: float, variance: float) -> None:
+        self._places[drafter, count] = len(self._means)
+        self._means.append(value)
+        for row in self._covariance:
+            row.append(0.0)
+        self._covariance.append([0.0] * len(self._places) + [variance])
+
+    def _drift(self, variance: float) -> None:
+        """Ratios may have moved, each for itself."""
+        for place in self._places.values():
+            here = self._covariance[place]
+            here[place] = max(here[place], min(here[place] + variance, UNKNOWN))
+
+    def _noise(self, surprise: float) -> float:
+        """Another program makes a round slow: what is much too slow says little, until it lasts."""
+        if surprise <= 0:
+            self._slow = 0
+            return NOISE
+        self._slow += 1
+        return max(NOISE, (surprise / (2 * self._slow)) ** 2)
+
+    def _correct(self, parts: list[int], surprise: float, noise: float) -> None:
+        """Move what was measured the sum of, and what goes with it, towards a measurement."""
+        together = [sum(row[i] for i in parts) for row in self._covariance]
+        total = sum(together[i] for i in parts) + noise
+        for i, share in enumerate(together):
+            self._means[i] += surprise * share / total
+            row = self._covariance[i]
+            for j, other in enumerate(together):
+                row[j] -= share * other / total

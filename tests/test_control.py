@@ -152,7 +152,7 @@ def test_nearly_as_fast_as_the_best_fixed_choice_in_hindsight(machine: str, text
 def test_a_machine_whose_speed_changes_all_the_time(machine: str, text: str) -> None:
     best = max(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1))
     found = mean(controlled(machine, text, seed, 1000, restless=True).speed for seed in SEEDS)
-    assert found >= 0.9 * best
+    assert found >= 0.93 * best
     assert found >= 0.98 * fixed_speed(machine, text, 1000, 0)
 
 
@@ -236,6 +236,20 @@ def test_it_comes_back_when_the_text_does() -> None:
     choices = drive(controller, lambda count: count, 2 * LAST_RETRY, "M3 Max")
     assert choices[-1].draft_tokens >= 1
     assert controller.parked() is None
+
+
+def test_plain_decoding_that_once_looked_bad_is_tried_again() -> None:
+    # The first rounds of all are slow, as on a machine that was asleep.
+    controller = Controller({"model": 4})
+    used = []
+    for i in range(800):
+        choice = controller.choose(100)
+        controller.kept(choice, choice.draft_tokens)
+        slow = 3.0 if i < OPENING else 1.0
+        controller.took(choice, (1.0 + 1.5 * choice.draft_tokens) * slow)
+        used.append(choice.draft_tokens)
+    assert used[20] > 0
+    assert used[-1] == 0
 
 
 def test_a_neighbour_that_once_looked_bad_is_tried_again() -> None:
