@@ -53,8 +53,11 @@ class Engine:
         kv: keep keys and values in fewer bits. This changes what the target says, with and
             without a draft alike.
 
+    `learned` is what runs with draft_tokens="auto" have found out; a program may keep it, and give
+    it to an engine with the same models on the same machine.
+
     Raises:
-        UnsupportedModel: proposals to or by a model cannot be taken back.
+        UnsupportedModel: a model cannot speculate exactly.
     """
 
     def __init__(
