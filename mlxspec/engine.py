@@ -7,18 +7,15 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
-
 from mlxspec import kernels
-from mlxspec.caches.original import Model, fresh_cache, require_quantizable
+from mlxspec.caches.original import Model, require_quantizable
 from mlxspec.control import Controller
 from mlxspec.drafters import MODEL, ModelDrafter
-from mlxspec.errors import OutOfMemory, PromptError, UnsupportedModel, UsageError
+from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
 from mlxspec.metrics import Event, Generation, SpeculationStats
-from mlxspec.network import Network, agrees, network_of
-from mlxspec.noise import row_key
+from mlxspec.network import Network, kind_of, network_of, require_exact, why_it_waits
+from mlxspec.opening import opened
 from mlxspec.pairs import (
     AUTO,
     DEFAULT_DRAFT_TOKENS,
@@ -28,10 +25,10 @@ from mlxspec.pairs import (
     DraftTokens,
 )
 from mlxspec.params import KVQuantization, Method, SamplingParams
-from mlxspec.prefill import Note, Progress, Reading, prefill
+from mlxspec.prefill import Note, Progress
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
-from mlxspec.sampling import NO_TOKEN, Processor, Sampler, knobs_of
+from mlxspec.sampling import Processor, Sampler
 from mlxspec.session import Session, reserved
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
 
@@ -84,7 +81,7 @@ class Engine:
                 self._add(model)
         if draft is not None:
             for network in self.networks:
-                _require_exact(network)
+                require_exact(network)
         self._vocabulary = self.networks[0].vocabulary
         self._round = lru_cache(maxsize=16)(self._build_round)
 
@@ -235,7 +232,7 @@ class Engine:
             rounds = self._build_round(method, False, tuple(processors))
         else:
             rounds = self._round(method, self._is_compiled(sampling, draft_tokens))
-        notes = [_waiting(network) for network in self.networks if not network.fused]
+        notes = [why_it_waits(network) for network in self.networks if not network.fused]
         if processors:
             notes.append("logits processors of your own: rounds are not compiled")
 
@@ -278,34 +275,14 @@ class Engine:
             note: called with what a person should know, such as that the draft was left out
                 because memory would not hold both.
         """
-        # The first round feeds the target the last token, and the draft the last two.
-        readings = [
-            Reading(network, tokens[: -1 - i])
-            for i, network in enumerate(self.networks if draft else self.networks[:1])
-        ]
-        try:
-            caches = prefill(readings, progress=progress, note=note)
-        except OutOfMemory:
-            if len(readings) == 1:
-                raise
-            caches = prefill(readings[:1], progress=progress, note=note)
-            if note is not None:
-                note("memory does not hold the draft's cache: going on without the draft")
-        capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
-        layers = [
-            network.adopt(cache, len(read), capacity)
-            for (network, read), cache in zip(readings, caches, strict=False)
-        ]
-        seed = sampling.with_seed().seed
-        assert seed is not None
-        return RoundState(
-            position=mx.array([len(tokens) - 1], mx.int32),
-            last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
-            recent=_recent(tokens, sampler),
-            keys=row_key(seed)[None],
-            knobs=knobs_of(sampling, batch=1, vocabulary=self._vocabulary),
-            target=layers[0],
-            draft=layers[1] if len(layers) > 1 else [],
+        return opened(
+            self.networks if draft else self.networks[:1],
+            tokens,
+            sampling,
+            sampler=sampler,
+            capacity=capacity,
+            progress=progress,
+            note=note,
         )
 
     def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
@@ -397,11 +374,8 @@ class Engine:
 
     def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
         models = [self.target] if self.draft is None else [self.target, self.draft]
-        described = [f"{_type_of(model)} {_dtypes(model)} {_caches(model)}" for model in models] + [
-            self.kv
-        ]
         method = self._completed(sampling).method(_ANY_LENGTH)
-        return f"{described} {method} {min(draft_tokens, 2)}"
+        return f"{[*map(kind_of, models), self.kv]} {method} {min(draft_tokens, 2)}"
 
     def _build_round(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
@@ -421,41 +395,3 @@ def _repeatable(sampling: SamplingParams) -> SamplingParams:
 
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
-
-
-def _recent(tokens: Sequence[int], sampler: Sampler | None) -> mx.array:
-    """The text, or as much of its end as the rounds look back on: int32 [1, W]."""
-    if sampler is not None and sampler.sees_whole_text:
-        return mx.array([list(tokens)], mx.int32)
-    window = sampler.context if sampler is not None else 0
-    last = list(tokens[max(len(tokens) - window, 0) :])
-    return mx.array([[NO_TOKEN] * (window - len(last)) + last], mx.int32).reshape(1, window)
-
-
-def _type_of(model: Model) -> str:
-    return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))
-
-
-def _require_exact(network: Network) -> None:
-    # A fused network was tried when it was chosen.
-    if not network.fused and not agrees(network):
-        raise UnsupportedModel(
-            f"{_type_of(network.model)} says something else when it is fed several tokens at once, "
-            "so that it cannot speculate exactly.",
-            hint="Use --no-speculation, or another model.",
-        )
-
-
-def _waiting(network: Network) -> str:
-    return (
-        f"{_type_of(network.model)} runs on mlx-lm's own caches, and rounds wait for it: "
-        f"{network.obstacle}"
-    )
-
-
-def _dtypes(model: Model) -> list[str]:
-    return sorted({str(array.dtype) for array in dict(tree_flatten(model.parameters())).values()})
-
-
-def _caches(model: Model) -> list[str]:
-    return sorted({type(cache).__name__ for cache in fresh_cache(model, None)})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Protocol, cast
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from mlxspec.caches.hosted import HostedLayers, Pass
 from mlxspec.caches.layers import Layers, adopt, commit, each, flat, grow, unknown, unread
@@ -17,6 +18,7 @@ from mlxspec.caches.original import Model, fresh_cache
 from mlxspec.caches.peculiarities import RECURRENCES, obstacle_of
 from mlxspec.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.caches.recurrent import RecurrentCache
+from mlxspec.errors import UnsupportedModel
 from mlxspec.params import KVQuantization
 
 # Entries, for passes that are not of a text: more than any indexer selects, so that it does.
@@ -213,3 +215,34 @@ def _close(found: mx.array, expected: mx.array) -> bool:
     spread = mx.linalg.norm(expected - expected.mean(axis=-1, keepdims=True), axis=-1)
     error = mx.linalg.norm(found - expected, axis=-1)
     return 2 * int(mx.sum(error <= tolerance * spread + 1e-6)) > found.shape[1]
+
+
+def require_exact(network: Network) -> None:
+    """Raise UnsupportedModel unless what is proposed to a network, or by it, can be taken back."""
+    # A fused network was tried when it was chosen.
+    if not network.fused and not agrees(network):
+        raise UnsupportedModel(
+            f"{_type_of(network.model)} says something else when it is fed several tokens at once, "
+            "so that it cannot speculate exactly.",
+            hint="Use --no-speculation, or another model.",
+        )
+
+
+def why_it_waits(network: Network) -> str:
+    """What a person should know of a network that is not fused."""
+    return (
+        f"{_type_of(network.model)} runs on mlx-lm's own caches, and rounds wait for it: "
+        f"{network.obstacle}"
+    )
+
+
+def kind_of(model: Model) -> str:
+    """What decides which operations a round of it has: its type, its numbers' and its caches'."""
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    numbers = sorted({str(array.dtype) for array in arrays.values()})
+    caches = sorted({type(cache).__name__ for cache in fresh_cache(model, None)})
+    return f"{_type_of(model)} {numbers} {caches}"
+
+
+def _type_of(model: Model) -> str:
+    return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))

@@ -147,7 +147,7 @@ def begun(kind: str, tokens: Sequence[int] = PROMPT) -> RoundState:
 def test_greedy_text_past_windows_and_growths(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int, agreement: str
 ) -> None:
-    for place in ("mlxspec.session.reserved", "mlxspec.engine.reserved"):
+    for place in ("mlxspec.session.reserved", "mlxspec.opening.reserved"):
         monkeypatch.setattr(place, session_module.attended)
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
     session = Session(

@@ -24,11 +24,12 @@ LAYERS = [
     ["drafters"],
     ["round"],
     ["session"],
-    ["run"],
+    ["run", "opening"],
     ["engine"],
     ["loading", "timing", "terminal", "audit"],
     ["display", "bench", "probe"],
     ["bench_sampling", "bench_caches", "bench_modes", "report"],
+    ["app_pairs"],
     ["app"],
     ["__main__"],
 ]

@@ -145,7 +145,7 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     engine = engine_of("llama", kind)
     monkeypatch.setattr(session_module, "attended", lambda length: length)
     monkeypatch.setattr(session_module, "reserved", lambda length: length)
-    monkeypatch.setattr("mlxspec.engine.reserved", lambda length: 0)
+    monkeypatch.setattr("mlxspec.opening.reserved", lambda length: 0)
     session = engine.session(prompt_of(7), max_tokens=40, draft_tokens=draft_tokens)
     run = Round.__call__
 
