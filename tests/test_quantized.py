@@ -51,7 +51,7 @@ def engine_of(name: str, kind: str, bits: int = 8, *, compiled: bool = False) ->
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "draft_tokens"),
-    [("llama", count) for count in range(9)] + [("qwen3", 3), ("mixtral", 3)],
+    [("llama", count) for count in (0, 1, 4, 8)] + [("qwen3", 3), ("mixtral", 3)],
 )
 def test_greedy_text_is_that_of_mlx_lm(name: str, draft_tokens: int, kind: str, bits: int) -> None:
     engine = engine_of(name, kind, bits)
