@@ -35,7 +35,7 @@ from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
 from mlxspec.pairs import DEFAULT_PAIR
-from mlxspec.timing import halves
+from mlxspec.timing import halves, round_seconds
 
 COUNTS = range(1, 7)
 PROMPTS = Path(__file__).resolve().parent.parent / "scripts" / "held_out_prompts.json"
@@ -128,25 +128,13 @@ def acceptance(engine: Engine, prompts: list[list[int]], max_tokens: int) -> lis
     return rows
 
 
-def round_seconds(engine: Engine, prompt: list[int], count: int, capacity: int) -> float:
-    """Median seconds of a round."""
-    session = engine.session(prompt, draft_tokens=count, capacity=capacity)
-    times = []
-    session.step()
-    for _ in range(30):
-        started = time.perf_counter()
-        session.step()
-        times.append(time.perf_counter() - started)
-    return median(times)
-
-
 def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     """A round against its halves run back to back, and against itself at four times the room."""
     over_parts, at_four_times = [], []
     for _ in range(8):
         room = engine.prefilled(prompt).capacity
-        once = round_seconds(engine, prompt, count, room)
-        four_times = round_seconds(engine, prompt, count, 4 * room)
+        once = round_seconds(engine, prompt, count, capacity=room)
+        four_times = round_seconds(engine, prompt, count, capacity=4 * room)
         session = engine.session(prompt, draft_tokens=count)
         for _ in range(8):
             session.step()
@@ -163,8 +151,8 @@ def compiling(engine: Engine, prompt: list[int], count: int) -> dict[str, float]
     eager = Engine(engine.target, engine.draft, engine.tokenizer, compiled=False)
     compiled_s, eager_s = [], []
     for _ in range(5):
-        compiled_s.append(round_seconds(engine, prompt, count, 0))
-        eager_s.append(round_seconds(eager, prompt, count, 0))
+        compiled_s.append(round_seconds(engine, prompt, count))
+        eager_s.append(round_seconds(eager, prompt, count))
     fresh = Engine(engine.target, engine.draft, engine.tokenizer, compiled=True)
     started = time.perf_counter()
     fresh.session(prompt, draft_tokens=count, max_tokens=1).step()

@@ -27,14 +27,14 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec import machine
-from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, round_seconds, timed
+from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
 from mlxspec.caches.layers import Layers
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import Learned
 from mlxspec.loading import load
 from mlxspec.network import Network
 from mlxspec.pairs import AUTO, DEFAULT_PAIR
-from mlxspec.timing import halves
+from mlxspec.timing import halves, round_seconds
 
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
 RESAMPLED = 2000
@@ -171,7 +171,7 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
         "draft_passes": alone(draft, state.draft, 2) + (count - 1) * alone(draft, state.draft, 1),
         "target_pass": alone(target, state.target, count + 1),
     }
-    parts = {"round": round_seconds(engine, prompt, count, 0), "draft": draft_s, "verify": verify_s}
+    parts = {"round": round_seconds(engine, prompt, count), "draft": draft_s, "verify": verify_s}
     return {name: 1e3 * seconds for name, seconds in (parts | bare).items()}
 
 

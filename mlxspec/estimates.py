@@ -16,7 +16,7 @@ from math import exp, log, sqrt
 # --- acceptance; weights are in rounds ---
 # A draft that nothing is known of is expected to do well enough to be worth a try.
 FIRST_RATE, FIRST_WEIGHT = 0.65, 2.0
-# A position is expected to do as the one before it, until rounds that reach it say otherwise.
+# What is believed of a position because of the one before it.
 NEIGHBOUR_WEIGHT = 4.0
 # Texts differ: what was stored is outvoted by a handful of rounds of this one.
 STORED_WEIGHT = 3.0
@@ -105,16 +105,24 @@ class Acceptance:
 
     def rates(self) -> list[float]:
         """aⱼ for j = 1, 2, …"""
-        rates: list[float] = []
-        rate = self._hits[0] / self._reached[0]
-        for hits, reached in zip(self._hits, self._reached, strict=True):
-            rate = (hits + NEIGHBOUR_WEIGHT * rate) / (reached + NEIGHBOUR_WEIGHT)
-            rates.append(rate)
-        return rates
+        return acceptance_rates(self._hits, self._reached)
 
     def tokens(self) -> list[float]:
         """N(K) for K = 0, 1, 2, …"""
         return expected_tokens(self.rates())
+
+
+def acceptance_rates(hits: Sequence[float], reached: Sequence[float]) -> list[float]:
+    """aⱼ from how many rounds reached each position and how many of them accepted it.
+
+    A position is expected to do as the one before it, until rounds that reach it say otherwise.
+    """
+    rates: list[float] = []
+    rate = hits[0] / reached[0] if reached[0] else 0.0
+    for accepted, seen in zip(hits, reached, strict=True):
+        rate = (accepted + NEIGHBOUR_WEIGHT * rate) / (seen + NEIGHBOUR_WEIGHT)
+        rates.append(rate)
+    return rates
 
 
 def expected_tokens(rates: Sequence[float]) -> list[float]:

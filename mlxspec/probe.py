@@ -21,27 +21,24 @@ import mlx.core as mx
 from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
-from mlxspec.estimates import Knowledge, expected_tokens
+from mlxspec.estimates import Knowledge, acceptance_rates, expected_tokens
 from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
 from mlxspec.session import attended
-from mlxspec.timing import halves
+from mlxspec.timing import halves, round_seconds
 from mlxspec.tuning import Verdict
 from mlxspec.verify import Draft
 
 ROWS = (*range(1, 17), 32)
 DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
 REPEATS = 7
-ROUNDS = 24  # of a running text
 PROMPT = 64  # tokens before the passes that are timed
 TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
 # What speculation must bring to be recommended, and medians that vary more tell nothing.
 WORTH_IT = 1.02
 CANDIDATES = 4  # numbers of draft tokens that a tuning tries
 TOO_NOISY = 0.2
-# Where rounds that reached a position are few, it is expected to do as the one before it.
-NEIGHBOUR_WEIGHT = 2.0
 
 PROMPTS = (
     "def merge(left, right):\n",
@@ -182,12 +179,7 @@ def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[float, ...]:
             for position in range(min(stats.accepted + 1, stats.drafted) if stats.full else 0):
                 reached[position] += 1
                 accepted[position] += position < stats.accepted
-    rates: list[float] = []
-    rate = accepted[0] / max(reached[0], 1)
-    for hits, seen in zip(accepted, reached, strict=True):
-        rate = (hits + NEIGHBOUR_WEIGHT * rate) / (seen + NEIGHBOUR_WEIGHT)
-        rates.append(rate)
-    return tuple(rates)
+    return tuple(acceptance_rates(accepted, reached))
 
 
 class Fixed(Round):
@@ -253,23 +245,12 @@ def _round_parts(engine: Engine, passes: dict[int, list[float]]) -> tuple[float,
     running: dict[int, list[float]] = {0: [], DRAFTED: []}
     for turn in range(4):
         for count, times in running.items():
-            took = _running_round(engine, prompt, count)
+            took = round_seconds(engine, prompt, count)
             if turn:
                 times.append(took)
     whole_s, plain_s = median(running[DRAFTED]), median(running[0])
     host_s = whole_s - draft_s - median(passes[DRAFTED + 1])
     return draft_s / DRAFTED, host_s, plain_s
-
-
-def _running_round(engine: Engine, prompt: Sequence[int], count: int) -> float:
-    """Seconds of a round in a text, the next one always in flight."""
-    session = engine.session(prompt, draft_tokens=count, capacity=PROMPT + ROUNDS * (count + 2))
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        session.step()
-        times.append(time.perf_counter() - started)
-    return median(times[2:])
 
 
 def _spread(times: Sequence[float]) -> float:

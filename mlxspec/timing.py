@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from statistics import median
 
 import mlx.core as mx
 
+from mlxspec.engine import Engine
 from mlxspec.metrics import Split
 from mlxspec.session import Session
 
 SLOW_ROUND_S = 0.05
+ROUNDS = 30  # of a running text, to tell what one takes
 
 
 def measure_split(session: Session, mean_s: float) -> Split | None:
@@ -58,3 +61,17 @@ def halves(session: Session, draft_tokens: int, repeats: int) -> tuple[float, fl
         draft_s.append(drafted - started)
         verify_s.append(time.perf_counter() - drafted)
     return median(draft_s[1:]), median(verify_s[1:])
+
+
+def round_seconds(
+    engine: Engine, prompt: Sequence[int], draft_tokens: int, *, capacity: int = 0
+) -> float:
+    """Median seconds of a round of a running text, the next one always in flight."""
+    session = engine.session(prompt, draft_tokens=draft_tokens, capacity=capacity)
+    times = []
+    session.step()
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        session.step()
+        times.append(time.perf_counter() - started)
+    return median(times)
