@@ -153,20 +153,29 @@ def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
 
 
 def speeds(
-    engine: Engine, prompts: Sequence[str], counts: Iterable[int], repeats: int = 2
+    engine: Engine, prompts: Sequence[str], counts: Iterable[int], repeats: int = 3
 ) -> dict[int, float]:
-    """Tokens per second of decoding with each K, greedily: medians over prompts, in turns."""
-    counts = tuple(counts)
+    """Tokens per second of decoding all prompts with each K, greedily and without text.
+
+    Everything takes turns; a median over the repeats.
+    """
     found: dict[int, list[float]] = {count: [] for count in counts}
     for turn in range(repeats + 1):
-        for prompt in prompts:
-            for count in counts:
-                run = engine.generate(
-                    prompt, draft_tokens=count, max_tokens=TOKENS, ignore_eos=True
-                )
-                if turn:  # the first one traces
-                    found[count].append(run.tokens_per_second or 0.0)
+        spent = {count: [_spent(engine, prompt, count) for prompt in prompts] for count in found}
+        for count, some in spent.items():
+            if turn:  # the first one traces
+                found[count].append(sum(n for n, _ in some) / sum(s for _, s in some))
     return {count: median(values) for count, values in found.items()}
+
+
+def _spent(engine: Engine, prompt: str, count: int) -> tuple[int, float]:
+    """Tokens after the first round, and their seconds."""
+    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=count)
+    session.step()
+    first, started = len(session.text), time.perf_counter()
+    while session.step():
+        pass
+    return len(session.text) - first, time.perf_counter() - started
 
 
 def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[float, ...]:
