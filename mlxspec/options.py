@@ -253,7 +253,11 @@ class SamplingOptions:
     ] = 0.1
     seed: Annotated[
         int | None,
-        _sampling(min=0, help="Of the random numbers; drawn if not given."),
+        _sampling(
+            min=0,
+            help="Of the random numbers; drawn if not given. With --draft-tokens auto it verifies "
+            "by the coupled rule, so that the text is the seed's alone.",
+        ),
     ] = None
     verify: Annotated[
         str | None,
