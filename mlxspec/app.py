@@ -148,7 +148,6 @@ def _write(
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
         left_out: list[str] = []
         engine = _engine(pair, models, display, left_out, quiet=quiet)
-        record = _recall(pair, engine, display)
         run = engine.run(
             words,
             max_tokens=text.max_tokens,
@@ -160,9 +159,11 @@ def _write(
             on_prefill=display.prefill,
         )
         run.generation.notes += left_out
+        speculation = run.generation.speculation
+        record = _recall(pair, engine, display) if speculation.auto else None
         _build_kernels(engine, sampling, models.draft_tokens, display)
         interrupted = _show(run, display, with_split=shown and not quiet)
-        if run.generation.speculation.auto:
+        if record is not None:
             tuning.remember(replace(record, learned=engine.learned), display.note)
         report = None
         if audited and not interrupted:

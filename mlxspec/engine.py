@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from mlxspec import kernels
@@ -373,9 +373,13 @@ class Engine:
         return {k: self._kind(sampling, k) for k in counts}
 
     def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
-        models = [self.target] if self.draft is None else [self.target, self.draft]
         method = self._completed(sampling).method(_ANY_LENGTH)
-        return f"{[*map(kind_of, models), self.kv]} {method} {min(draft_tokens, 2)}"
+        return f"{self._models} {method} {min(draft_tokens, 2)}"
+
+    @cached_property
+    def _models(self) -> list[Any]:
+        """What of the models decides which operations a round has."""
+        return [*(kind_of(network.model) for network in self.networks), self.kv]
 
     def _build_round(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
