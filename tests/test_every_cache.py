@@ -26,7 +26,7 @@ from mlxspec.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLaye
 from mlxspec.caches.recurrent import RecurrentLayer
 from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
-from mlxspec.network import HostedNetwork
+from mlxspec.network import HostedNetwork, network_of
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
@@ -219,6 +219,19 @@ def test_a_draft_of_its_kind_that_half_agrees(kind: str, compiled: bool) -> None
     rate = result.speculation.acceptance_rate
     assert rate is not None
     assert 0.2 < rate < 0.9
+
+
+def test_a_draft_grows_beside_a_target_that_needs_no_room() -> None:
+    engine = Engine(model_of("state space"), model_of("full"), compiled=False)
+    result = engine.generate(PROMPT, max_tokens=LONG, draft_tokens=2)
+    assert PROMPT + result.tokens == text_of("state space")[: len(PROMPT) + LONG]
+
+
+@pytest.mark.parametrize("name", ["dbrx", "gpt_bigcode"])
+def test_a_model_that_asks_for_numbers_while_it_is_built_is_not_fused(name: str) -> None:
+    network = network_of(build(name))
+    assert not network.fused
+    assert "asks for numbers" in network.obstacle
 
 
 # --- what is kept -----------------------------------------------------------------------
