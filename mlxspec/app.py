@@ -320,10 +320,12 @@ def _probe(
         result = found.as_dict() | {"measured_tokens_per_second": measured}
         if tunes:
             record = _recall(pair, engine, display)
-            engine.learned.learn(0, probe.knowledge_of(found))
             verdict = probe.verdict_of(measured)
-            tuning.remember(replace(record, learned=engine.learned, verdict=verdict), display.note)
-            result |= {"verdict": vars(verdict)}
+            result |= {"verdict": vars(verdict), "remembered": not found.is_noisy}
+            if not found.is_noisy:
+                engine.learned.learn(0, probe.knowledge_of(found))
+                learned = replace(record, learned=engine.learned, verdict=verdict)
+                tuning.remember(learned, display.note)
     if output.as_json:
         typer.echo(json.dumps({"pair": pair.name, **result}))
         return
@@ -332,4 +334,5 @@ def _probe(
     report.show_trial(best, measured, console)
     if tunes:
         report.show_speeds(measured, console)
-        console.print(f"remembered: {verdict}", style="bold")
+        what = "not remembered" if found.is_noisy else f"remembered: {verdict}"
+        console.print(what, style="bold")

@@ -5,6 +5,10 @@ C(K) = K·t_draft + T(K + 1) + t_host, where aⱼ is how often position j is acc
 reached, T(M) a pass of the target over M rows, t_draft a step of the draft, and t_host what is left
 of a round in a running text: Python's share, less what overlaps. N(K)·C(0)/C(K) is the speed-up.
 
+As long as proposals are right they follow the text, whatever K is. So one pass of the draft over a
+greedy text tells what rounds of every K would have kept; and each K is counted for itself, because
+longer rounds begin oftener where the text is hard to guess.
+
 All measurements of a kind take turns, and a median is quoted.
 """
 
@@ -14,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -64,15 +68,15 @@ class Probe:
 
     pass_s: T(M) for M rows. draft_s: a step of the draft. host_s: t_host.
     plain_s: a plain round of a running text.
-    acceptance: aⱼ for the positions from the first on. noise: how far measurements of the same
-    thing lie apart, as a fraction.
+    acceptance: for each K from 1 on, aⱼ of its rounds for the positions from the first on.
+    noise: how far measurements of the same thing lie apart, as a fraction.
     """
 
     pass_s: dict[int, float]
     draft_s: float
     host_s: float
     plain_s: float
-    acceptance: tuple[float, ...]
+    acceptance: tuple[tuple[float, ...], ...]
     noise: float
 
     @property
@@ -87,9 +91,10 @@ class Probe:
 
     def options(self) -> list[Option]:
         """What is expected for K = 0, 1, 2, …"""
+        tokens = [1.0, *(expected_tokens(rates)[-1] for rates in self.acceptance)]
         return [
-            Option(k, tokens, self.seconds(k), tokens * self.plain_s / self.seconds(k))
-            for k, tokens in enumerate(expected_tokens(self.acceptance))
+            Option(k, n, self.seconds(k), n * self.plain_s / self.seconds(k))
+            for k, n in enumerate(tokens)
         ]
 
     def best(self) -> Option:
@@ -106,7 +111,7 @@ class Probe:
     def knowledge(self) -> Knowledge:
         """For a controller to start from."""
         costs = tuple(self.seconds(k) for k in range(len(self.acceptance) + 1))
-        return Knowledge(costs, tuple(max(rate, 0.01) for rate in self.acceptance))
+        return Knowledge(costs, tuple(max(rate, 0.01) for rate in self.acceptance[-1]))
 
     def as_dict(self) -> dict[str, Any]:
         first = self.pass_s[1]
@@ -116,7 +121,9 @@ class Probe:
             "draft_step_s": self.draft_s,
             "host_s": self.host_s,
             "plain_round_s": self.plain_s,
-            "acceptance_by_position": list(self.acceptance),
+            "acceptance_by_position": {
+                str(k): list(rates) for k, rates in enumerate(self.acceptance, 1)
+            },
             "noise": self.noise,
             "options": [vars(option) for option in self.options()],
             "best": vars(self.best()),
@@ -178,17 +185,38 @@ def _spent(engine: Engine, prompt: str, count: int) -> tuple[int, float]:
     return len(session.text) - first, time.perf_counter() - started
 
 
-def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[float, ...]:
-    reached, accepted = [0] * MAX_AUTO_TOKENS, [0] * MAX_AUTO_TOKENS
-    for prompt in prompts:
-        session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=MAX_AUTO_TOKENS)
-        while session.step():
-            stats = session.stats
-            assert stats is not None
-            for position in range(min(stats.accepted + 1, stats.drafted) if stats.full else 0):
-                reached[position] += 1
-                accepted[position] += position < stats.accepted
-    return tuple(acceptance_rates(accepted, reached))
+def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+    along = [agreement(engine, prompt) for prompt in prompts]
+    return tuple(rates_along(along, count) for count in range(1, MAX_AUTO_TOKENS + 1))
+
+
+def agreement(engine: Engine, prompt: str) -> list[bool]:
+    """Of every token of the greedy text after a prompt, whether the draft would propose it."""
+    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=0)
+    length = len(session.text)
+    while session.step():
+        pass
+    draft = engine.networks[1]
+    rows = mx.minimum(mx.array([session.text]), draft.vocabulary - 1)
+    best = mx.argmax(draft.model(rows)[0, length - 1 : -1], axis=-1)
+    return cast(list[bool], (best == mx.array(session.text[length:])).tolist())
+
+
+def rates_along(along: Sequence[Sequence[bool]], count: int) -> tuple[float, ...]:
+    """aⱼ of rounds of `count` proposals, where texts agree with their draft so."""
+    kept = [accepted for agrees in along for accepted in kept_along(agrees, count)]
+    hits = [sum(accepted > j for accepted in kept) for j in range(count)]
+    return tuple(acceptance_rates(hits, [len(kept), *hits[:-1]]))
+
+
+def kept_along(agrees: Sequence[bool], count: int) -> list[int]:
+    """How many proposals each round of `count` keeps, as far as whole rounds go."""
+    kept, at = [], 0
+    while at + count < len(agrees):
+        accepted = next((k for k in range(count) if not agrees[at + k]), count)
+        kept.append(accepted)
+        at += accepted + 1
+    return kept
 
 
 class Fixed(Round):

@@ -70,7 +70,7 @@ def _curve(found: Probe) -> Table:
 def _expected(found: Probe) -> Table:
     table = Table(
         "draft tokens",
-        "accepted there",
+        "last accepted",
         "tokens per round",
         "a round takes",
         "x plain",
@@ -83,7 +83,7 @@ def _expected(found: Probe) -> Table:
         style = "bold" if k == best else "" if option.speed_up >= WORTH_IT else "dim"
         table.add_row(
             str(k),
-            f"{found.acceptance[k - 1]:.0%}" if k else "",
+            f"{found.acceptance[k - 1][-1]:.0%}" if k else "",
             f"{option.tokens:.2f}",
             f"{1e3 * option.seconds:.2f} ms",
             f"{option.speed_up:.2f}",

@@ -18,10 +18,14 @@ from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.probe import (
     CANDIDATES,
     ROWS,
+    TOKENS,
     TOO_NOISY,
     Option,
     Probe,
+    agreement,
+    kept_along,
     probe,
+    rates_along,
     speeds,
     verdict_of,
 )
@@ -34,7 +38,7 @@ FOUND = Probe(
     draft_s=0.1,
     host_s=0.05,
     plain_s=1.1,
-    acceptance=(0.8, 0.5, 0.5, 0.1),
+    acceptance=((0.8,), (0.8, 0.5), (0.8, 0.5, 0.5), (0.8, 0.5, 0.5, 0.1)),
     noise=0.01,
 )
 DEAR = replace(FOUND, pass_s={rows: 0.9 * rows for rows in ROWS})
@@ -70,7 +74,7 @@ def test_the_fastest_is_recommended_and_plain_decoding_where_nothing_pays() -> N
 
 
 def test_it_is_what_a_controller_starts_from() -> None:
-    known = replace(FOUND, acceptance=(0.8, 0.0)).knowledge()
+    known = replace(FOUND, acceptance=((0.9,), (0.8, 0.0))).knowledge()
     assert known.costs == pytest.approx((1.1, 1.25, 1.45))
     assert known.acceptance == (0.8, 0.01)
 
@@ -79,6 +83,39 @@ def test_a_verdict_is_what_was_measured() -> None:
     assert verdict_of({0: 10.0, 2: 19.0, 3: 18.0}) == Verdict(2, 1.9)
     assert verdict_of({0: 10.0, 2: 10.1}) == Verdict(0, 1.0)
     assert verdict_of({0: 10.0, 2: 5.0}) == Verdict(0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "kept"), [(1, [1, 0, 1, 0, 1]), (2, [2, 1, 0]), (3, [2, 1]), (7, [2]), (8, [])]
+)
+def test_rounds_are_replayed_along_a_text(count: int, kept: list[int]) -> None:
+    # Right, right, wrong, right, wrong, …: a round ends with the target's own token.
+    along = [True, True, False, True, False, False, True, True]
+    assert kept_along(along, count) == kept
+
+
+def test_every_k_is_counted_in_rounds_of_its_own() -> None:
+    # Two right and one wrong, over and over: single proposals meet the wrong one in every other
+    # round, rounds of two never.
+    along = [[True, True, False] * 40]
+    assert rates_along(along, 2) == pytest.approx((1.0, 1.0))
+    assert rates_along(along, 1)[0] == pytest.approx(0.5, abs=0.02)
+    assert rates_along([[True, False, False] * 40], 2)[1] < 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_what_is_replayed_is_what_rounds_keep(count: int) -> None:
+    target = model("llama")
+    engine = Engine(target, draft_for(target, "half"), compiled=False)
+    prompt: str = [1, 2, 3]  # type: ignore[assignment]
+    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=count)
+    kept = []
+    while session.step():
+        assert session.stats is not None
+        kept.append(session.stats.accepted)
+    replayed = kept_along(agreement(engine, prompt), count)
+    assert len(replayed) > 5
+    assert kept[: len(replayed)] == replayed
 
 
 # --- words ------------------------------------------------------------------------------
@@ -114,7 +151,8 @@ def test_everything_is_measured() -> None:
     assert found.draft_s > 0
     assert found.plain_s > 0
     assert len(found.acceptance) == MAX_AUTO_TOKENS
-    assert 0.3 < found.acceptance[0] < 0.95
+    assert [len(rates) for rates in found.acceptance] == list(range(1, MAX_AUTO_TOKENS + 1))
+    assert all(0.3 < rates[0] < 0.95 for rates in found.acceptance)
     assert found.noise >= 0
     json.dumps(found.as_dict())
 
@@ -123,7 +161,8 @@ def test_a_draft_that_always_agrees_is_accepted_everywhere() -> None:
     target = model("llama")
     engine = Engine(target, target, compiled=False)
     engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
-    assert probe(engine, [[1, 2, 3]]).acceptance == (1.0,) * 8  # type: ignore[list-item]
+    found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
+    assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
     assert set(speeds(engine, [[1, 2, 3]], (0, 3), repeats=1)) == {0, 3}  # type: ignore[list-item]
 
 

@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 
 import pytest
+from conftest import model, prompt_of
 
+from mlxspec.engine import Engine
 from mlxspec.stopwatch import Marks, Stopwatch
 
 
@@ -78,3 +80,18 @@ def test_after_a_stop_it_begins_anew() -> None:
     watch.stop()
     assert watch.took(Marks(0.0, 0.0, 9.0, 0.9), fair=True) is None
     assert watch.took(Marks(0.0, 0.0, 10.0, 0.9), fair=True) == 1.0
+
+
+def test_a_session_calls_no_round_fair_for_which_something_was_built(monkeypatch) -> None:
+    target = model("llama")
+    session = Engine(target, target, compiled=False).session(prompt_of(5), draft_tokens=2)
+    told = []
+    monkeypatch.setattr(
+        Stopwatch, "took", lambda self, marks, *, fair: told.append((session.draft_tokens, fair))
+    )
+    for _ in range(4):
+        session.step()
+    session.draft_tokens = 3  # built while the one round in flight runs, which that makes unfair
+    for _ in range(4):
+        session.step()
+    assert [fair for _, fair in told] == [False, True, True, True, False, False, True, True]
