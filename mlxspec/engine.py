@@ -31,6 +31,8 @@ from mlxspec.run import Run
 from mlxspec.sampling import Processor, Sampler
 from mlxspec.session import Session, reserved
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
+from mlxspec.translation import Translated
+from mlxspec.vocabulary import Shared
 
 GREEDY = SamplingParams()
 
@@ -42,14 +44,17 @@ class Engine:
 
     Args:
         target: an mlx-lm model in memory.
-        draft: a smaller mlx-lm model over the same tokens, or None.
+        draft: a smaller mlx-lm model, or None.
         tokenizer: mlx-lm's TokenizerWrapper; None takes and gives token ids only.
+        shared: what `vocabulary.shared_tokens` says of the two tokenizers; None where the draft's
+            ids mean the same as the target's.
         draft_tokens: K where a call does not say; "auto" chooses it round by round.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
             are built, which `build_kernels` does, because it takes seconds.
         kv: keep keys and values in fewer bits. This changes what the target says, with and
             without a draft alike.
 
+    `draft` is then one that speaks the target's tokens, translated where `shared` says so.
     `learned` is what runs with draft_tokens="auto" have found out; a program may keep it, and give
     it to an engine with the same models on the same machine.
 
@@ -63,12 +68,13 @@ class Engine:
         draft: Model | None = None,
         tokenizer: Tokenizer | None = None,
         *,
+        shared: Shared | None = None,
         draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
     ) -> None:
         self.target = target
-        self.draft = draft
+        self.shared = shared
         self.tokenizer = tokenizer
         self.kv = kv
         self.learned = Learned()
@@ -76,13 +82,15 @@ class Engine:
         self._draft_tokens = draft_tokens
         self._compiled = compiled
         self.networks: list[Network] = []
-        for model in (target, draft):
-            if model is not None:
-                self._add(model)
+        self._add(target)
+        self._vocabulary = self.networks[0].vocabulary
+        if draft is not None and shared is not None:
+            draft = Translated(draft, shared, self._vocabulary)
+        self.draft = draft
         if draft is not None:
+            self._add(draft)
             for network in self.networks:
                 require_exact(network)
-        self._vocabulary = self.networks[0].vocabulary
         self._round = lru_cache(maxsize=16)(self._build_round)
 
     def _add(self, model: Model) -> None:
@@ -233,6 +241,11 @@ class Engine:
         else:
             rounds = self._round(method, self._is_compiled(sampling, draft_tokens))
         notes = [why_it_waits(network) for network in self.networks if not network.fused]
+        if self.shared is not None and count:
+            notes.append(
+                "the draft speaks another tokenizer: "
+                f"{self.shared.percent}% of the target's tokens are shared"
+            )
         if processors:
             notes.append("logits processors of your own: rounds are not compiled")
 

@@ -8,7 +8,7 @@ MlxspecError
 ├── BackendMissing        MLX is installed without a backend for this machine
 ├── LoadError             a model folder or repository that cannot be loaded
 │   └── UnsupportedModel  the model loads, but a round cannot run on it exactly
-├── VocabularyMismatch    draft and target do not speak the same tokens
+├── VocabularyMismatch    the draft has too few of the target's tokens
 ├── OutOfMemory           not even the smallest step fits
 └── BrokenOutput          a model's output is no distribution: not numbers, or nothing allowed
 """

@@ -33,6 +33,7 @@ from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
 from mlxspec.params import KVQuantization
 from mlxspec.text import Tokenizer
 from mlxspec.tuning import Setting
+from mlxspec.vocabulary import ENOUGH, Shared, shared_tokens
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def load(
     Raises:
         UnknownPair, TableError: the table has no such pair, or is not valid.
         LoadError: a folder or repository is missing, damaged or of an unsupported type.
-        VocabularyMismatch: the two do not speak the same tokens.
+        VocabularyMismatch: the draft has too few of the target's tokens.
     """
     started = time.perf_counter()
     if isinstance(pair, str):
@@ -103,12 +104,18 @@ def load(
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
 
     def engine_with(draft_folder: Path | None) -> Engine:
-        draft = None
+        draft = shared = None
         if draft_folder is not None:
-            _require_same_tokens(tokenizer, folders.target, draft_folder, pair)
+            shared = _shared(tokenizer, folders.target, draft_folder, pair)
             draft, _ = _model(draft_folder)
         return Engine(
-            target, draft, tokenizer, draft_tokens=pair.draft_tokens, compiled=compiled, kv=kv
+            target,
+            draft,
+            tokenizer,
+            shared=shared,
+            draft_tokens=pair.draft_tokens,
+            compiled=compiled,
+            kv=kv,
         )
 
     engine = None
@@ -314,37 +321,18 @@ def _tokenizer(folder: Path, ends: list[int] | int | None = None) -> Tokenizer:
         ) from error
 
 
-def _require_same_tokens(
+def _shared(
     target: Tokenizer, target_folder: Path, draft_folder: Path, pair: Pair
-) -> None:
-    """Refuse a draft whose ids mean other tokens; padding to another size is no difference."""
+) -> Shared | None:
+    """What a draft whose ids mean other tokens shares; padding to another size is no difference."""
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
-        return
-    mine, theirs = target.get_vocab(), _tokenizer(draft_folder).get_vocab()
-    difference = _first_difference(mine, theirs)
-    if difference is not None:
-        token, here, there = difference
+        return None
+    shared = shared_tokens(target, _tokenizer(draft_folder))
+    if shared is not None and shared.overlap < ENOUGH:
         raise VocabularyMismatch(
-            f"The draft speaks other tokens: {token!r} is {here} in {pair.target} and {there} in "
-            f"{pair.draft}.",
-            hint="Choose a draft of the target's own family, or use --no-speculation.",
+            f"The draft speaks too few of the target's tokens: {pair.draft} shares "
+            f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
+            hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-
-
-def _first_difference(mine: dict[str, int], theirs: dict[str, int]) -> tuple[str, str, str] | None:
-    """The token of the lowest id that means another token, or has another id, in the other one.
-
-    Added and special tokens are among them. What only one of the two has is no difference.
-
-    Returns:
-        The token, and what it is in each.
-    """
-    names = {index: token for token, index in theirs.items()}
-    for token, index in sorted(mine.items(), key=lambda entry: entry[1]):
-        there = theirs.get(token)
-        if there is not None and there != index:
-            return token, f"token {index}", f"token {there}"
-        if there is None and index in names:
-            return token, f"token {index}", f"none, where {index} is {names[index]!r}"
-    return None
+    return shared

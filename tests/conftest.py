@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from mlxspec.caches.layers import stack
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.round import RoundState
 from mlxspec.sampling import Knobs, Processor
+from mlxspec.vocabulary import Shared
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
 WINDOW = 16
@@ -47,6 +48,19 @@ def with_vocabulary(source: Any, vocabulary: int) -> Any:
     weights[name] = mx.pad(weights[name][:vocabulary], [(0, missing), (0, 0)])
     resized.update(tree_unflatten(list(weights.items())))
     return resized
+
+
+def foreign(source: Any, missing: Collection[int] = ()) -> tuple[Any, Shared]:
+    """The Llama `source` over other ids, and what they share with its own: all but `missing`."""
+    size = source.args.vocab_size
+    ids = np.random.default_rng(7).permutation(size)
+    copy = build("llama", vocabulary=size)
+    weights = dict(tree_flatten(source.parameters()))
+    name = "model.embed_tokens.weight"
+    weights[name] = weights[name][mx.array(np.argsort(ids))]
+    copy.update(tree_unflatten(list(weights.items())))
+    partners = {token: int(ids[token]) for token in range(size) if token not in missing}
+    return copy, Shared(partners, {}, placeholder=int(ids[0]), tokens=size)
 
 
 def prompt_of(length: int, seed: int = 0, vocabulary: int = VOCABULARY) -> list[int]:

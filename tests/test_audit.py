@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import build, draft_for, model, prompt_of
+from conftest import build, draft_for, foreign, model, prompt_of
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.audit import Audit, audit
@@ -48,6 +48,14 @@ def test_exact_text_is_identical(sampling: SamplingParams, prompt: int) -> None:
     assert (report.outcome, report.tokens, report.rows) == ("identical", 50, 4)
     assert report.decisive is None
     assert report.noise < 1e-4
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_a_draft_of_another_tokenizer(sampling: SamplingParams) -> None:
+    target = model("llama")
+    draft, shared = foreign(target, missing=range(5))
+    report = audited(Engine(target, draft, shared=shared, compiled=False), sampling)
+    assert (report.outcome, report.tokens) == ("identical", 50)
 
 
 def test_without_a_draft() -> None:

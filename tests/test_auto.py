@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from conftest import draft_for, model, plain, prompt_of
+from conftest import draft_for, foreign, model, plain, prompt_of
 
 from mlxspec.control import PLAIN, Choice, Controller
 from mlxspec.drafters import MODEL
@@ -86,6 +86,14 @@ def test_a_draft_of_another_kind(target: str, draft: str) -> None:
     session = erratic(Engine(model(target), model(draft), compiled=False), prompt_of(9))
     drained(session)
     assert session.text == prompt_of(9) + plain(model(target), prompt_of(9), LENGTH)
+
+
+def test_a_draft_of_another_tokenizer_reads_what_it_missed_in_its_own_ids() -> None:
+    target = model("llama")
+    draft, shared = foreign(target)
+    session = erratic(Engine(target, draft, shared=shared, compiled=False), prompt_of(9))
+    assert all(drafted == accepted for drafted, accepted in drained(session))
+    assert session.text == prompt_of(9) + plain(target, prompt_of(9), LENGTH)
 
 
 def test_compiled_rounds_of_many_sizes() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import environment, is_one_error, mlxspec, save_model
-from conftest import draft_for, model
+from conftest import draft_for, foreign, model
 from rich.console import Console
 
 from mlxspec.engine import Engine
@@ -164,6 +164,14 @@ def test_a_draft_that_always_agrees_is_accepted_everywhere() -> None:
     found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
     assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
     assert set(speeds(engine, [[1, 2, 3]], (0, 3), repeats=1)) == {0, 3}  # type: ignore[list-item]
+
+
+def test_a_draft_of_another_tokenizer_is_probed_in_the_targets_tokens() -> None:
+    target = model("llama")
+    draft, shared = foreign(target)
+    engine = Engine(target, draft, shared=shared, compiled=False)
+    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
+    assert probe(engine, [[1, 2, 3]]).acceptance == (1.0,) * 8  # type: ignore[list-item]
 
 
 def test_there_must_be_a_draft() -> None:

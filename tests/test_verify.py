@@ -35,7 +35,9 @@ from mlxspec.network import FusedNetwork
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler, knobs_of, normalised
+from mlxspec.translation import Translated
 from mlxspec.verify import Acceptance, Draft, Rule
+from mlxspec.vocabulary import Shared
 
 FALSE_ALARM = 1e-9
 FIRST = 2  # the token that every row continues
@@ -115,12 +117,13 @@ def tables(vocabulary: int, drafts: int | None = None, scale: float = 1.5) -> li
 
 def rounds_of(
     target: np.ndarray,
-    draft: np.ndarray,
+    draft: np.ndarray | Translated,
     params: SamplingParams,
     kind: type[ModelDrafter] = ModelDrafter,
 ) -> Round:
     sampler = Sampler(params.method(), target.shape[-1])
-    drafter = kind(FusedNetwork(Bigram(draft)), sampler)
+    model = draft if isinstance(draft, Translated) else Bigram(draft)
+    drafter = kind(FusedNetwork(model), sampler)
     return Round(FusedNetwork(Bigram(target)), drafter, sampler, compiled=False)
 
 
@@ -235,6 +238,21 @@ def test_draft_of_another_vocabulary(params: SamplingParams, drafts: int, rule: 
     target, draft = tables(8, drafts)
     params = replace(params, verify=rule)
     tokens, kept = emitted(rounds_of(target, draft, params), bigram_state(40_000, params), 2, 3)
+    check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
+    assert 0 < kept.mean() < 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("params", [HOT, PARAMETERS["top_p"]], ids=["plain", "top_p"])
+def test_draft_of_another_tokenizer(params: SamplingParams, rule: Verify) -> None:
+    # Eleven tokens in another order; two of the target's eight are not among them.
+    target, draft = tables(8, 11)
+    ids = np.random.default_rng(0).permutation(11)
+    partners = {token: int(ids[token]) for token in range(8) if token not in (1, FIRST)}
+    foreign = Translated(Bigram(draft[np.ix_(ids, ids)]), Shared(partners, {1: 3}, 0, 8), 8)
+    params = replace(params, verify=rule)
+    rounds = rounds_of(target, foreign, params)
+    tokens, kept = emitted(rounds, bigram_state(40_000, params), 2, 3)
     check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
     assert 0 < kept.mean() < 3
 

@@ -1,0 +1,152 @@
+"""Which of a draft's tokens mean the same as a target's. No MLX.
+
+A token means the bytes that it stands for in a text, however its tokenizer spells them: a space is
+`Ġ` in byte-level BPE and `▁` in SentencePiece, a line's end `Ċ`, `<0x0A>` or itself. An added token
+(a special one, a marker of a chat) means its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mlxspec.text import Tokenizer
+
+ENOUGH = 0.9  # of the target's tokens: with fewer, a text too often needs what cannot be proposed
+
+Meaning = bytes | str  # bytes, or the name of an added token
+Meanings = Mapping[Meaning, Sequence[int]]  # and the ids that have it
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The tokens that two vocabularies share, and what a draft is shown for the others.
+
+    Args:
+        partners: the target's ids to the draft's of the same meaning, one to one.
+        stand_ins: the target's ids to the draft's that are shown in place of what it has not.
+        placeholder: the draft's id that is shown where there is no such id.
+        tokens: of the target's vocabulary.
+    """
+
+    partners: Mapping[int, int]
+    stand_ins: Mapping[int, int]
+    placeholder: int
+    tokens: int
+
+    @property
+    def overlap(self) -> float:
+        """Shared tokens, as a fraction of the target's vocabulary."""
+        return len(self.partners) / self.tokens
+
+    @property
+    def percent(self) -> int:
+        """The overlap in percent, rounded down."""
+        return 100 * len(self.partners) // self.tokens
+
+
+def shared_tokens(target: Tokenizer, draft: Tokenizer) -> Shared | None:
+    """What the vocabularies of two tokenizers share; None where their ids mean the same."""
+    mine = target.get_vocab()
+    if _same_ids(mine, draft.get_vocab()):
+        return None
+    here, there = _meanings(target), _meanings(draft)
+    partners = _partners(here, there)
+    # A text's end and its beginning mean the same under any name.
+    for role in ("eos_token_id", "bos_token_id"):
+        own, other = getattr(target, role), getattr(draft, role)
+        free = own not in partners and other not in partners.values()
+        if free and own is not None and other is not None:
+            partners[own] = other
+    return Shared(partners, _stand_ins(here, there, partners), _placeholder(draft), len(mine))
+
+
+def _same_ids(mine: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
+    """Whether no id means another token, or no token has another id, in the other one.
+
+    Added and special tokens are among them. What only one of the two has is no difference.
+    """
+    names = {index: token for token, index in theirs.items()}
+    return all(
+        theirs[token] == index if token in theirs else index not in names
+        for token, index in mine.items()
+    )
+
+
+def _partners(here: Meanings, there: Meanings) -> dict[int, int]:
+    return {
+        own: other
+        for meaning, ids in here.items()
+        for own, other in zip(ids, there.get(meaning, ()), strict=False)
+    }
+
+
+def _stand_ins(here: Meanings, there: Meanings, partners: Mapping[int, int]) -> dict[int, int]:
+    """For text without a partner the longest end of it: what follows depends on the end most."""
+    ends = {
+        own: _longest_end(meaning, there)
+        for meaning, ids in here.items()
+        for own in ids
+        if own not in partners and isinstance(meaning, bytes)
+    }
+    return {own: end for own, end in ends.items() if end is not None}
+
+
+def _longest_end(meaning: bytes, there: Meanings) -> int | None:
+    ends = (there.get(meaning[start:]) for start in range(len(meaning)))
+    return next((ids[0] for ids in ends if ids), None)
+
+
+def _placeholder(draft: Tokenizer) -> int:
+    # What is left are borders of a text's parts, such as a chat's markers. A text's end is one that
+    # a model was trained on, as it often was not on padding or the unknown token.
+    return next((int(i) for i in (draft.eos_token_id, draft.unk_token_id) if i is not None), 0)
+
+
+# --- what a token means -----------------------------------------------------------------
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's, for what has no token of its own
+
+
+def _meanings(tokenizer: Tokenizer) -> Meanings:
+    """The ids of every meaning, the one that is written first, then by number."""
+    added = tokenizer.get_added_vocab()
+    bytes_of = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
+    found: dict[Meaning, list[int]] = defaultdict(list)
+    names = tokenizer.get_vocab().items()
+    for name, index in sorted(names, key=lambda one: (bool(_BYTE.fullmatch(one[0])), one[1])):
+        found[name if name in added else bytes_of(name)].append(index)
+    return dict(found)
+
+
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return False
+    state = json.loads(backend.decoder.__getstate__())
+    return any(step["type"] == "ByteLevel" for step in state.get("decoders", [state]))
+
+
+def _of_sentence_piece(name: str) -> bytes:
+    byte = _BYTE.fullmatch(name)
+    return bytes.fromhex(byte[1]) if byte else name.replace("▁", " ").encode()
+
+
+def _of_alphabet(name: str) -> bytes:
+    if all(character in _ALPHABET for character in name):
+        return bytes(_ALPHABET[character] for character in name)
+    return name.encode()
+
+
+def _alphabet() -> dict[str, int]:
+    """Byte-level BPE's letters: a printable byte is itself, the others are those from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(0x100) if byte not in printable]
+    letters = {chr(byte): byte for byte in printable}
+    return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_ALPHABET = _alphabet()
