@@ -135,10 +135,11 @@ def _write(
 ) -> None:
     """Generate, show what is to be shown, and audit."""
     from mlxspec.display import open_display
-    from mlxspec.prompts import read_prompt
+    from mlxspec.prompts import read_prompt, read_text
 
     pair = models.chosen()
     text.require_free()
+    prediction = read_text(text.prediction) if text.prediction is not None else None
     if audited:
         sampling = sampling.auditable()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -156,6 +157,7 @@ def _write(
             stop=text.stop or (),
             system=text.system,
             raw=text.raw,
+            prediction=prediction if models.speculates else None,
             on_prefill=display.prefill,
         )
         run.generation.notes += left_out
@@ -200,6 +202,7 @@ def _engine(
         engine: Engine = loading.load(
             pair,
             folders=folders,
+            speculation=models.speculates,
             compiled=models.compiled,
             kv=models.kv(),
             leave_out=leave_out,
@@ -265,7 +268,7 @@ def _as_json(pair: Pair, engine: Engine, run: Run, report: Audit | None) -> str:
     names = {
         "pair": pair.name,
         "target": pair.target,
-        "draft": pair.draft if speculates else None,
+        "draft": pair.drafting if speculates and engine.drafts else None,
     }
     result = names | run.generation.as_dict()
     if report is not None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxspec import options, tuning
-from mlxspec.pairs import AUTO, NO_DRAFT, Pair, find_pair, load_pairs
+from mlxspec.pairs import AUTO, HISTORY, Pair, find_pair, load_pairs
 from mlxspec.tuning import Record
 
 pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
@@ -35,13 +35,13 @@ def show_pair(
     kept = [
         record
         for record in tuning.records(_warn)
-        if (record.setting.target, record.setting.draft) == (pair.target, pair.draft)
+        if (record.setting.target, record.setting.draft) == (pair.target, pair.drafting)
     ]
     if as_json:
         known = [tuning.as_dict(record) for record in kept]
         typer.echo(json.dumps(pair.as_dict() | {"learned": known}, ensure_ascii=False))
         return
-    values = pair.as_dict() | {"draft": pair.draft or NO_DRAFT}
+    values = pair.as_dict() | {"draft": _drafting(pair)}
     rows = [(key.replace("_", " "), str(value)) for key, value in values.items()]
     _print_table(rows + [("learned", _in_words(record)) for record in kept])
 
@@ -57,8 +57,9 @@ def _in_words(record: Record) -> str:
         for name, one in drafters.items():
             rates = " ".join(f"{100 * rate:.0f}" for rate in one.acceptance)
             costs = " ".join(f"{cost / one.costs[0]:.2f}" for cost in one.costs)
-            lines.append(f"{tuning.described_length(length)}: {name} is accepted {rates}%")
-            lines.append(f"  and costs {costs} plain rounds, with 0, 1, 2, … proposals")
+            accepted = f" is accepted {rates}% and" if rates else ""
+            lines.append(f"{tuning.described_length(length)}: {name}{accepted}")
+            lines.append(f"  costs {costs} plain rounds, with 0, 1, 2, … proposals")
     return "\n".join(lines)
 
 
@@ -68,8 +69,11 @@ def _warn(line: str) -> None:
 
 def _in_three_lines(pair: Pair) -> str:
     chosen = "" if pair.draft_tokens == AUTO else f" ({pair.draft_tokens} tokens)"
-    drafting = f"{pair.draft}{chosen}" if pair.draft else "none"
-    return f"{pair.target}\n  draft: {drafting}\n  {pair.note}".rstrip()
+    return f"{pair.target}\n  draft: {_drafting(pair)}{chosen}\n  {pair.note}".rstrip()
+
+
+def _drafting(pair: Pair) -> str:
+    return ", ".join(pair.drafts) or HISTORY
 
 
 def _print_table(rows: list[tuple[str, str]]) -> None:

@@ -34,7 +34,8 @@ from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
 from mlxspec.network import FusedNetwork
 from mlxspec.params import KVQuantization, SamplingParams
-from mlxspec.probe import Fixed, stepper
+from mlxspec.probe import stepper
+from mlxspec.round import Round
 from mlxspec.sampling import Sampler
 
 PROPOSED = 3
@@ -147,12 +148,12 @@ def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> 
     network = engine.networks[0]
     assert isinstance(network, FusedNetwork), network.obstacle
     sampler = Sampler(SamplingParams().method(), network.vocabulary)
-    exact = Fixed(network, None, sampler, compiled=True)
-    careless = Fixed(Careless(network), None, sampler, compiled=True)
+    exact = Round(network, {}, sampler, compiled=True)
+    careless = Round(Careless(network), {}, sampler, compiled=True)
     prompt = [i % VOCABULARY for i in range(PROMPT)]
 
     def step(
-        rounds: Fixed, draft_tokens: int = PROPOSED, capacity: int = LENGTH
+        rounds: Round, draft_tokens: int = PROPOSED, capacity: int = LENGTH
     ) -> Callable[[], float]:
         return stepper(rounds, engine.prefilled(prompt, capacity=capacity), draft_tokens, LENGTH)
 

@@ -29,6 +29,7 @@ from rich.table import Table
 from mlxspec import machine
 from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
 from mlxspec.caches.layers import Layers
+from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import Learned
 from mlxspec.loading import load
@@ -150,10 +151,12 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     round, or save, is the host and what overlaps with it.
     """
     session = engine.session(prompt, draft_tokens=count)
-    session.step()
+    for _ in range(2):  # the first one proposes nothing
+        session.step()
     draft_s, verify_s = halves(session, count, REPEATS)
     state, length = session.ahead(1)
     target, draft = engine.networks
+    read = state.drafts[MODEL].layers
 
     def alone(network: Network, layers: Layers, rows: int) -> float:
         def forward(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
@@ -168,7 +171,7 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
         return median(times[1:])
 
     bare = {
-        "draft_passes": alone(draft, state.draft, 2) + (count - 1) * alone(draft, state.draft, 1),
+        "draft_passes": alone(draft, read, 2) + (count - 1) * alone(draft, read, 1),
         "target_pass": alone(target, state.target, count + 1),
     }
     parts = {"round": round_seconds(engine, prompt, count), "draft": draft_s, "verify": verify_s}

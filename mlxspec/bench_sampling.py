@@ -13,7 +13,7 @@ prompt and its median quoted.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,7 @@ from rich.table import Table
 
 from mlxspec import machine
 from mlxspec.bench import COUNTS, PROMPTS, timed
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
@@ -103,7 +103,7 @@ def contenders(
                 prompt, max_tokens=max_tokens, draft_tokens=count, sampling=sampling
             )
             while tokens := session.step():
-                if session.stats is not None and session.stats.full:
+                if session.stats is not None and session.stats.full and session.stats.drafted:
                     tally.kept += session.stats.accepted
                     tally.rounds += 1
                 yield from tokens
@@ -140,7 +140,8 @@ class Watched(Round):
     overlaps: list[mx.array]
 
     def _tested(self, rule: Rule, log_p: mx.array, draft: Draft, state: RoundState) -> Verdict:
-        self.overlaps.append(mx.minimum(mx.cumsum(log_ratio(log_p, draft), axis=-1), 0))
+        if draft.tokens.size:
+            self.overlaps.append(mx.minimum(mx.cumsum(log_ratio(log_p, draft), axis=-1), 0))
         return super()._tested(rule, log_p, draft, state)
 
 
@@ -151,19 +152,15 @@ def overlaps(
     method = SamplingParams(temperature=temperature, verify="block").method()
     target, draft = engine.networks
     sampler = Sampler(method, target.vocabulary)
-    drafter = ModelDrafter(draft, sampler)
-    watched = Watched(target, drafter, sampler, compiled=False)
+    drafters = {MODEL: ModelDrafter(draft, sampler)}
+    watched = Watched(target, drafters, sampler, compiled=False)
     watched.overlaps = []
     for seed, prompt in enumerate(track(prompts, "overlap", transient=True)):
         sampling = SamplingParams(temperature=temperature, seed=seed)
 
-        def prefilled(
-            text: Sequence[int], _: bool, sampling: SamplingParams = sampling
-        ) -> RoundState:
-            return engine.prefilled(text, sampling, sampler=sampler)
-
+        reader = engine.opening(sampling, sampler=sampler)
         limit = len(prompt) + max_tokens
-        session = Session(watched, prefilled, prompt, limit=limit, draft_tokens=max(COUNTS))
+        session = Session(watched, reader, prompt, limit=limit, draft_tokens=max(COUNTS))
         while session.step():
             pass
     means = mx.mean(mx.exp(mx.concatenate(watched.overlaps)), axis=0)

@@ -4,17 +4,22 @@ The controller expects N(K) tokens of a round that costs C(K) (`estimates`) and 
 N(K)/C(K). Plain decoding, K = 0, always competes; where it wins, speculation is *parked*. What is
 not in use is tried again from time to time, at distances that double and that its last loss can
 pay for; a longer round is tried as soon as its costs, continued from shorter ones, promise a gain.
+Proposals from the text cost no drafting, and what they would bring is counted whether they are used
+or not. They are taken in the rounds where they are offered and expected to be better than what the
+controller has settled on.
+
 Plain Python without a clock or random numbers: the same reports give the same choices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 
-from mlxspec.estimates import Acceptance, Costs, Knowledge
+from mlxspec.estimates import PRIOR_WEIGHT, SIZES, TEXT, Acceptance, Costs, Knowledge
 from mlxspec.metrics import Parked
+from mlxspec.proposals import PRIORS
 
 # Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
 TRIAL, OPENING = 2, 3
@@ -31,17 +36,34 @@ PROVEN = 32
 # Rounds between trials of one proposal more or less, at first; and how many standard deviations
 # below its estimate a cost may well lie.
 FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
+# The most that is proposed from the text before such rounds were measured.
+FIRST_TEXT = 3
+# What a model is taken to save of the time without it, before it was tried.
+PROMISE = 0.33
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a round does. `drafter` is "" when nothing is proposed."""
+    """What a round does. `drafter` is "" when nothing is proposed.
+
+    `grade` tells apart what a drafter proposes from the text; acceptance is counted for each.
+    """
 
     drafter: str
     draft_tokens: int
+    grade: int = 0
 
 
 PLAIN = Choice("", 0)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A drafter can propose so many tokens from the text."""
+
+    drafter: str
+    tokens: int
+    grade: int
 
 
 @dataclass
@@ -59,9 +81,11 @@ class Controller:
     """Picks what every round does.
 
     Args:
-        most: the drafters, each with its largest K.
+        most: the models that draft, each with its largest K.
         known: of drafters, from earlier runs.
         start: K of a first trial.
+
+    What proposes from the text need not be named: it is offered round by round.
     """
 
     def __init__(
@@ -71,7 +95,7 @@ class Controller:
         *,
         start: int = 1,
     ) -> None:
-        known = {name: one for name, one in (known or {}).items() if name in most}
+        known = {name: one for name, one in (known or {}).items() if name in (*most, TEXT)}
         self._most = dict(most)
         self._start = start
         self._costs = Costs(known)
@@ -79,7 +103,9 @@ class Controller:
             name: Acceptance(count, known[name].acceptance if name in known else ())
             for name, count in most.items()
         }
+        self._graded: dict[tuple[str, int], Acceptance] = {}
         self._round = 0
+        self._followed = 0  # rounds that followed the text, one after the other
         self._current = PLAIN
         self._entered = 0  # the round in which the current drafter came into use
         self._trial, self._left = PLAIN, 0
@@ -90,22 +116,31 @@ class Controller:
         }
         self._rank()
 
-    def choose(self, length: int) -> Choice:
+    def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         """What the next round of a text of so many tokens does."""
         self._costs.enter(length)
-        choice = self._next_trial() or self._settled()
+        taken = self._taken(offers)
+        # What a round costs is known beside others only, so these come up now and then.
+        self._followed = self._followed + 1 if taken else 0
+        choice = taken or self._next_trial() or self._settled()
         self._round += 1
         return choice
 
+    def wants(self, offers: Sequence[Offer]) -> bool:
+        """Whether the next round would be one of these offers."""
+        return self._taken(offers) is not None
+
     def kept(self, choice: Choice, accepted: int) -> None:
-        """A round kept so many of its proposals."""
-        if choice.drafter:
+        """A round kept so many of its proposals, or would have kept those from the text."""
+        if choice.drafter in self._most:
             self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
             self._rank()
+        elif choice.drafter:
+            self._of_grade(choice.drafter, choice.grade).add(choice.draft_tokens, accepted)
 
     def took(self, choice: Choice, seconds: float) -> None:
         """A round took so long, more than nothing."""
-        self._costs.add(choice.drafter, choice.draft_tokens, seconds)
+        self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
         self._rank()
 
     @property
@@ -118,7 +153,20 @@ class Controller:
         plain_s = self._costs.plain_s
         if plain_s is None:
             return None
-        return plain_s * self._costs.curve(choice.drafter, choice.draft_tokens)[choice.draft_tokens]
+        return plain_s * self._costs.curve(self._payer(choice), choice.draft_tokens)[-1]
+
+    def promise(self, name: str) -> float:
+        """What a model is expected to save, as a fraction of the time without it."""
+        if not self._acceptance[name].tried:
+            return PROMISE
+        return max(1 - 1 / self._rate(self._best(name)), 0.0)
+
+    def leave_out(self, name: str) -> None:
+        """A model is not to be chosen any more."""
+        for about in (self._most, self._acceptance, self._rests, self._rates):
+            about.pop(name, None)
+        if name in (self._current.drafter, self._trial.drafter):
+            self._current, self._trial, self._left = PLAIN, PLAIN, 0
 
     def parked(self) -> Parked | None:
         """Why nothing is proposed and when it is tried again; None while something is."""
@@ -132,15 +180,17 @@ class Controller:
     def knowledge(self) -> dict[str, Knowledge]:
         """What is known of the drafters that were tried, for the next run."""
         plain_s = self._costs.plain_s
+        if plain_s is None:
+            return {}
+        rates = {name: one.rates() for name, one in self._acceptance.items() if one.tried}
+        # What is accepted from the text is the text's alone.
+        rates |= {TEXT: []} if self._costs.measured(TEXT) else {}
         return {
             name: Knowledge(
-                tuple(
-                    plain_s * cost for cost in self._costs.curve(name, self._costs.measured(name))
-                ),
-                tuple(one.rates()),
+                tuple(plain_s * c for c in self._costs.curve(name, self._costs.measured(name))),
+                tuple(accepted),
             )
-            for name, one in self._acceptance.items()
-            if one.tried and plain_s is not None
+            for name, accepted in rates.items()
         }
 
     # --- what is expected -----------------------------------------------------------------
@@ -154,6 +204,18 @@ class Controller:
             curve = self._curves[name] = self._costs.curve(name, reach)
             tokens = self._acceptance[name].tokens()[: reach + 1]
             self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
+        known = max(self._costs.measured(TEXT) + 1, FIRST_TEXT)
+        reach = next((size for size in SIZES if size >= known), SIZES[-1])
+        self._text_curve = self._costs.curve(TEXT, reach)
+
+    def _payer(self, choice: Choice) -> str:
+        """The name that the costs of such rounds go by."""
+        return choice.drafter if choice.drafter in self._most or not choice.drafter else TEXT
+
+    def _of_grade(self, name: str, grade: int) -> Acceptance:
+        if (name, grade) not in self._graded:
+            self._graded[name, grade] = Acceptance(SIZES[-1], [PRIORS[grade]], PRIOR_WEIGHT)
+        return self._graded[name, grade]
 
     def _rate(self, choice: Choice) -> float:
         return self._rates[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
@@ -165,6 +227,21 @@ class Controller:
         return Choice(name, max(range(1, len(rates)), key=rates.__getitem__))
 
     # --- what is done ---------------------------------------------------------------------
+
+    def _taken(self, offers: Sequence[Offer]) -> Choice | None:
+        """The best of the offers, if it is better than what rounds do without them."""
+        if self._left or self._costs.plain_s is None or self._followed >= LAST_RETRY:
+            return None
+        best, least = None, self._rate(self._current) * HYSTERESIS
+        for offer in offers:
+            tokens = self._of_grade(offer.drafter, offer.grade).tokens()
+            for size in SIZES:
+                if size > offer.tokens or size >= len(self._text_curve):
+                    break
+                rate = tokens[size] / self._text_curve[size]
+                if rate > least:
+                    best, least = Choice(offer.drafter, size, offer.grade), rate
+        return best
 
     def _settled(self) -> Choice:
         """The best choice, or the current one where that is hardly worse."""

@@ -42,6 +42,7 @@ from mlxspec.terminal import (
 
 SPINNER_AFTER_S = 0.3
 LONG_PROMPT_TOKENS = 1024
+POSITIONS = 8  # whose acceptance is said in the summary
 MOST_OFTEN = 3  # of what rounds did: said in the summary
 STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
 
@@ -215,7 +216,7 @@ def _doing(latest: RoundStats) -> str:
     if latest.drafted:
         return f"{latest.drafter} drafts {latest.drafted}"
     if latest.parked is None:
-        return "drafts nothing yet"
+        return "nothing drafted"
     rounds = latest.parked.retry_in
     return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
 
@@ -226,12 +227,17 @@ def _summary(generation: Generation, split: Split | None) -> list[tuple[str, lis
     rows = [("output", _output(generation))]
     if _speculates(generation) and stats.acceptance_rate is not None:
         counts = zip(stats.accepted_by_position, stats.drafted_by_position, strict=True)
-        kept = [accepted / drafted for accepted, drafted in counts if drafted]
+        kept = [accepted / drafted for accepted, drafted in counts if drafted][:POSITIONS]
         accepted = [
             f"{stats.acceptance_rate:.0%} of {_drafted(stats)} drafted",
             f"{stats.tokens_per_round:.2f} tokens per round",
             f"by position {' '.join(f'{100 * share:.0f}' for share in kept)}%",
         ]
+        if len(stats.by_source) > 1:
+            accepted += [
+                f"{name} {source.acceptance_rate:.0%} of {source.drafted}"
+                for name, source in stats.by_source.items()
+            ]
         accepted += [] if stats.is_exact else [f"not exact: {stats.rule} verification"]
         rows.append(("accepted", accepted))
     if stats.auto and stats.rounds:

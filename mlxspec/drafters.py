@@ -1,8 +1,9 @@
-"""Where proposals come from. A drafter proposes inside the round's graph and never waits for it."""
+"""Models that propose. A drafter proposes inside the round's graph and never waits for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -13,6 +14,17 @@ from mlxspec.verify import Draft
 
 MODEL = "model"  # the name of a draft model, among drafters
 ROWS = 64  # that are read in a pass: a ring has room for no more beside its window
+
+
+class Past(NamedTuple):
+    """What a draft has read of the text.
+
+    layers: its caches' storage. start: int32 [B], the position of the first token in them; a draft
+        that reads the end of a long text alone counts its positions from there.
+    """
+
+    layers: Layers
+    start: mx.array
 
 
 class ModelDrafter:
@@ -33,7 +45,7 @@ class ModelDrafter:
 
     def propose(
         self,
-        layers: Layers,
+        past: Past,
         last_two: mx.array,
         recent: mx.array,
         position: mx.array,
@@ -41,7 +53,7 @@ class ModelDrafter:
         length: int,
         knobs: Knobs,
         noise: mx.array | None,
-    ) -> tuple[Draft, Layers]:
+    ) -> tuple[Draft, Past]:
         """Propose `count` ≥ 1 tokens after `last_two`, whose last stands at `position`.
 
         The cache ends before both: whether the former was fed depends on the last verdict, and
@@ -51,8 +63,11 @@ class ModelDrafter:
         Args:
             last_two: int32 [B, 2]. position: int32 [B].
             recent: int32 [B, W], the last tokens of the text, that at `position` included.
+            length: how far its own caches are attended, at least position - start + K of every row.
             noise: float32 [B, count, V], Gumbel; None for a greedy method.
         """
+        layers = past.layers
+        position = position - past.start
         start = mx.maximum(position - 1, 0)
         # Positions as data: a constant for each step would be a kernel for each step.
         steps = position[:, None] + mx.arange(count)
@@ -74,16 +89,20 @@ class ModelDrafter:
             recent = mx.concatenate([recent, token], axis=1)
             fed, offset = token, steps[:, min(i + 1, count - 1)]
         log_q = mx.concatenate(log_qs, axis=1) if log_qs else None
-        return Draft(mx.concatenate(tokens, axis=1), log_q), layers
+        return Draft(mx.concatenate(tokens, axis=1), log_q), past._replace(layers=layers)
 
-    def read(self, layers: Layers, tokens: Sequence[int], start: int, length: int) -> Layers:
-        """The layers of one sequence after `tokens`, the first of which stands at `start`."""
-        for at in range(0, len(tokens), ROWS):
-            rows = self._known(mx.array([tokens[at : at + ROWS]], mx.int32))
-            offset = mx.array([start + at], mx.int32)
-            _, layers = self.network.forward(rows, layers, offset, length)
+    def commit(self, past: Past, kept: mx.array) -> Past:
+        """Take back all but the first `kept` rows since the last commit: int32 [B]."""
+        return past._replace(layers=self.network.commit(past.layers, kept))
+
+    def read(self, past: Past, tokens: Sequence[int], at: int, length: int) -> Past:
+        """The past of one sequence after `tokens` too, the first of which is the `at`-th in it."""
+        layers = past.layers
+        for i in range(0, len(tokens), ROWS):
+            rows = self._known(mx.array([tokens[i : i + ROWS]], mx.int32))
+            _, layers = self.network.forward(rows, layers, mx.array([at + i], mx.int32), length)
             layers = self.network.commit(layers, None)
-        return layers
+        return past._replace(layers=layers)
 
     def _known(self, tokens: mx.array) -> mx.array:
         return mx.minimum(tokens, self._own - 1) if self._clamps else tokens

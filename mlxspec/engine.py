@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from mlxspec import kernels
+from mlxspec.caches.layers import grow
 from mlxspec.caches.original import Model, require_quantizable
+from mlxspec.chain import Chain
 from mlxspec.control import Controller
 from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
 from mlxspec.metrics import Event, Generation, SpeculationStats
 from mlxspec.network import Network, kind_of, network_of, require_exact, why_it_waits
-from mlxspec.opening import opened
+from mlxspec.opening import Opening
 from mlxspec.pairs import (
     AUTO,
     DEFAULT_DRAFT_TOKENS,
@@ -25,7 +27,9 @@ from mlxspec.pairs import (
     DraftTokens,
 )
 from mlxspec.params import KVQuantization, Method, SamplingParams
-from mlxspec.prefill import Note, Progress
+from mlxspec.prediction import Prediction
+from mlxspec.prefill import Progress
+from mlxspec.proposals import MOST, Proposal, TextDrafter
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
 from mlxspec.sampling import Processor, Sampler
@@ -44,17 +48,20 @@ class Engine:
 
     Args:
         target: an mlx-lm model in memory.
-        draft: a smaller mlx-lm model, or None.
+        draft: a smaller mlx-lm model, or None; or several of them by name, of which the best is
+            used.
         tokenizer: mlx-lm's TokenizerWrapper; None takes and gives token ids only.
-        shared: what `vocabulary.shared_tokens` says of the two tokenizers; None where the draft's
-            ids mean the same as the target's.
-        draft_tokens: K where a call does not say; "auto" chooses it round by round.
+        shared: what `vocabulary.shared_tokens` says of the two tokenizers, by the name of the draft
+            where there are names; None where a draft's ids mean the same as the target's.
+        texts: what makes drafters that propose from the text, one for each generation, such as
+            `History`. A draft model and a fixed K leave them out.
+        draft_tokens: K where a call does not say; "auto" chooses what proposes, and K, round by
+            round.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
             are built, which `build_kernels` does, because it takes seconds.
         kv: keep keys and values in fewer bits. This changes what the target says, with and
             without a draft alike.
 
-    `draft` is then one that speaks the target's tokens, translated where `shared` says so.
     `learned` is what runs with draft_tokens="auto" have found out; a program may keep it, and give
     it to an engine with the same models on the same machine.
 
@@ -65,38 +72,47 @@ class Engine:
     def __init__(
         self,
         target: Model,
-        draft: Model | None = None,
+        draft: Model | Mapping[str, Model] | None = None,
         tokenizer: Tokenizer | None = None,
         *,
-        shared: Shared | None = None,
+        shared: Shared | Mapping[str, Shared] | None = None,
+        texts: Sequence[Callable[[], TextDrafter]] = (),
         draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
     ) -> None:
         self.target = target
-        self.shared = shared
+        self.texts = tuple(texts)
         self.tokenizer = tokenizer
         self.kv = kv
         self.learned = Learned()
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
         self._compiled = compiled
-        self.networks: list[Network] = []
-        self._add(target)
+        self.networks = [self._network(target)]  # the drafts' behind the target's
         self._vocabulary = self.networks[0].vocabulary
-        if draft is not None and shared is not None:
-            draft = Translated(draft, shared, self._vocabulary)
-        self.draft = draft
-        if draft is not None:
-            self._add(draft)
+        self.shared = _by_name(shared)
+        self.drafts = {
+            name: Translated(model, self.shared[name], self._vocabulary)
+            if name in self.shared
+            else model
+            for name, model in _by_name(draft).items()
+        }
+        self.networks += [self._network(model) for model in self.drafts.values()]
+        if self.drafts or texts:
             for network in self.networks:
                 require_exact(network)
         self._round = lru_cache(maxsize=16)(self._build_round)
 
-    def _add(self, model: Model) -> None:
+    def _network(self, model: Model) -> Network:
         if self.kv is not None:
             require_quantizable(model, self.kv)
-        self.networks.append(network_of(model, self.kv))
+        return network_of(model, self.kv)
+
+    @property
+    def draft(self) -> Model | None:
+        """The first of the drafts, as one that speaks the target's tokens; None without any."""
+        return next(iter(self.drafts.values()), None)
 
     @property
     def context(self) -> int | None:
@@ -107,7 +123,7 @@ class Engine:
     @property
     def compiles(self) -> bool:
         """Whether greedy rounds of any K are compiled."""
-        return self._is_compiled(GREEDY, AUTO if self.draft is not None else 0)
+        return self._is_compiled(GREEDY, AUTO)
 
     # --- generating -----------------------------------------------------------------------
 
@@ -134,6 +150,7 @@ class Engine:
         system: str | None = None,
         raw: bool = False,
         processors: Sequence[Processor] = (),
+        prediction: Prompt | None = None,
         on_prefill: Progress | None = None,
     ) -> Run:
         """Prepare a generation: an iterator of events with the result so far beside it.
@@ -153,6 +170,8 @@ class Engine:
                 proposal's place, kept or not, so they must depend on their arguments alone; and
                 they run on the host, which makes rounds slower. Nothing constrains output to a
                 grammar or a JSON schema but what is given here.
+            prediction: what the text is expected to be, in parts at least: text that it repeats
+                with changes. It is proposed wherever the text follows it.
             on_prefill: called with (tokens read, tokens in all).
 
         Raises:
@@ -163,13 +182,20 @@ class Engine:
         if stop and self.tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
         tokens = self.encode(prompt, system=system, raw=raw)
-        count, auto = self._drafting(draft_tokens)
+        expected = self._expected(prediction)
+        count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         sampling = _repeatable(sampling) if auto else sampling
         sampling = sampling.with_seed()
 
         def begin() -> Session:
             return self._session(
-                tokens, max_tokens, draft_tokens, sampling, processors, on_prefill=on_prefill
+                tokens,
+                max_tokens,
+                draft_tokens,
+                sampling,
+                processors,
+                expected=expected,
+                on_prefill=on_prefill,
             )
 
         assert sampling.seed is not None
@@ -194,6 +220,7 @@ class Engine:
         draft_tokens: DraftTokens | None = None,
         sampling: SamplingParams = GREEDY,
         processors: Sequence[Processor] = (),
+        prediction: Prompt | None = None,
         capacity: int = 0,
         on_prefill: Progress | None = None,
     ) -> Session:
@@ -211,6 +238,7 @@ class Engine:
             draft_tokens,
             sampling,
             processors,
+            expected=self._expected(prediction),
             capacity=capacity,
             on_prefill=on_prefill,
         )
@@ -228,10 +256,11 @@ class Engine:
         sampling: SamplingParams,
         processors: Sequence[Processor],
         *,
+        expected: Sequence[int] = (),
         capacity: int = 0,
         on_prefill: Progress | None = None,
     ) -> Session:
-        count, auto = self._drafting(draft_tokens)
+        count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         sampling = self._completed(sampling)
         limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
         limit = min((limit for limit in limits if limit is not None), default=None)
@@ -241,34 +270,51 @@ class Engine:
         else:
             rounds = self._round(method, self._is_compiled(sampling, draft_tokens))
         notes = [why_it_waits(network) for network in self.networks if not network.fused]
-        if self.shared is not None and count:
-            notes.append(
-                "the draft speaks another tokenizer: "
-                f"{self.shared.percent}% of the target's tokens are shared"
-            )
+        if count:
+            notes += [
+                f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "
+                f"{shared.percent}% of the target's tokens are shared"
+                for name, shared in self.shared.items()
+            ]
         if processors:
             notes.append("logits processors of your own: rounds are not compiled")
 
-        def prefilled(text: Sequence[int], draft: bool) -> RoundState:
-            return self.prefilled(
-                text,
-                sampling,
-                sampler=rounds.sampler,
-                draft=draft,
-                capacity=capacity,
-                progress=on_prefill,
-                note=notes.append,
-            )
-
+        reader = self.opening(
+            sampling,
+            sampler=rounds.sampler,
+            capacity=capacity,
+            progress=on_prefill,
+            note=notes.append,
+        )
+        chain = Chain(self._proposing(expected, auto=auto), self._vocabulary, notes)
+        models = dict.fromkeys(self.drafts, MAX_AUTO_TOKENS)
         return Session(
             rounds,
-            prefilled,
+            reader,
             tokens,
             limit=2**31 - 1 if limit is None else limit,
             draft_tokens=count,
-            controller=Controller({MODEL: count}, self.learned.at(len(tokens))) if auto else None,
+            chain=chain if count else None,
+            controller=Controller(models, self.learned.at(len(tokens))) if auto else None,
             notes=notes,
         )
+
+    def _proposing(self, expected: Sequence[int], *, auto: bool) -> list[TextDrafter]:
+        """What proposes from the text of one sequence."""
+        predicting: list[TextDrafter] = [Prediction(expected)] if expected else []
+        # With a fixed K the first that has something to say is asked, and a model always has.
+        asked = self.texts if auto or self.draft is None else ()
+        return predicting + [make() for make in asked]
+
+    def _expected(self, prediction: Prompt | None) -> list[int]:
+        """Token ids of a text that is expected."""
+        if not isinstance(prediction, str):
+            return list(prediction or ())
+        if self.tokenizer is None:
+            raise UsageError(
+                "A predicted text needs a tokenizer.", hint="Give the engine one, or token ids."
+            )
+        return list(self.tokenizer.encode(prediction, add_special_tokens=False))
 
     def prefilled(
         self,
@@ -278,25 +324,26 @@ class Engine:
         sampler: Sampler | None = None,
         draft: bool = True,
         capacity: int = 0,
-        progress: Progress | None = None,
-        note: Note | None = None,
     ) -> RoundState:
-        """The state of one sequence before its first round.
+        """The state of one sequence before its first round, for a program that drives rounds.
 
         Args:
             sampler: says how much of the text the rounds look back on; None is not at all.
-            note: called with what a person should know, such as that the draft was left out
-                because memory would not hold both.
+            draft: whether the draft models have read the text too.
+            capacity: entries that all caches have room for, at least.
         """
-        return opened(
-            self.networks if draft else self.networks[:1],
-            tokens,
-            sampling,
-            sampler=sampler,
-            capacity=capacity,
-            progress=progress,
-            note=note,
-        )
+        reader = self.opening(sampling, sampler=sampler, capacity=capacity)
+        state = reader.state(tokens)
+        for name in self.drafts if draft else ():
+            past = reader.draft(name, tokens, 0)
+            layers = grow(past.layers, state.capacity)
+            state = state.with_draft(name, past._replace(layers=layers))
+        return state
+
+    def opening(self, sampling: SamplingParams, **options: Any) -> Opening:
+        """What reads a text for a session, with the options of `Opening`."""
+        drafts = dict(zip(self.drafts, self.networks[1:], strict=True))
+        return Opening(self.networks[0], drafts, sampling, **options)
 
     def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
         """Token ids of a prompt that fits the context.
@@ -326,16 +373,19 @@ class Engine:
             )
         return tokens
 
-    def _drafting(self, draft_tokens: DraftTokens | None) -> tuple[int, bool]:
+    def _drafting(
+        self, draft_tokens: DraftTokens | None, *, predicted: bool = False
+    ) -> tuple[int, bool]:
         """K, or the largest, and whether it is chosen round by round; 0 where nothing drafts."""
         asked = self._draft_tokens if draft_tokens is None else draft_tokens
-        count = MAX_AUTO_TOKENS if asked == AUTO else asked
+        from_text = bool(self.texts) or predicted
+        count = asked if asked != AUTO else MOST if from_text else MAX_AUTO_TOKENS
         if not (isinstance(count, int) and 0 <= count <= MAX_DRAFT_TOKENS):
             raise UsageError(
                 f"draft_tokens is {asked!r}.",
                 hint=f'It must be "auto", or between 0 and {MAX_DRAFT_TOKENS}.',
             )
-        return (count, asked == AUTO) if self.draft is not None else (0, False)
+        return (count, asked == AUTO) if self.draft is not None or from_text else (0, False)
 
     def _completed(self, sampling: SamplingParams) -> SamplingParams:
         """With a seed, and with what XTC spares where a call does not say."""
@@ -361,12 +411,11 @@ class Engine:
         """Run two compiled rounds of each kind, so that MLX builds every kernel that they need."""
         rounds = self._round(self._completed(sampling).method(_ANY_LENGTH), True)
 
-        def prefilled(text: Sequence[int], draft: bool) -> RoundState:
-            return self.prefilled(text, sampling, sampler=rounds.sampler, draft=draft)
-
-        for count, kind in self._kinds(sampling, draft_tokens).items():
-            session = Session(rounds, prefilled, [0, 0], limit=64, draft_tokens=count)
-            for _ in range(2):
+        for (count, from_text), kind in self._kinds(sampling, draft_tokens).items():
+            chain = Chain([_Zeros()], self._vocabulary, []) if from_text else None
+            reader = self.opening(sampling, sampler=rounds.sampler)
+            session = Session(rounds, reader, [0, 0], limit=64, draft_tokens=count, chain=chain)
+            for _ in range(3):
                 session.step()
             kernels.mark_built(kind)
 
@@ -376,18 +425,25 @@ class Engine:
         kinds = self._kinds(sampling, draft_tokens).values()
         return kernels.can_compile() and all(map(kernels.are_built, kinds))
 
-    def _kinds(self, sampling: SamplingParams, draft_tokens: DraftTokens | None) -> dict[int, str]:
-        """Names of the operations of all rounds that may be run, each with a K.
+    def _kinds(
+        self, sampling: SamplingParams, draft_tokens: DraftTokens | None
+    ) -> dict[tuple[int, bool], str]:
+        """Names of the operations of all rounds that may be run, by K and by whether the text
+        proposes.
 
         Of K it matters whether there is a draft step, and a second one.
         """
         count, auto = self._drafting(draft_tokens)
         counts = range(min(count, 2) + 1) if auto else [count]
-        return {k: self._kind(sampling, k) for k in counts}
+        kinds = [(k, False) for k in counts if k == 0 or self.draft is not None]
+        if count and self.texts:
+            kinds += [(0, False), (1, True)]
+        return {kind: self._kind(sampling, *kind) for kind in kinds}
 
-    def _kind(self, sampling: SamplingParams, draft_tokens: int) -> str:
+    def _kind(self, sampling: SamplingParams, draft_tokens: int, from_text: bool) -> str:
         method = self._completed(sampling).method(_ANY_LENGTH)
-        return f"{self._models} {method} {min(draft_tokens, 2)}"
+        what = "text" if from_text else min(draft_tokens, 2)
+        return f"{self._models} {method} {what}"
 
     @cached_property
     def _models(self) -> list[Any]:
@@ -398,10 +454,19 @@ class Engine:
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
     ) -> Round:
         sampler = Sampler(method, self._vocabulary, processors)
-        drafter = None
-        if self.draft is not None:
-            drafter = ModelDrafter(self.networks[1], sampler)
-        return Round(self.networks[0], drafter, sampler, compiled=compiled)
+        target, *drafts = self.networks
+        drafters = {
+            name: ModelDrafter(network, sampler)
+            for name, network in zip(self.drafts, drafts, strict=True)
+        }
+        return Round(target, drafters, sampler, compiled=compiled)
+
+
+def _by_name(one: Any) -> dict[str, Any]:
+    """A mapping as it is; what stands alone under the name of the one draft model."""
+    if isinstance(one, Mapping) and not callable(one):  # MLX's modules are mappings too
+        return dict(one)
+    return {} if one is None else {MODEL: one}
 
 
 def _repeatable(sampling: SamplingParams) -> SamplingParams:
@@ -409,6 +474,17 @@ def _repeatable(sampling: SamplingParams) -> SamplingParams:
     if sampling.seed is None or sampling.verify is not None:
         return sampling
     return sampling.auditable()
+
+
+class _Zeros:
+    """Proposes, whatever the text."""
+
+    name, most = "zeros", 1
+
+    def extend(self, tokens: Sequence[int]) -> None: ...
+
+    def propose(self, limit: int) -> Proposal:
+        return Proposal((0,) * limit, 0)
 
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs

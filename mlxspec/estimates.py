@@ -20,6 +20,8 @@ FIRST_RATE, FIRST_WEIGHT = 0.65, 2.0
 NEIGHBOUR_WEIGHT = 4.0
 # Texts differ: what was stored is outvoted by a handful of rounds of this one.
 STORED_WEIGHT = 3.0
+# Nor is much believed of proposals from the text before any were seen.
+PRIOR_WEIGHT = 2.0
 # Counts fade with every round of the drafter, so that about 20 rounds are remembered.
 FADE = 0.95
 
@@ -27,13 +29,21 @@ FADE = 0.95
 NOISE = 0.1**2  # of one measurement
 FIRST_PACE = 0.3**2  # of the pace after one measurement: a first round may be a slow one
 PACE_DRIFT = 0.04**2  # of the machine, from one round to the next
-UNKNOWN = 0.3**2  # of a ratio that was never measured
+UNKNOWN, UNKNOWN_TEXT = 0.3**2, 0.6**2  # of a ratio that was never measured
 STORED = 0.05**2  # of one that was, in an earlier run
 RATIO_DRIFT = 0.015**2  # of every ratio, from one round to the next
 # Attention takes more of a round as a text grows, so ratios measured in the last bucket may move.
 BUCKET, BUCKET_DRIFT = 512, 0.03**2
-# What one more proposal is taken to cost before any was measured, in plain rounds.
-FIRST_STEP = 0.3
+# No round with proposals is much cheaper than one without: the host was late where it seems so.
+CHEAPEST = 0.9
+# What one more proposal is taken to cost before any was measured, in plain rounds: by a model; and
+# from the text, where hope costs one round and the first measurement corrects it.
+FIRST_STEP, FIRST_TEXT_STEP = 0.3, 0.2
+# Costs of proposals from the text, whoever made them, go by this name: it is a pass of the target.
+TEXT = "text"
+# How many tokens are proposed from the text: each number is a graph to trace, and rows in powers of
+# two are near enough to whatever would be best.
+SIZES = (1, 3, 7, 15, 31)
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,13 @@ class Acceptance:
 
     Args:
         most: the largest K.
-        known: rates by position from an earlier run.
+        known: rates by position from an earlier run. weight: of it, in rounds.
     """
 
-    def __init__(self, most: int, known: Sequence[float] = ()) -> None:
-        rates, weight = (known[:most], STORED_WEIGHT) if known else ([FIRST_RATE], FIRST_WEIGHT)
+    def __init__(
+        self, most: int, known: Sequence[float] = (), weight: float = STORED_WEIGHT
+    ) -> None:
+        rates, weight = (known[:most], weight) if known else ([FIRST_RATE], FIRST_WEIGHT)
         missing = [0.0] * (most - len(rates))
         self._reached = [weight] * len(rates) + missing
         self._hits = [weight * rate for rate in rates] + missing
@@ -148,18 +160,21 @@ class Costs:
     def __init__(self, known: Mapping[str, Knowledge]) -> None:
         self._bucket = 0
         self._slow = 0  # rounds that were slower than expected, one after the other
+        self._fast = 0
         self._paced = False
         self._means = [0.0]  # the pace, then ratios in the order in which they were met
         self._covariance = [[FIRST_PACE]]
         self._places: dict[tuple[str, int], int] = {}
         for name, knowledge in known.items():
             for k, cost in enumerate(knowledge.costs[1:], 1):
-                self._meet(name, k, log(cost / knowledge.costs[0]), STORED)
+                if name != TEXT or k in SIZES:
+                    ratio = max(cost / knowledge.costs[0], CHEAPEST)
+                    self._meet(name, k, log(ratio), STORED)
 
     @property
     def unknown(self) -> bool:
-        """Whether no round with proposals has a cost yet."""
-        return not self._places
+        """Whether no round with proposals of a model has a cost yet."""
+        return all(name == TEXT for name, _ in self._places)
 
     @property
     def plain_s(self) -> float | None:
@@ -175,7 +190,8 @@ class Costs:
     def add(self, drafter: str, count: int, seconds: float) -> None:
         """A round with `count` proposals took so long."""
         if count and not self.knows(drafter, count):
-            self._meet(drafter, count, log(self.curve(drafter, count)[count]), UNKNOWN)
+            unknown = UNKNOWN_TEXT if drafter == TEXT else UNKNOWN
+            self._meet(drafter, count, log(self.curve(drafter, count)[count]), unknown)
         parts = [0, self._places[drafter, count]] if count else [0]
         if not self._paced:
             self._means[0] = log(seconds) - sum(self._means[i] for i in parts[1:])
@@ -206,7 +222,8 @@ class Costs:
         for (a, cost), (b, after) in pairwise(points):
             curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
         last, cost = points[-1]
-        step = (cost - 1) / last if last else FIRST_STEP
+        first_step = FIRST_TEXT_STEP if drafter == TEXT else FIRST_STEP
+        step = (cost - 1) / last if last else first_step
         return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
 
     def _meet(self, drafter: str, count: int, value: float, variance: float) -> None:
@@ -223,11 +240,15 @@ class Costs:
             here[place] = max(here[place], min(here[place] + variance, UNKNOWN))
 
     def _noise(self, surprise: float) -> float:
-        """Another program makes a round slow: what is much too slow says little, until it lasts."""
+        """Another program makes a round slow: what is much too slow says little, until it lasts.
+
+        And what is much too fast, which may be a round that was read too late, says less than it
+        seems to.
+        """
         if surprise <= 0:
-            self._slow = 0
-            return NOISE
-        self._slow += 1
+            self._slow, self._fast = 0, self._fast + 1
+            return max(NOISE, (surprise / (4 * self._fast)) ** 2)
+        self._slow, self._fast = self._slow + 1, 0
         return max(NOISE, (surprise / (2 * self._slow)) ** 2)
 
     def _correct(self, parts: list[int], surprise: float, noise: float) -> None:
@@ -239,3 +260,5 @@ class Costs:
             row = self._covariance[i]
             for j, other in enumerate(together):
                 row[j] -= share * other / total
+        for place in self._places.values():
+            self._means[place] = max(self._means[place], log(CHEAPEST))

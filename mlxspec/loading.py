@@ -27,7 +27,8 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
 from mlxspec import machine
 from mlxspec.caches.original import Model
 from mlxspec.engine import Engine
-from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
+from mlxspec.errors import LoadError, OutOfMemory, UnsupportedModel, VocabularyMismatch
+from mlxspec.history import History
 from mlxspec.memory import watched
 from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
 from mlxspec.params import KVQuantization
@@ -64,8 +65,8 @@ def fetch(pair: Pair, *, speculation: bool = True, leave_out: LeaveOut | None = 
     """
     draft = None
     target = _folder(pair.target, pair)
-    if pair.draft is not None and speculation:
-        location = pair.draft
+    if pair.models and speculation:
+        location = pair.models[0]
         draft = _unless_left_out(lambda: _folder(location, pair), leave_out)
     return Folders(target, draft)
 
@@ -103,7 +104,7 @@ def load(
     target, config = _model(folders.target)
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
 
-    def engine_with(draft_folder: Path | None) -> Engine:
+    def engine_with(draft_folder: Path | None, *, speculates: bool = speculation) -> Engine:
         draft = shared = None
         if draft_folder is not None:
             shared = _shared(tokenizer, folders.target, draft_folder, pair)
@@ -113,6 +114,7 @@ def load(
             draft,
             tokenizer,
             shared=shared,
+            texts=(History,) if speculates else (),
             draft_tokens=pair.draft_tokens,
             compiled=compiled,
             kv=kv,
@@ -121,7 +123,14 @@ def load(
     engine = None
     if folders.draft is not None:
         engine = _unless_left_out(lambda: engine_with(folders.draft), leave_out)
-    engine = engine or engine_with(None)
+    try:
+        engine = engine or engine_with(None)
+    except UnsupportedModel as error:
+        if pair.drafts:
+            raise
+        if leave_out is not None:
+            leave_out(f"no speculation: {error.message}")
+        engine = engine_with(None, speculates=False)
     engine.load_s = time.perf_counter() - started
     return engine
 
@@ -132,7 +141,7 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target,
-        draft=pair.draft if engine.draft is not None else None,
+        draft=pair.drafting if engine.draft is not None else None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
         backend=machine.backend(),

@@ -94,12 +94,31 @@ class Visit(NamedTuple):
 
 
 @dataclass
+class Source:
+    """What one drafter did in full rounds of its own."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    def add(self, stats: RoundStats) -> None:
+        self.rounds += 1
+        self.drafted += stats.drafted
+        self.accepted += stats.accepted
+
+    @property
+    def acceptance_rate(self) -> float:
+        return self.accepted / self.drafted
+
+
+@dataclass
 class SpeculationStats:
     """Acceptance over the rounds so far. Rates are None until there is a full round.
 
     draft_tokens: K, or the largest where it is chosen round by round (`auto`).
     drafted_by_position, accepted_by_position: of full rounds, how many proposed a token there, and
-        how many kept it.
+        how many kept it; K numbers, or as many as the longest proposal had.
+    by_source: by the drafters' names.
     history: what rounds did, from which one on.
     """
 
@@ -113,11 +132,12 @@ class SpeculationStats:
     full_rounds: int = 0
     drafted_by_position: list[int] = field(default_factory=list)
     accepted_by_position: list[int] = field(default_factory=list)
+    by_source: dict[str, Source] = field(default_factory=dict)
     history: list[Visit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.drafted_by_position = self.drafted_by_position or [0] * self.draft_tokens
-        self.accepted_by_position = self.accepted_by_position or [0] * self.draft_tokens
+        if not self.auto:
+            self._reach(self.draft_tokens)
 
     def add(self, stats: RoundStats) -> None:
         doing = stats.drafter, stats.drafted
@@ -129,9 +149,17 @@ class SpeculationStats:
         self.full_rounds += 1
         self.drafted += stats.drafted
         self.accepted += stats.accepted
+        if stats.drafted:
+            self.by_source.setdefault(stats.drafter, Source()).add(stats)
+        self._reach(stats.drafted)
         for position in range(stats.drafted):
             self.drafted_by_position[position] += 1
             self.accepted_by_position[position] += position < stats.accepted
+
+    def _reach(self, position: int) -> None:
+        missing = [0] * (position - len(self.drafted_by_position))
+        self.drafted_by_position += missing
+        self.accepted_by_position += missing
 
     @property
     def acceptance_rate(self) -> float | None:
@@ -161,6 +189,10 @@ class SpeculationStats:
             "tokens_per_round": _rounded(self.tokens_per_round),
             "drafted_by_position": self.drafted_by_position,
             "accepted_by_position": self.accepted_by_position,
+            "by_source": {
+                name: vars(source) | {"acceptance_rate": _rounded(source.acceptance_rate)}
+                for name, source in self.by_source.items()
+            },
             "history": [visit._asdict() for visit in self.history],
         }
 

@@ -1,12 +1,14 @@
-"""From a prompt to the state before its first round."""
+"""From a text to the state before its next round: the target reads it, a draft when it is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
-from mlxspec.errors import OutOfMemory
+from mlxspec.drafters import Past
 from mlxspec.network import Network
 from mlxspec.noise import row_key
 from mlxspec.pairs import MAX_DRAFT_TOKENS
@@ -17,51 +19,84 @@ from mlxspec.sampling import NO_TOKEN, Sampler, knobs_of
 from mlxspec.session import reserved
 
 
-def opened(
-    networks: Sequence[Network],
-    tokens: Sequence[int],
-    sampling: SamplingParams,
-    *,
-    sampler: Sampler | None,
-    capacity: int,
-    progress: Progress | None,
-    note: Note | None,
-) -> RoundState:
-    """The state of one sequence before its first round.
+class Opening:
+    """Reads the text of one session.
 
     Args:
-        networks: the target, and a draft if there is one.
+        target: its network. drafts: those of the draft models, by name.
         sampler: says how much of the text the rounds look back on; None is not at all.
-        capacity: entries that the caches have room for, at least.
-        note: called with what a person should know, such as that the draft was left out because
-            memory would not hold both.
+        capacity: entries that the target's caches have room for, at least.
+        note: called with what a person should know.
     """
-    # The first round feeds the target the last token, and the draft the last two.
-    readings = [Reading(network, tokens[: -1 - i]) for i, network in enumerate(networks)]
-    try:
-        caches = prefill(readings, progress=progress, note=note)
-    except OutOfMemory:
-        if len(readings) == 1:
-            raise
-        caches = prefill(readings[:1], progress=progress, note=note)
-        if note is not None:
-            note("memory does not hold the draft's cache: going on without the draft")
-    capacity = max(capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
-    layers = [
-        network.adopt(cache, len(read), capacity)
-        for (network, read), cache in zip(readings, caches, strict=False)
-    ]
-    seed = sampling.with_seed().seed
-    assert seed is not None
-    return RoundState(
-        position=mx.array([len(tokens) - 1], mx.int32),
-        last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
-        recent=_recent(tokens, sampler),
-        keys=row_key(seed)[None],
-        knobs=knobs_of(sampling, batch=1, vocabulary=networks[0].vocabulary),
-        target=layers[0],
-        draft=layers[1] if len(layers) > 1 else [],
-    )
+
+    def __init__(
+        self,
+        target: Network,
+        drafts: Mapping[str, Network],
+        sampling: SamplingParams,
+        *,
+        sampler: Sampler | None = None,
+        capacity: int = 0,
+        progress: Progress | None = None,
+        note: Note | None = None,
+    ) -> None:
+        self._target = target
+        self._drafts = dict(drafts)
+        self._sampling = sampling.with_seed()
+        self._sampler = sampler
+        self._capacity = capacity
+        self._progress = progress
+        self._note = note
+        self._read_s = 0.0
+
+    def state(self, tokens: Sequence[int]) -> RoundState:
+        """The state of one sequence before its next round; no draft has read it yet.
+
+        Raises:
+            OutOfMemory: the target's caches do not fit.
+        """
+        # The next round feeds the target the last token.
+        read = tokens[:-1]
+        started = time.perf_counter()
+        (caches,) = prefill([Reading(self._target, read)], progress=self._progress, note=self._note)
+        self._read_s = time.perf_counter() - started
+        capacity = max(self._capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
+        assert self._sampling.seed is not None
+        return RoundState(
+            position=mx.array([len(tokens) - 1], mx.int32),
+            last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
+            recent=_recent(tokens, self._sampler),
+            keys=row_key(self._sampling.seed)[None],
+            knobs=knobs_of(self._sampling, batch=1, vocabulary=self._target.vocabulary),
+            target=self._target.adopt(caches, len(read), capacity),
+            drafts={},
+        )
+
+    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
+        """What a draft model knows once it has read a text from `start` on.
+
+        Its next round feeds it the last two tokens.
+
+        Raises:
+            OutOfMemory: its caches do not fit.
+        """
+        network = self._drafts[name]
+        read = tokens[start:-2]
+        (caches,) = prefill([Reading(network, read)], note=self._note)
+        layers = network.adopt(caches, len(read), reserved(len(read) + MAX_DRAFT_TOKENS))
+        return Past(layers, mx.array([start], mx.int32))
+
+    def draft_seconds(self, name: str) -> float:
+        """What reading the text is likely to take a draft model, from what it took the target.
+
+        By the bytes of their weights: both read with all the power that there is.
+        """
+        return self._read_s * _nbytes(self._drafts[name]) / _nbytes(self._target)
+
+
+def _nbytes(network: Network) -> int:
+    arrays: dict[str, mx.array] = dict(tree_flatten(network.model.parameters()))
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _recent(tokens: Sequence[int], sampler: Sampler | None) -> mx.array:

@@ -86,14 +86,15 @@ class ModelOptions:
         str | None,
         _model(
             metavar="PATH_OR_REPO",
-            help="A target in place of a pair's; decodes plainly without --draft.",
+            help="A target in place of a pair's; --draft names a draft for it.",
         ),
     ] = None
     draft: Annotated[
-        str | None,
+        list[str] | None,
         _model(
-            metavar="PATH_OR_REPO",
-            help="A draft in place of the pair's.",
+            metavar="PATH_OR_REPO|history",
+            help="A draft in place of the pair's; repeatable, the best is used. `history` repeats "
+            "what followed in the text so far, and needs no model.",
         ),
     ] = None
     draft_tokens: Annotated[
@@ -163,21 +164,23 @@ class ModelOptions:
     @property
     def falls_back(self) -> bool:
         """Whether a draft that cannot be used is left out: never one that was asked for."""
-        return self.draft is None and not self.no_fallback
+        return not self.draft and not self.no_fallback
 
     def chosen(self) -> Pair:
         """The table's pair, or what the options make of it."""
+        drafts = tuple(dict.fromkeys(self.draft or ()))
+        draft = drafts[0] if len(drafts) == 1 else drafts or None
         if self.target is not None:
             if self.pair != DEFAULT_PAIR:
                 raise UsageError(
                     f"--pair {self.pair} and --target {self.target} both name a target.",
                     hint="Leave one out; --draft names a draft for the target.",
                 )
-            return Pair(name=self.target, target=self.target, draft=self.draft)
+            return Pair(name=self.target, target=self.target, draft=draft)
         pair = find_pair(self.pair, self.models)
-        if self.draft is None:
+        if draft is None:
             return pair
-        return Pair(name=self.pair, target=pair.target, draft=self.draft)
+        return Pair(name=self.pair, target=pair.target, draft=draft)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,14 @@ class TextOptions:
         typer.Option(metavar="TEXT", help="End before this text; repeatable."),
     ] = None
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template.")] = False
+    prediction: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the text is expected to be like, such as the file that it edits: proposed "
+            "wherever the text follows it.",
+        ),
+    ] = None
     constraint: Annotated[
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None

@@ -20,6 +20,7 @@ DEFAULT_MAX_TOKENS = 256
 MAX_DRAFT_TOKENS = 64
 MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
+HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -29,14 +30,31 @@ class Pair:
     """A target and what drafts for it.
 
     `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
-    inside this package. `draft` is None where the target decodes plainly.
+    inside this package. `draft` may also be several of them, of which the best is used, or HISTORY,
+    which needs no model and is what None comes to.
     """
 
     name: str
     target: str
-    draft: str | None = None
+    draft: str | tuple[str, ...] | None = None
     draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS
     note: str = ""
+
+    @property
+    def drafts(self) -> tuple[str, ...]:
+        if self.draft is None:
+            return ()
+        return (self.draft,) if isinstance(self.draft, str) else self.draft
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those of the drafts that are models."""
+        return tuple(draft for draft in self.drafts if draft != HISTORY)
+
+    @property
+    def drafting(self) -> str | None:
+        """The draft models as one name; None where there are none."""
+        return " + ".join(self.models) or None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,6 +137,9 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
         if key == "draft_tokens" and value == AUTO:
             values[key] = value
             continue
+        if key == "draft" and isinstance(value, list):
+            values[key] = _several(path, f"{name}.{key}", value)
+            continue
         if type(value) is not _TYPES[key]:
             kind = 'a whole number, or "auto"' if _TYPES[key] is int else "a string"
             raise _bad(path, f"{name}.{key}", f"is {value!r}", kind)
@@ -129,20 +150,25 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
         if key == "draft" and value == NO_DRAFT:
             value = None
         elif key in ("target", "draft"):
-            try:
-                value = _located(path, str(value))
-            except RuntimeError as error:  # there is no home of that name
-                expected = "a repository or a folder"
-                raise _bad(path, f"{name}.{key}", f"is {value!r}", expected) from error
+            value = _located(path, f"{name}.{key}", str(value))
         values[key] = value
     return values
 
 
-def _located(path: Path, location: str) -> str:
+def _several(path: Path, key: str, drafts: list[Any]) -> tuple[str, ...]:
+    if not drafts or not all(isinstance(draft, str) and draft for draft in drafts):
+        raise _bad(path, key, f"is {drafts!r}", "a list of repositories or folders")
+    return tuple(dict.fromkeys(_located(path, key, draft) for draft in drafts))
+
+
+def _located(path: Path, key: str, location: str) -> str:
     """Folders in a table that begin with `.` or `~` are seen from the table's own folder."""
     if not location.startswith((".", "~")):
         return location
-    return str((path.parent / Path(location).expanduser()).resolve())
+    try:
+        return str((path.parent / Path(location).expanduser()).resolve())
+    except RuntimeError as error:  # there is no home of that name
+        raise _bad(path, key, f"is {location!r}", "a repository or a folder") from error
 
 
 def _bad(path: Path, key: str, found: str, expected: str) -> TableError:

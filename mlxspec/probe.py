@@ -21,18 +21,18 @@ from statistics import median
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
 from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
-from mlxspec.estimates import Knowledge, acceptance_rates, expected_tokens
+from mlxspec.estimates import SIZES, TEXT, Knowledge, acceptance_rates, expected_tokens
 from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
 from mlxspec.session import attended
 from mlxspec.timing import halves, round_seconds
 from mlxspec.tuning import Verdict
-from mlxspec.verify import Draft
 
 ROWS = (*range(1, 17), 32)
 DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
@@ -219,28 +219,21 @@ def kept_along(agrees: Sequence[bool], count: int) -> list[int]:
     return kept
 
 
-class Fixed(Round):
-    """Rounds without a drafter, which propose the same tokens always: passes of the target.
-
-    The tokens differ from one another, as those of a text do: each may go to other experts.
-    """
-
-    def _propose(
-        self, state: RoundState, draft_tokens: int, length: int
-    ) -> tuple[Draft, RoundState]:
-        return Draft(mx.arange(draft_tokens, dtype=mx.int32)[None], None), state
-
-
 def stepper(
     rounds: Round, state: RoundState, draft_tokens: int, length: int
 ) -> Callable[[], float]:
-    """Runs a round from the same place each time, waits for it, and returns its seconds."""
+    """Runs a round from the same place each time, waits for it, and returns its seconds.
+
+    What is proposed is given, and differs from token to token as a text does: each may go to other
+    experts.
+    """
     held = [state]
     place = state.position
+    given = mx.arange(draft_tokens, dtype=mx.int32)[None] if draft_tokens else None
 
     def step() -> float:
         started = time.perf_counter()
-        after, result = rounds(held.pop(), draft_tokens=draft_tokens, length=length)
+        after, result = rounds(held.pop(), draft_tokens=draft_tokens, length=length, given=given)
         mx.eval(after, result)
         took = time.perf_counter() - started
         held.append(after._replace(position=place))
@@ -252,7 +245,7 @@ def stepper(
 def _passes(engine: Engine) -> dict[int, list[float]]:
     """Seconds of passes of so many rows, measured in turns."""
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
-    rounds = Fixed(engine.networks[0], None, sampler, compiled=engine.compiles)
+    rounds = Round(engine.networks[0], {}, sampler, compiled=engine.compiles)
     prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
     length = attended(PROMPT + max(ROWS))
 
@@ -277,7 +270,8 @@ def _round_parts(engine: Engine, passes: dict[int, list[float]]) -> tuple[float,
     """t_draft, t_host, and a plain round, from rounds of running texts."""
     prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
     session = engine.session(prompt, draft_tokens=DRAFTED)
-    session.step()
+    for _ in range(2):  # the first round proposes nothing
+        session.step()
     draft_s, _ = halves(session, DRAFTED, REPEATS)
     running: dict[int, list[float]] = {0: [], DRAFTED: []}
     for turn in range(4):
@@ -305,5 +299,10 @@ def verdict_of(measured: Mapping[int, float]) -> Verdict:
 
 
 def knowledge_of(probe: Probe) -> dict[str, Knowledge]:
-    """By the name of the drafter."""
-    return {MODEL: probe.knowledge()}
+    """By the name of the drafter. What the text proposes costs a pass that is waited for."""
+    rows = sorted(probe.pass_s)
+    passes = [
+        float(np.interp(k + 1, rows, [probe.pass_s[r] for r in rows]))
+        for k in range(1, SIZES[-1] + 1)
+    ]
+    return {MODEL: probe.knowledge(), TEXT: Knowledge((probe.plain_s, *passes), ())}

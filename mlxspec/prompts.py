@@ -43,12 +43,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         PromptError: it cannot be read, or there is no text in it.
     """
-    try:
-        content = _decoded(path.read_bytes())
-    except OSError as error:
-        raise PromptError(
-            f"The prompts {path} cannot be read: {error.strerror}.", hint="Check the path."
-        ) from error
+    content = read_text(path)
     texts = _listed(content) if content.lstrip().startswith("[") else content.splitlines()
     found = [text for text in texts if text.strip()]
     if not found:
@@ -57,6 +52,20 @@ def read_prompts(path: Path) -> list[str]:
             hint='Give a text on each line, or a JSON list: ["one", "two"].',
         )
     return found
+
+
+def read_text(path: Path) -> str:
+    """The text in a file.
+
+    Raises:
+        PromptError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return _decoded(path.expanduser().read_bytes(), str(path))
+    except OSError as error:
+        raise PromptError(
+            f"The file {path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
 
 
 def _listed(content: str) -> list[str]:
@@ -76,14 +85,14 @@ def _is_piped(stdin: BinaryIO) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
-def _decoded(content: bytes) -> str:
+def _decoded(content: bytes, what: str = "The prompt") -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8() from error
+        raise _not_utf8(what) from error
 
 
-def _not_utf8() -> PromptError:
+def _not_utf8(what: str = "The prompt") -> PromptError:
     return PromptError(
-        "The prompt is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
+        f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
     )

@@ -10,7 +10,7 @@ and reads `result`, one small array, a round late.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, NamedTuple, cast
 
@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from mlxspec import noise, verify
 from mlxspec.caches.layers import Layers, capacity_of, grow
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter, Past
 from mlxspec.network import Network
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.verify import Draft, Rule, Verdict
@@ -35,7 +35,8 @@ class RoundState(NamedTuple):
         text where the sampler sees it.
     keys: uint32 [B, 2], of the random numbers; they never change.
     knobs: the sampling parameters, float32 [B] each.
-    target, draft: the caches' storage; `draft` is empty where nothing drafts.
+    target: the caches' storage. drafts: what each draft model has read, by its name; one that has
+        read nothing is not among them.
     """
 
     position: mx.array
@@ -44,14 +45,32 @@ class RoundState(NamedTuple):
     keys: mx.array
     knobs: Knobs
     target: Layers
-    draft: Layers
+    drafts: dict[str, Past]
 
     @property
     def capacity(self) -> int:
-        return capacity_of(self.target + self.draft)
+        """Positions of the text that there is room for with the target."""
+        return capacity_of(self.target)
 
     def grown(self, capacity: int) -> RoundState:
-        return self._replace(target=grow(self.target, capacity), draft=grow(self.draft, capacity))
+        return self._replace(target=grow(self.target, capacity))
+
+    def with_draft(self, name: str, past: Past) -> RoundState:
+        return self._replace(drafts={**self.drafts, name: past})
+
+
+class Shape(NamedTuple):
+    """What tells one graph of a round from another.
+
+    drafter: the model that proposes; "" where the proposals are given, or there are none.
+    length, draft_length: how far the caches are attended.
+    """
+
+    drafter: str
+    draft_tokens: int
+    length: int
+    draft_length: int
+    is_given: bool
 
 
 Propose = Callable[[RoundState], tuple[Draft, RoundState]]
@@ -59,11 +78,11 @@ Commit = Callable[[RoundState, Draft], tuple[RoundState, mx.array]]
 
 
 class Round:
-    """Rounds of one target, one drafter and one way of sampling.
+    """Rounds of one target, its drafters and one way of sampling.
 
     Args:
         target: the model.
-        drafter: None decodes plainly: a round of no proposal and one token.
+        drafters: models that may propose, by name.
         sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
             build their graph anew every time.
@@ -72,86 +91,114 @@ class Round:
     """
 
     def __init__(
-        self, target: Network, drafter: ModelDrafter | None, sampler: Sampler, *, compiled: bool
+        self,
+        target: Network,
+        drafters: Mapping[str, ModelDrafter],
+        sampler: Sampler,
+        *,
+        compiled: bool,
     ) -> None:
         self.sampler = sampler
+        self.drafters = dict(drafters)
         self._target = target
-        self._drafter = drafter
-        networks = [target] if drafter is None else [target, drafter.network]
+        networks = [target, *(drafter.network for drafter in drafters.values())]
         # A caller's processors may look at values, which a trace does not have.
         self.waits = sampler.sees_whole_text or not all(network.fused for network in networks)
         self._compiled = compiled and not self.waits
         self._of_shape = cache(self._build)
-        self._shapes: set[tuple[int, int]] = set()
+        self._shapes: set[Shape] = set()
 
     def __call__(
-        self, state: RoundState, *, draft_tokens: int, length: int
+        self,
+        state: RoundState,
+        *,
+        draft_tokens: int,
+        length: int,
+        drafter: str = MODEL,
+        draft_length: int | None = None,
+        given: mx.array | None = None,
     ) -> tuple[RoundState, mx.array]:
         """Build one round; nothing is computed until its arrays are evaluated.
 
         Drop every reference to the old state before that, or its caches are copied.
 
         Args:
-            draft_tokens: K, 0 without a drafter.
-            length: how far the caches are attended, at least position + K + 1 of every row.
+            draft_tokens: K; 0 decodes plainly.
+            length: how far the target's caches are attended, at least position + K + 1 of every
+                row. draft_length: the same of the drafter's, less its start; None is no less.
+            drafter: the model that proposes.
+            given: int32 [B, K], proposed in place of what a model would.
 
         Returns:
             The state after the round, and `result`, int32 [B, K + 2]: the committed tokens, of
             which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
         """
-        after, result = self._of_shape(draft_tokens, length)(state)
-        self._shapes.add((draft_tokens, length))
-        return RoundState(*after), result
+        shape = self.shape(draft_tokens, length, drafter, draft_length, given=given is not None)
+        # A graph is given what it uses alone: what another draft has read does not shape it.
+        used = {name: past for name, past in state.drafts.items() if name == shape.drafter}
+        after, result = self._of_shape(shape)(state._replace(drafts=used), given)
+        self._shapes.add(shape)
+        after = RoundState(*after)
+        drafts = {name: Past(*past) for name, past in after.drafts.items()}
+        return after._replace(drafts=state.drafts | drafts), result
 
-    def is_new(self, draft_tokens: int, length: int) -> bool:
+    def shape(
+        self,
+        draft_tokens: int,
+        length: int,
+        drafter: str = MODEL,
+        draft_length: int | None = None,
+        *,
+        given: bool = False,
+    ) -> Shape:
+        """The shape of such a round; see `__call__`."""
+        if draft_tokens == 0 or given:
+            return Shape("", draft_tokens, length, 0, given)
+        return Shape(drafter, draft_tokens, length, draft_length or length, given)
+
+    def is_new(self, shape: Shape) -> bool:
         """Whether such a round has not been built before: it would take longer than others."""
-        return (draft_tokens, length) not in self._shapes
+        return shape not in self._shapes
 
-    def caught_up(
-        self, state: RoundState, tokens: Sequence[int], start: int, length: int
-    ) -> RoundState:
-        """`state` of one sequence after its drafter has read `tokens`, from position `start` on.
-
-        Rounds without proposals leave the drafter behind. Its past must end at `start`, and the
-        last two tokens of the text must be left to the next round.
-        """
-        assert self._drafter is not None
-        return state._replace(draft=self._drafter.read(state.draft, tokens, start, length))
-
-    def halves(self, draft_tokens: int, length: int) -> tuple[Propose, Commit]:
+    def halves(
+        self, draft_tokens: int, length: int, drafter: str = MODEL
+    ) -> tuple[Propose, Commit]:
         """The same round as two graphs, so that each can be waited for and timed."""
+        shape = self.shape(draft_tokens, length, drafter)
 
         def propose(state: RoundState) -> tuple[Draft, RoundState]:
-            return self._propose(RoundState(*state), draft_tokens, length)
+            return self._propose(_typed(state), shape)
 
         def commit(state: RoundState, draft: Draft) -> tuple[RoundState, mx.array]:
-            return self._commit(RoundState(*state), Draft(*draft), length)
+            return self._both_committed(_typed(state), Draft(*draft), shape)
 
         return (mx.compile(propose), mx.compile(commit)) if self._compiled else (propose, commit)
 
-    def _build(self, draft_tokens: int, length: int) -> Callable[[RoundState], Any]:
-        def body(state: RoundState) -> tuple[RoundState, mx.array]:
-            draft, state = self._propose(RoundState(*state), draft_tokens, length)
-            return self._commit(state, draft, length)
+    def _build(self, shape: Shape) -> Callable[..., Any]:
+        def body(state: RoundState, given: mx.array | None) -> tuple[RoundState, mx.array]:
+            state = _typed(state)
+            if given is not None:
+                return self._commit(state, Draft(given, None), shape.length)
+            draft, state = self._propose(state, shape)
+            return self._both_committed(state, draft, shape)
 
         return mx.compile(body) if self._compiled else body
 
-    def _propose(
-        self, state: RoundState, draft_tokens: int, length: int
-    ) -> tuple[Draft, RoundState]:
-        if self._drafter is None or draft_tokens == 0:
+    def _propose(self, state: RoundState, shape: Shape) -> tuple[Draft, RoundState]:
+        name, count = shape.drafter, shape.draft_tokens
+        if not name:
             return Draft(mx.zeros((state.position.shape[0], 0), mx.int32), None), state
-        draft, layers = self._drafter.propose(
-            state.draft,
+        draft, past = self.drafters[name].propose(
+            state.drafts[name],
             state.last_two,
             state.recent,
             state.position,
-            count=draft_tokens,
-            length=length,
+            count=count,
+            length=shape.draft_length,
             knobs=state.knobs,
-            noise=self._draft_noise(state, draft_tokens),
+            noise=self._draft_noise(state, count),
         )
-        return draft, state._replace(draft=layers)
+        return draft, state.with_draft(name, past)
 
     def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
         method = self.sampler.method
@@ -182,14 +229,19 @@ class Round:
             last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
             recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
             target=self._target.commit(layers, kept),
-            draft=self._draft_committed(state.draft, kept, draft.tokens.shape[1]),
         )
         return after, result
 
-    def _draft_committed(self, layers: Layers, kept: mx.array, count: int) -> Layers:
-        if self._drafter is None or count == 0:
-            return layers
-        return self._drafter.network.commit(layers, kept)
+    def _both_committed(
+        self, state: RoundState, draft: Draft, shape: Shape
+    ) -> tuple[RoundState, mx.array]:
+        """As `_commit`, where the drafter has read what it proposed, and goes back too."""
+        after, result = self._commit(state, draft, shape.length)
+        name = shape.drafter
+        if name:
+            kept = after.position - state.position
+            after = after.with_draft(name, self.drafters[name].commit(after.drafts[name], kept))
+        return after, result
 
     def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
         method = self.sampler.method
@@ -227,6 +279,12 @@ class Round:
             return recent
         places = accepted[:, None] + 1 + mx.arange(recent.shape[1])
         return mx.take_along_axis(mx.concatenate([recent, committed], axis=1), places, axis=1)
+
+
+def _typed(state: Any) -> RoundState:
+    """A compiled function is given plain tuples."""
+    typed = RoundState(*state)
+    return typed._replace(drafts={name: Past(*past) for name, past in typed.drafts.items()})
 
 
 _RULES = {"token": verify.TOKEN, "block": verify.BLOCK}

@@ -8,6 +8,7 @@ from statistics import median
 
 import mlx.core as mx
 
+from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.metrics import Split
 from mlxspec.session import Session
@@ -27,16 +28,17 @@ def measure_split(session: Session, mean_s: float) -> Split | None:
             rounds propose, its estimate for what it settled on takes the place of the mean.
 
     Returns:
-        None where nothing was drafted, or no round was run.
+        None where no model drafted, or no round was run.
     """
-    count, round_s = session.draft_tokens, mean_s
+    drafter, count, round_s = next(iter(session.drafted), ""), session.draft_tokens, mean_s
     if session.controller is not None:
         choice = session.controller.current
-        count, round_s = choice.draft_tokens, session.controller.seconds(choice) or 0.0
-    if count == 0 or round_s <= 0:
+        drafter, count = choice.drafter, choice.draft_tokens
+        round_s = session.controller.seconds(choice) or 0.0
+    if count == 0 or round_s <= 0 or drafter not in session.drafted:
         return None
     repeats = 1 if round_s > SLOW_ROUND_S else 5
-    draft_s, verify_s = halves(session, count, repeats)
+    draft_s, verify_s = halves(session, count, repeats, drafter)
     whole = max(round_s, draft_s + verify_s)
     return Split(
         draft=draft_s / whole,
@@ -45,10 +47,12 @@ def measure_split(session: Session, mean_s: float) -> Split | None:
     )
 
 
-def halves(session: Session, draft_tokens: int, repeats: int) -> tuple[float, float]:
+def halves(
+    session: Session, draft_tokens: int, repeats: int, drafter: str = MODEL
+) -> tuple[float, float]:
     """Median seconds of K draft steps and of one verification, each run alone and waited for."""
     state, length = session.ahead(repeats + 1)
-    propose, commit = session.rounds.halves(draft_tokens, length)
+    propose, commit = session.rounds.halves(draft_tokens, length, drafter)
     mx.eval(state)
     draft_s, verify_s = [], []
     for _ in range(repeats + 1):  # the first one traces

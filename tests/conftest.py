@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxspec.caches.layers import stack
+from mlxspec.drafters import Past
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.round import RoundState
 from mlxspec.sampling import Knobs, Processor
@@ -86,7 +87,13 @@ def side_by_side(states: list[RoundState]) -> RoundState:
         keys=mx.concatenate([state.keys for state in states]),
         knobs=Knobs(*map(mx.concatenate, zip(*(state.knobs for state in states), strict=True))),
         target=stack([state.target for state in states]),
-        draft=stack([state.draft for state in states]),
+        drafts={
+            name: Past(
+                stack([state.drafts[name].layers for state in states]),
+                mx.concatenate([state.drafts[name].start for state in states]),
+            )
+            for name in states[0].drafts
+        },
     )
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import pytest
 from conftest import draft_for, foreign, model, plain, prompt_of
 
-from mlxspec.control import PLAIN, Choice, Controller
+from mlxspec.control import PLAIN, Choice, Controller, Offer
 from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.estimates import Knowledge, Learned
-from mlxspec.metrics import Parked
+from mlxspec.metrics import Event, Parked, RoundStats
 from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS
 from mlxspec.params import SamplingParams
+from mlxspec.run import Run
 from mlxspec.session import Session
 
 LENGTH = 120
@@ -30,7 +33,7 @@ class Erratic(Controller):
         self._rng = random.Random(seed)
         self.told: list[tuple[Choice, int]] = []
 
-    def choose(self, length: int) -> Choice:
+    def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         count = self._rng.choice([0, 0, 0, 1, 2, 4, 6])
         return Choice(MODEL, count) if count else PLAIN
 
@@ -144,15 +147,22 @@ def test_runs_learn_from_each_other() -> None:
     assert engine.learned.at(LENGTH)[MODEL] != known
 
 
-def test_what_was_learned_decides_the_first_round() -> None:
+def second_of(run: Run) -> Event:
+    """The first round has nothing to propose yet."""
+    first, second = islice(run, 2)
+    assert first.round == RoundStats(0, 0)
+    return second
+
+
+def test_what_was_learned_decides_the_first_round_that_proposes() -> None:
     target = model("llama")
     engine = Engine(target, target, compiled=False)
     engine.learned.learn(9, {MODEL: Knowledge((1.0, 1.05, 1.1, 1.15), (0.9, 0.9, 0.9))})
-    first = next(iter(engine.run(prompt_of(9), max_tokens=LENGTH)))
+    first = second_of(engine.run(prompt_of(9), max_tokens=LENGTH))
     assert first.round is not None
     assert first.round.drafted >= 3
     engine.learned.learn(9, {MODEL: Knowledge((1.0, 5.0, 9.0), (0.2, 0.2))})
-    first = next(iter(engine.run(prompt_of(9), max_tokens=LENGTH)))
+    first = second_of(engine.run(prompt_of(9), max_tokens=LENGTH))
     assert first.round is not None
     assert first.round.drafted == 0
     assert isinstance(first.round.parked, Parked)

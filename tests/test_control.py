@@ -23,9 +23,12 @@ from mlxspec.control import (
     TRIAL,
     Choice,
     Controller,
+    Offer,
 )
 from mlxspec.estimates import (
+    CHEAPEST,
     LENGTHS,
+    SIZES,
     Acceptance,
     Costs,
     Knowledge,
@@ -37,7 +40,7 @@ MOST = 8
 DRAFT_STEP, HOST = 0.12, 0.02  # in plain passes
 MACHINES = {
     "M1 Ultra": {1: 1.0, 2: 1.7, 4: 3.1, 8: 5.9, 9: 6.6},
-    "M3 Max": {1: 1.0, 2: 1.0, 4: 1.28, 6: 2.04, 8: 2.5, 10: 3.9},
+    "M3 Max": {1: 1.0, 2: 1.0, 4: 1.28, 6: 2.04, 8: 2.5, 10: 3.9, 32: 3.9},
     "M4 Pro": {1: 1.0, 2: 1.03, 4: 1.47, 8: 2.69, 16: 5.2},
     "M5 Max": {1: 1.0, 3: 1.12, 5: 1.48, 8: 2.25, 16: 3.9},
     "CPU": {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.9, 16: 3.0},
@@ -60,11 +63,10 @@ SEEDS = range(6)
 
 
 def rows_cost(machine: str, rows: int) -> float:
+    """Between what was measured, and beyond it, along lines."""
     points = sorted(MACHINES[machine].items())
-    for (a, low), (b, high) in pairwise(points):
-        if rows <= b:
-            return low + (high - low) * (rows - a) / (b - a)
-    raise AssertionError(rows)
+    (a, low), (b, high) = next((two for two in pairwise(points) if rows <= two[1][0]), points[-2:])
+    return low + (high - low) * (rows - a) / (b - a)
 
 
 def round_cost(machine: str, count: int) -> float:
@@ -395,3 +397,119 @@ def test_what_is_known_is_kept_apart_by_length() -> None:
     assert learned.at(10) == {"model": short, "history": long}
     learned.learn(10, {})
     assert learned.at(10) == {"model": short, "history": long}
+
+
+def test_a_round_that_was_read_too_late_makes_no_choice_look_cheap() -> None:
+    controller = Controller({"model": MOST}, {"model": Knowledge((1.0, 1.3, 1.6), (0.7,))})
+    used: list[int] = []
+    for i in range(160):
+        choice = controller.choose(100)
+        # The first rounds of three seem to take no time at all; and soon nothing is kept any more.
+        controller.kept(choice, choice.draft_tokens if i < 20 else 0)
+        hidden = choice.draft_tokens == 3 and used.count(3) < 2
+        controller.took(choice, 0.1 if hidden else 1.0 + 0.3 * choice.draft_tokens)
+        used.append(choice.draft_tokens)
+    assert used[:20].count(3) > 2
+    assert sum(map(bool, used[60:])) < 20
+    # Nor does it, where that was kept by an earlier run.
+    costs = Costs({"model": Knowledge((1.0, 1.3, 1.6, 0.2), (0.7,))})
+    assert costs.curve("model", 3)[3] == pytest.approx(CHEAPEST)
+
+
+# --- proposals from the text ------------------------------------------------------------
+
+# Where the text proposes, by stretch: how often it is right, and the grade that it has.
+COPIES = {
+    "always right": [(0.97, 4)],
+    "right now and then": [(0.97, 4), (0.3, 1)],
+    "sure of itself, and wrong": [(0.05, 4)],
+    "not sure, and right": [(0.95, 1)],
+    "silent": [None],
+}
+
+
+def with_offers(
+    machine: str, text: str, copies: str, seed: int, tokens: int, controller: Controller
+) -> Simulation:
+    """Rounds whose proposals come from the text where the controller takes them.
+
+    Those that are not taken are counted all the same, four tokens of each.
+    """
+    rng, run = random.Random(seed), Simulation(machine, text, seed)
+    while run.tokens < tokens:
+        stretches = COPIES[copies]
+        copied = stretches[run.tokens // STRETCH % len(stretches)]
+        offers = [] if copied is None else [Offer("history", 31, copied[1])]
+        choice = controller.choose(run.tokens, offers)
+        if choice.drafter == "history":
+            accepted, cost = copied_round(run, copied[0], choice.draft_tokens, rng)
+        else:
+            accepted, cost = run.round(choice.draft_tokens, rng)
+            if copied is not None:
+                right = leading_right(copied[0], 4, rng)
+                controller.kept(Choice("history", 4, copied[1]), right)
+        controller.kept(choice, accepted)
+        controller.took(choice, cost)
+    return run
+
+
+def leading_right(rate: float, count: int, rng: random.Random) -> int:
+    return next((k for k in range(count) if rng.random() > rate), count)
+
+
+def copied_round(run: Simulation, rate: float, count: int, rng: random.Random) -> tuple[int, float]:
+    accepted = leading_right(rate, count, rng)
+    cost = (rows_cost(run.machine, count + 1) + 2 * HOST) * exp(rng.gauss(0, 0.04))
+    run.tokens += accepted + 1
+    run.seconds += cost
+    run.rounds.append(count)
+    return accepted, cost
+
+
+@cache
+def copied_speed(machine: str, rate: float, count: int) -> float:
+    """Of rounds that always propose so many tokens from the text."""
+    expected = expected_tokens([rate] * count)[-1]
+    return expected / (rows_cost(machine, count + 1) + 2 * HOST)
+
+
+@pytest.mark.parametrize("text", ["code", "random"])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_text_that_repeats_is_followed(machine: str, text: str) -> None:
+    best = max(copied_speed(machine, 0.97, size) for size in SIZES)
+    best = max(best, *(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1)))
+    # Where the grade promises little, it takes a while to see that it is better than that.
+    for copies, share in (("always right", 0.95), ("not sure, and right", 0.65)):
+        speeds = [
+            with_offers(machine, text, copies, seed, 1000, Controller({"model": MOST})).speed
+            for seed in SEEDS
+        ]
+        assert mean(speeds) >= share * best
+
+
+@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_proposals_from_the_text_never_cost_much(machine: str, copies: str) -> None:
+    for models in ({}, {"model": MOST}):
+        plain = fixed_speed(machine, "random", 200, 0)
+        speeds = [
+            with_offers(machine, "random", copies, seed, 200, Controller(models)).speed
+            for seed in SEEDS
+        ]
+        # To be wrong at every place where 32 tokens or more agree takes malice.
+        assert mean(speeds) >= (0.94 if "wrong" in copies else 0.98) * plain
+
+
+def test_what_was_offered_is_chosen_only_then() -> None:
+    controller = Controller({})
+    offer = Offer("history", 5, 4)
+    assert controller.choose(10, [offer]) == PLAIN  # what it would be compared with is not known
+    controller.took(PLAIN, 1.0)
+    assert not controller.wants([])
+    assert controller.wants([offer])
+    assert controller.choose(10, [offer]) == Choice("history", 3, 4)  # of so many, 5 is none
+    assert controller.choose(10) == PLAIN
+    for _ in range(20):
+        controller.kept(Choice("history", 4, 4), 0)
+    assert not controller.wants([offer])
+    assert controller.wants([Offer("prediction", 5, 4)])  # another one, of which nothing is known

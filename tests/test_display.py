@@ -710,7 +710,7 @@ DRAFTING = RoundStats(3, 2, drafter="model")
     [
         (DRAFTING, "model drafts 3"),
         (PARKED, "parked: speculation was losing 8%, retry in 64 rounds"),
-        (RoundStats(0, 0), "drafts nothing yet"),
+        (RoundStats(0, 0), "nothing drafted"),
     ],
 )
 def test_the_live_line_tells_what_is_chosen(latest: RoundStats, expected: str) -> None:

@@ -24,9 +24,10 @@ from mlxspec.caches.layers import flat
 from mlxspec.caches.original import Model, fresh_cache, quantized
 from mlxspec.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
 from mlxspec.caches.recurrent import RecurrentLayer
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter, Past
 from mlxspec.engine import Engine
-from mlxspec.network import HostedNetwork, network_of
+from mlxspec.network import HostedNetwork, Network, network_of
+from mlxspec.opening import Opening
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
@@ -131,11 +132,25 @@ class Script:
 def rounds_of(kind: str, kept: Callable[[], int]) -> Round:
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     drafter = ModelDrafter(Script(text_of(kind), kept), sampler)
-    return Round(engine_of(kind).networks[0], drafter, sampler, compiled=False)
+    return Round(engine_of(kind).networks[0], {MODEL: drafter}, sampler, compiled=False)
 
 
 def begun(kind: str, tokens: Sequence[int] = PROMPT) -> RoundState:
-    return engine_of(kind).prefilled(tokens)._replace(draft=[Nothing()])
+    return engine_of(kind).prefilled(tokens).with_draft(MODEL, nothing())
+
+
+def nothing() -> Past:
+    return Past([Nothing()], mx.array([0], mx.int32))
+
+
+class Scripted(Opening):
+    """Reads a text for the target, and for a script."""
+
+    def __init__(self, target: Network) -> None:
+        super().__init__(target, {}, SamplingParams())
+
+    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
+        return nothing()
 
 
 # --- the text ---------------------------------------------------------------------------
@@ -152,7 +167,7 @@ def test_greedy_text_past_windows_and_growths(
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
     session = Session(
         rounds_of(kind, counts.__next__),
-        lambda tokens, _: begun(kind, tokens),
+        Scripted(engine_of(kind).networks[0]),
         PROMPT,
         limit=len(PROMPT) + LONG,
         draft_tokens=draft_tokens,
@@ -161,7 +176,7 @@ def test_greedy_text_past_windows_and_growths(
     while session.step():
         capacities.add(session.ahead(0)[0].capacity)
         assert session.stats is not None
-        accepted += [session.stats.accepted] * session.stats.full
+        accepted += [session.stats.accepted] * (session.stats.full and session.stats.drafted > 0)
     assert session.text == text_of(kind)[: len(PROMPT) + LONG]
     assert len(capacities) > 2 or capacities == {UNBOUNDED}
     expected = {"always": {draft_tokens}, "never": {0}}
@@ -180,12 +195,10 @@ def test_mlx_lms_own_caches_do_as_well(kind: str) -> None:
     network = HostedNetwork(model_of(kind), kv_of(kind))
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     drafter = ModelDrafter(Script(text_of(kind), cycle((3, 1, 0, 2)).__next__), sampler)
-    rounds = Round(network, drafter, sampler, compiled=True)  # which such a round never is
-    engine = Engine(model_of(kind), compiled=False, kv=kv_of(kind))
-    engine.networks[0] = network
+    rounds = Round(network, {MODEL: drafter}, sampler, compiled=True)  # which such a round never is
     session = Session(
         rounds,
-        lambda tokens, _: engine.prefilled(tokens)._replace(draft=[Nothing()]),
+        Scripted(network),
         PROMPT,
         limit=len(PROMPT) + 80,
         draft_tokens=3,
@@ -319,7 +332,10 @@ def test_rows_that_keep_different_lengths_are_the_rows_alone(kind: str) -> None:
     engine = Engine(target, draft_for(target, "half"), compiled=False, kv=kv_of(kind))
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     rounds = Round(
-        engine.networks[0], ModelDrafter(engine.networks[1], sampler), sampler, compiled=False
+        engine.networks[0],
+        {MODEL: ModelDrafter(engine.networks[1], sampler)},
+        sampler,
+        compiled=False,
     )
     prompts = [prompt_of(length) for length in (4, 31, 9)]
     state = side_by_side([engine.prefilled(prompt) for prompt in prompts])

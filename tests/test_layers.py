@@ -12,8 +12,10 @@ import mlxspec
 PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
-    ["errors", "metrics", "estimates", "_version"],
+    ["errors", "metrics", "estimates", "proposals", "suffix", "_version"],
     ["pairs", "params", "prompts", "kernels", "memory", "noise", "control", "tuning"],
+    ["history", "prediction", "chain"],
+    ["history", "prediction", "chain"],
     ["stopwatch"],
     ["caches.original", "caches.positional", "machine"],
     ["caches.hosted", "caches.recurrent"],
@@ -63,7 +65,10 @@ def test_imports_point_down(path):
     assert not upward
 
 
-@pytest.mark.parametrize("module", ["metrics", "errors", "params", "pairs", "display", "app"])
+@pytest.mark.parametrize(
+    "module",
+    ["metrics", "errors", "params", "pairs", "display", "app", "history", "prediction", "chain"],
+)
 def test_what_a_screen_needs_imports_no_mlx(module):
     code = f"import sys, mlxspec.{module}; sys.exit('mlx.core' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

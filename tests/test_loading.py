@@ -307,7 +307,7 @@ def test_a_draft_in_another_spelling_is_translated(target, tmp_path):
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(draft)
     engine = load(pair_of(target, draft))
-    assert engine.shared.percent == 100
+    assert engine.shared["model"].percent == 100
     result = engine.generate("a b c", max_tokens=30, draft_tokens=3)
     assert result.tokens == load(pair_of(target)).generate("a b c", max_tokens=30).tokens
 
@@ -321,12 +321,12 @@ def test_added_and_special_tokens_are_found_by_their_names(target, tmp_path):
         tokenizer.save_pretrained(folder)
         folders.append(folder)
     one, two = folders
-    shared = load(pair_of(one, two)).shared
+    shared = load(pair_of(one, two)).shared["model"]
     assert (shared.percent, shared.partners[27], shared.partners[28]) == (100, 28, 27)
     # What only one of the two has is a matter of size.
     for pair in (pair_of(target, one), pair_of(one, target)):
         engine = load(pair)
-        assert engine.shared is None
+        assert engine.shared == {}
         assert engine.draft is not None
 
 

@@ -364,7 +364,7 @@ def test_own_processors_say_what_they_say_in_mlx_lm(which: str, draft: str) -> N
 def test_rounds_with_processors_are_not_compiled_however_they_are_made() -> None:
     engine = engine_of("llama", "half")
     sampler = Sampler(SamplingParams().method(), VOCABULARY, [looks])
-    rounds = Round(engine.networks[0], None, sampler, compiled=True)
+    rounds = Round(engine.networks[0], {}, sampler, compiled=True)
     state = engine.prefilled(prompt_of(7), sampler=sampler, draft=False)
     _, result = rounds(state, draft_tokens=0, length=64)
     assert result.tolist() == [[*plainly(engine.target, prompt_of(7), 1, [looks]), 0]]

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.metrics import Event, Generation
 from mlxspec.params import Penalties, SamplingParams
@@ -287,7 +287,7 @@ def test_rows_that_end_at_different_times(
     sampler = Sampler(rows[0].method(whole=256), VOCABULARY)
     assert all(row.method(whole=256) == sampler.method for row in rows)
     drafter = ModelDrafter(engine.networks[1], sampler)
-    rounds = Round(engine.networks[0], drafter, sampler, compiled=False)
+    rounds = Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=False)
     state = side_by_side(
         [
             engine.prefilled(prompt, row, sampler=sampler, capacity=256)
@@ -301,10 +301,13 @@ def test_rows_that_end_at_different_times(
             assert accepted >= 0
             text += tokens[: accepted + 1]
     for prompt, row, text, end in zip(prompts, rows, texts, ends, strict=True):
-        alone = engine.generate(
-            prompt, max_tokens=end, draft_tokens=draft_tokens, sampling=row
-        ).tokens
-        assert text[:end] == alone
+        alone: list[int] = []
+        state = engine.prefilled(prompt, row, sampler=sampler, capacity=256)
+        while len(alone) < end:
+            state, result = rounds(state, draft_tokens=draft_tokens, length=256)
+            *tokens, accepted = result.tolist()[0]
+            alone += tokens[: accepted + 1]
+        assert text[:end] == alone[:end]
         if rule == "greedy":
             assert text[:end] == plainly(prompt, end, row)
         if rule == "coupled":

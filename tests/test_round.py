@@ -22,7 +22,8 @@ from conftest import (
 )
 
 from mlxspec import session as session_module
-from mlxspec.drafters import ModelDrafter
+from mlxspec.caches.layers import capacity_of
+from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.round import Round, RoundState
@@ -114,6 +115,8 @@ def test_measurements_leave_the_session_as_it_was() -> None:
     while step := session.step():
         tokens += step
         state, length = session.ahead(2)
+        if not state.drafts:  # before the first proposal
+            continue
         propose, commit = session.rounds.halves(3, length)
         draft, middle = propose(state)
         halves = commit(middle, draft)[1]
@@ -151,7 +154,11 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     run = Round.__call__
 
     def checked(self: Round, state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
-        assert state.position.item() + draft_tokens + 1 <= options["length"] <= state.capacity
+        end = state.position.item() + options["draft_tokens"] + 1
+        assert end <= options["length"] <= state.capacity
+        if options["draft_tokens"]:
+            room = capacity_of(state.drafts[MODEL].layers)
+            assert end - 1 <= options["draft_length"] <= room
         return run(self, state, **options)
 
     monkeypatch.setattr(Round, "__call__", checked)
@@ -248,7 +255,7 @@ def rounds_of(
 ) -> Round:
     sampler = Sampler(sampling.method(), 64)
     drafter = ModelDrafter(engine.networks[1], sampler)
-    return Round(engine.networks[0], drafter, sampler, compiled=compiled)
+    return Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=compiled)
 
 
 def assert_same_entries(actual: list[Any], expected: list[Any], count: int) -> None:
@@ -277,7 +284,7 @@ def test_caches_equal_a_fresh_prefill_after_every_round(name: str, kind: str) ->
         assert state.last_two.tolist() == fresh.last_two.tolist()
         assert_same_entries(state.target, fresh.target, position)
         # The next round feeds the draft the last two tokens.
-        assert_same_entries(state.draft, fresh.draft, position - 1)
+        assert_same_entries(*(one.drafts[MODEL].layers for one in (state, fresh)), position - 1)
         if kind == "never":
             assert accepted == 0
 
@@ -367,7 +374,9 @@ def test_capacity_does_not_change_the_text(kind: str) -> None:
 
 
 def bytes_of(state: RoundState) -> int:
-    return sum(array.nbytes for layer in state.target + state.draft for array in layer)
+    return sum(
+        array.nbytes for layer in state.target + state.drafts[MODEL].layers for array in layer
+    )
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])

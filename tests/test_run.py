@@ -97,8 +97,11 @@ def decoded(tokens: Sequence[int]) -> str:
 def rounds_of(
     text: Sequence[int], mistakes: Sequence[int], draft_tokens: int, needed: int
 ) -> list[int]:
-    """How many proposals are kept in each round, until `needed` tokens are there."""
-    kept: list[int] = []
+    """How many proposals are kept in each round, until `needed` tokens are there.
+
+    The first round has none.
+    """
+    kept = [0]
     while sum(kept) + len(kept) < needed:
         start = sum(kept) + len(kept)
         wrong = [n for n in range(start, start + draft_tokens) if n in mistakes]
@@ -172,7 +175,7 @@ def check_statistics(events: list[Event], result: Generation, kept: list[int]) -
     whole = sum(kept) + len(kept) == len(result.tokens)
     full = kept if whole else kept[:-1]
     assert speculation.full_rounds == len(full)
-    assert speculation.drafted == len(full) * speculation.draft_tokens
+    assert speculation.drafted == len(full[1:]) * speculation.draft_tokens
     assert speculation.accepted == sum(full)
     assert speculation.accepted_by_position == [
         sum(count > position for count in full) for position in range(speculation.draft_tokens)
@@ -181,7 +184,7 @@ def check_statistics(events: list[Event], result: Generation, kept: list[int]) -
         assert speculation.tokens_per_round == 1 + sum(full) / len(full)
     else:
         assert speculation.tokens_per_round is None
-    if full and speculation.draft_tokens:
+    if speculation.drafted:
         assert speculation.acceptance_rate == sum(full) / speculation.drafted
     else:
         assert speculation.acceptance_rate is None
@@ -267,10 +270,10 @@ def test_a_text_that_ends_at_once() -> None:
 
 
 def test_pieces_say_who_wrote_them() -> None:
-    events = list(
-        engine_of(tokens_of("abcdefgh"), mistakes=[1, 5]).run(PROMPT, max_tokens=8, draft_tokens=3)
-    )
+    engine = engine_of(tokens_of("xabcdefgh"), mistakes=[2, 6])
+    events = list(engine.run(PROMPT, max_tokens=9, draft_tokens=3))
     assert [event.pieces for event in events] == [
+        (Piece("x", False),),
         (Piece("a", True), Piece("b", False)),
         (Piece("c", True), Piece("d", True), Piece("e", True), Piece("f", False)),
         (Piece("g", True), Piece("h", True)),
@@ -348,7 +351,7 @@ def test_statistics_as_plain_values() -> None:
     assert values["tokens"] == TEXT[:7]
     assert values["text"] == "the cat"
     assert values["finish_reason"] == "length"
-    # Two proposals kept, then three.
-    assert values["speculation"]["accepted_by_position"] == [2, 2, 1]
-    assert values["speculation"]["acceptance_rate"] == round(5 / 6, 4)
-    assert values["speculation"]["tokens_per_round"] == 3.5
+    # No proposal, then one kept, then three.
+    assert values["speculation"]["accepted_by_position"] == [2, 1, 1]
+    assert values["speculation"]["acceptance_rate"] == round(4 / 6, 4)
+    assert values["speculation"]["tokens_per_round"] == round(7 / 3, 4)

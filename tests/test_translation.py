@@ -21,7 +21,7 @@ from conftest import (
 )
 from mlx_lm.generate import generate_step
 
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.metrics import Generation
 from mlxspec.network import kind_of
@@ -146,7 +146,7 @@ def test_q_is_over_what_is_shared() -> None:
     drafter = ModelDrafter(engine.networks[1], sampler)
     keys = keys_of(state.keys, DRAFT + mx.arange(4), state.position[:, None])
     proposal, _ = drafter.propose(
-        state.draft,
+        state.drafts[MODEL],
         state.last_two,
         state.recent,
         state.position,

@@ -29,7 +29,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec import noise, verify
 from mlxspec import round as round_module
 from mlxspec.caches.layers import stack
-from mlxspec.drafters import ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter, Past
 from mlxspec.engine import Engine
 from mlxspec.network import FusedNetwork
 from mlxspec.params import SamplingParams, Verify
@@ -124,7 +124,7 @@ def rounds_of(
     sampler = Sampler(params.method(), target.shape[-1])
     model = draft if isinstance(draft, Translated) else Bigram(draft)
     drafter = kind(FusedNetwork(model), sampler)
-    return Round(FusedNetwork(Bigram(target)), drafter, sampler, compiled=False)
+    return Round(FusedNetwork(Bigram(target)), {MODEL: drafter}, sampler, compiled=False)
 
 
 def bigram_state(
@@ -138,12 +138,12 @@ def bigram_state(
         keys=mx.random.split(mx.random.key(seed), rows),
         knobs=knobs_of(params, rows, vocabulary),
         target=[],
-        draft=[],
+        drafts={MODEL: Past([], mx.zeros((rows,), mx.int32))},
     )
 
 
 def emitted(
-    rounds: Round, state: RoundState, count: int, draft_tokens: int
+    rounds: Round | FromTheText, state: RoundState, count: int, draft_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` tokens of every row, and how many proposals its first round kept."""
     rows = state.position.shape[0]
@@ -311,6 +311,54 @@ def large_tables(vocabulary: int) -> list[np.ndarray]:
     return [target, draft]
 
 
+class FromTheText:
+    """Rounds whose proposals are given: what a bigram table says is likely after the last token.
+
+    As a chain does, every other round may be left to the model.
+    """
+
+    def __init__(self, rounds: Round, table: np.ndarray, *, chained: bool) -> None:
+        self._rounds = rounds
+        self._best = mx.argmax(mx.array(table, mx.float32), axis=-1).astype(mx.int32)
+        self._chained = chained
+        self._calls = 0
+
+    def __call__(
+        self, state: RoundState, *, draft_tokens: int, length: int
+    ) -> tuple[RoundState, mx.array]:
+        self._calls += 1
+        if self._chained and self._calls % 2 == 0:
+            return self._rounds(state, draft_tokens=draft_tokens, length=length)
+        likely = [state.last_two[:, 1]]
+        for _ in range(draft_tokens):
+            likely.append(self._best[likely[-1] % len(self._best)])
+        given = mx.stack(likely[1:], axis=1)
+        return self._rounds(state, draft_tokens=draft_tokens, length=length, given=given)
+
+
+@pytest.mark.parametrize("chained", [False, True], ids=["alone", "in turns with a model"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("params", [HOT, PARAMETERS["all"]], ids=["plain", "all"])
+def test_proposals_from_the_text(params: SamplingParams, rule: Verify, chained: bool) -> None:
+    target, draft = tables(8)
+    params = replace(params, verify=rule)
+    rounds = FromTheText(rounds_of(target, draft, params), target, chained=chained)
+    tokens, kept = emitted(rounds, bigram_state(40_000, params), 3, 3)
+    check(joint_outcomes(tokens, 8), joint_p(target, params, 3))
+    assert 0 < kept.mean() < 3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_proposals_from_the_text_at_a_vocabulary_of_500(rule: Verify) -> None:
+    params = replace(HOT, verify=rule)
+    target, draft = large_tables(500)
+    p = reference_p(target[FIRST], params)
+    rounds = FromTheText(rounds_of(target, draft, params), target, chained=False)
+    tokens = emitted(rounds, bigram_state(5000, params, vocabulary=500), 1, 2)[0][:, 0]
+    part = np.minimum(np.argsort(np.argsort(-p)), 12)
+    check(part[tokens], np.bincount(part, weights=p, minlength=13))
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("params", [HOT, PARAMETERS["all"]], ids=["plain", "all"])
 def test_as_many_proposals_are_kept_as_can_be(params: SamplingParams, rule: Verify) -> None:
@@ -354,7 +402,7 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
     one = engine.prefilled(prompt)
     sampler = Sampler(params.method(), 8)
     drafter = ModelDrafter(FusedNetwork(draft), sampler)
-    rounds = Round(FusedNetwork(target), drafter, sampler, compiled=False)
+    rounds = Round(FusedNetwork(target), {MODEL: drafter}, sampler, compiled=False)
     many = RoundState(
         position=mx.repeat(one.position, rows),
         last_two=mx.repeat(one.last_two, rows, axis=0),
@@ -362,7 +410,7 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
         keys=mx.zeros((rows, 2), mx.uint32),
         knobs=knobs_of(params, rows, 8),
         target=stack([one.target] * rows),
-        draft=stack([one.draft] * rows),
+        drafts={MODEL: Past(stack([one.drafts[MODEL].layers] * rows), mx.zeros((rows,), mx.int32))},
     )
     tokens = np.concatenate(
         [

@@ -10,7 +10,7 @@ from conftest import BYTE_LEVEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxspec.vocabulary import ENOUGH, Shared, shared_tokens
@@ -96,6 +96,20 @@ def test_part_of_a_character_is_its_byte() -> None:
     assert found(byte_level([first, second]), draft).partners == {0: 1, 1: 0}
 
 
+def test_every_byte_is_known_by_its_letter() -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    partners = found(byte_level(letters), sentence_piece([f"<0x{b:02X}>" for b in range(256)]))
+    assert partners.overlap == 1
+    for code in (*range(0x800), *range(0x800, 0xD800, 0x40), 0x10000, 0x40000, 0x10FFFF):
+        bytes_of = [partners.partners[letters.index(letter)] for letter in spelled(chr(code))]
+        assert bytes(bytes_of) == chr(code).encode()
+
+
+def test_a_decoder_of_several_steps() -> None:
+    steps = decoders.Sequence([decoders.ByteLevel(), decoders.Fuse()])
+    assert found(tokenizer_of(["Ġa", "b"], steps), sentence_piece(["b", "▁a"])).overlap == 1
+
+
 def test_a_name_outside_the_alphabet_is_text() -> None:
     assert found(byte_level(["漢 x", "a"]), sentence_piece(["a", "漢▁x"])).overlap == 1
 
@@ -154,7 +168,7 @@ def test_two_of_each_are_told_apart() -> None:
 @given(order=st.permutations(range(6)))
 def test_a_choice_depends_on_nothing_but_names_and_ids(order: list[int]) -> None:
     # The order in which a vocabulary is listed is no part of it.
-    target = sentence_piece(["<0x0A>", "\n", "a", "<0x61>", "▁", "<0x20>"])
+    target = sentence_piece(["<0x0A>", "\n", "a", "<0x61>", "▁", " "])
     draft = byte_level([spelled(" "), "a", spelled("\n")])
     expected = found(target, draft)
     entries = list(target.get_vocab().items())
@@ -167,9 +181,9 @@ def test_a_choice_depends_on_nothing_but_names_and_ids(order: list[int]) -> None
 
 
 def test_added_tokens_correspond_by_name_alone() -> None:
-    target = byte_level(["a", "b"], "<|user|>", "▁b")
-    draft = sentence_piece(["b", "▁b", "a"], "<|user|>", "<|tool|>")
-    # The target's added "▁b" is a name, and the draft's is a space and a letter.
+    target = sentence_piece(["a", "b"], "<|user|>", "▁b")
+    draft = byte_level(["b", "Ġb", "a"], "<|user|>", "<|tool|>")
+    # The target's added "▁b" is a name, and no space and a letter.
     assert found(target, draft).partners == {0: 2, 1: 0, 2: 3}
 
 
@@ -192,6 +206,13 @@ def test_an_end_that_has_a_token_of_its_name_keeps_it() -> None:
     draft = byte_level(["b", "a"], "<|turn|>", "<|end|>", eos_token="<|end|>")
     names = {target.get_vocab()[name]: draft.get_vocab()[name] for name in ("<|end|>", "<|turn|>")}
     assert found(target, draft).partners == {0: 1, **names}
+
+
+def test_no_token_is_proposed_for_two() -> None:
+    # The draft's end of text is another of the target's markers.
+    target = byte_level(["a"], "</s>", eos_token="<|end|>")
+    shared = found(target, byte_level(["b", "a"], eos_token="</s>"))
+    assert shared.partners == {0: 1, target.get_vocab()["</s>"]: 2}
 
 
 def test_what_is_shown_for_a_marker_is_an_end_of_text() -> None:

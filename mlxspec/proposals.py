@@ -1,0 +1,45 @@
+"""What a drafter without a model proposes, and the seam that such drafters share. No MLX."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+GRADES = 5
+# What is expected of a proposal of each grade before any was seen: about what came out for source
+# files that are edited, and for text that hardly repeats.
+PRIORS = (0.3, 0.55, 0.75, 0.85, 0.95)
+MOST = 31  # proposals: with the token before them they are 32 rows, which kernels like
+
+
+class Proposal(NamedTuple):
+    """Tokens that are proposed with certainty, q = 1 for each; maybe none.
+
+    `grade`, 0 to GRADES - 1, tells how much speaks for them. It promises nothing by itself:
+    acceptance is counted for each grade apart.
+    """
+
+    tokens: tuple[int, ...]
+    grade: int
+
+
+class TextDrafter(Protocol):
+    """Proposes from the text alone, on the host.
+
+    `most` is how many tokens it is worth asking for.
+    """
+
+    name: str
+    most: int
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """What was added to the text: the prompt first, then what each round committed."""
+
+    def propose(self, limit: int) -> Proposal:
+        """At most `limit` tokens to follow the text."""
+
+
+def grade(count: int, bounds: Sequence[int]) -> int:
+    """How many of the GRADES - 1 ascending `bounds` a count reaches."""
+    return bisect_right(bounds, count)
