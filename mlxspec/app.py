@@ -140,6 +140,7 @@ def _write(
     pair = models.chosen()
     text.require_free()
     prediction = read_text(text.prediction) if text.prediction is not None else None
+    cache = text.cache_file()
     if audited:
         sampling = sampling.auditable()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -159,6 +160,7 @@ def _write(
             raw=text.raw,
             prediction=prediction if models.speculates else None,
             on_prefill=display.prefill,
+            cache=cache,
         )
         run.generation.notes += left_out
         speculation = run.generation.speculation

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 from mlxspec import kernels
@@ -15,6 +16,7 @@ from mlxspec.control import Controller
 from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
+from mlxspec.identity import Identity, identity_of
 from mlxspec.metrics import Event, Generation, SpeculationStats
 from mlxspec.network import Network, kind_of, network_of, require_exact, why_it_waits
 from mlxspec.opening import Opening
@@ -29,6 +31,7 @@ from mlxspec.pairs import (
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.prediction import Prediction
 from mlxspec.prefill import Progress
+from mlxspec.prompt_cache import TARGET, PromptCache
 from mlxspec.proposals import MOST, Proposal, TextDrafter
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
@@ -152,6 +155,7 @@ class Engine:
         processors: Sequence[Processor] = (),
         prediction: Prompt | None = None,
         on_prefill: Progress | None = None,
+        cache: Path | None = None,
     ) -> Run:
         """Prepare a generation: an iterator of events with the result so far beside it.
 
@@ -173,9 +177,12 @@ class Engine:
             prediction: what the text is expected to be, in parts at least: text that it repeats
                 with changes. It is proposed wherever the text follows it.
             on_prefill: called with (tokens read, tokens in all).
+            cache: a file that the prompt's past is kept in: what it has of the prompt need not be
+                read. Where it cannot be used or written, a note says so.
 
         Raises:
-            UsageError: a value is out of its range. PromptError: empty or too long.
+            UsageError: a value is out of its range, or `cache` is a folder. PromptError: the prompt
+            is empty or too long.
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
@@ -186,9 +193,10 @@ class Engine:
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         sampling = _repeatable(sampling) if auto else sampling
         sampling = sampling.with_seed()
+        held = self._prompt_cache(cache, tokens)
 
         def begin() -> Session:
-            return self._session(
+            session = self._session(
                 tokens,
                 max_tokens,
                 draft_tokens,
@@ -196,7 +204,11 @@ class Engine:
                 processors,
                 expected=expected,
                 on_prefill=on_prefill,
+                cache=held,
             )
+            if held is not None:
+                generation.cached_prompt_tokens = held.taken[TARGET]
+            return session
 
         assert sampling.seed is not None
         generation = Generation(
@@ -223,6 +235,7 @@ class Engine:
         prediction: Prompt | None = None,
         capacity: int = 0,
         on_prefill: Progress | None = None,
+        cache: Path | None = None,
     ) -> Session:
         """Read `prompt` and return its session, for a program that drives decoding itself.
 
@@ -232,8 +245,9 @@ class Engine:
                 themselves.
             Others: as for `run`.
         """
+        tokens = self.encode(prompt)
         return self._session(
-            self.encode(prompt),
+            tokens,
             max_tokens,
             draft_tokens,
             sampling,
@@ -241,6 +255,7 @@ class Engine:
             expected=self._expected(prediction),
             capacity=capacity,
             on_prefill=on_prefill,
+            cache=self._prompt_cache(cache, tokens),
         )
 
     def learn_from(self, session: Session) -> None:
@@ -259,6 +274,7 @@ class Engine:
         expected: Sequence[int] = (),
         capacity: int = 0,
         on_prefill: Progress | None = None,
+        cache: PromptCache | None = None,
     ) -> Session:
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         sampling = self._completed(sampling)
@@ -285,6 +301,7 @@ class Engine:
             capacity=capacity,
             progress=on_prefill,
             note=notes.append,
+            cache=cache,
         )
         chain = Chain(self._proposing(expected, auto=auto), self._vocabulary, notes)
         models = dict.fromkeys(self.drafts, MAX_AUTO_TOKENS)
@@ -344,6 +361,16 @@ class Engine:
         """What reads a text for a session, with the options of `Opening`."""
         drafts = dict(zip(self.drafts, self.networks[1:], strict=True))
         return Opening(self.networks[0], drafts, sampling, **options)
+
+    def _prompt_cache(self, path: Path | None, tokens: Sequence[int]) -> PromptCache | None:
+        if path is None:
+            return None
+        return PromptCache(path, self._identity, prompt_tokens=len(tokens))
+
+    @cached_property
+    def _identity(self) -> Identity:
+        networks = dict(zip([TARGET, *self.drafts], self.networks, strict=True))
+        return identity_of(networks, self.tokenizer)
 
     def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
         """Token ids of a prompt that fits the context.

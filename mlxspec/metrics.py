@@ -202,6 +202,7 @@ class Generation:
     """The whole result of one prompt; grows by `add` while the text is being written.
 
     `tokens` are ids without the end-of-text token. `peak_gb` is MLX's peak memory in 10⁹ bytes.
+    `cached_prompt_tokens` are those of the prompt that came from a file and were not read.
     """
 
     prompt_tokens: int
@@ -213,6 +214,7 @@ class Generation:
     finish_reason: FinishReason = "interrupted"
     peak_gb: float = 0.0
     notes: list[str] = field(default_factory=list)
+    cached_prompt_tokens: int = 0
 
     def add(self, event: Event) -> None:
         self.tokens.extend(event.tokens)
@@ -234,6 +236,7 @@ class Generation:
         timing["tokens_per_second"] = _rounded(self.tokens_per_second)
         return {
             "prompt_tokens": self.prompt_tokens,
+            "cached_prompt_tokens": self.cached_prompt_tokens,
             "tokens": self.tokens,
             "text": self.text,
             "finish_reason": self.finish_reason,

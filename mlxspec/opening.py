@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -14,6 +15,7 @@ from mlxspec.noise import row_key
 from mlxspec.pairs import MAX_DRAFT_TOKENS
 from mlxspec.params import SamplingParams
 from mlxspec.prefill import Note, Progress, Reading, prefill
+from mlxspec.prompt_cache import TARGET, PromptCache
 from mlxspec.round import RoundState
 from mlxspec.sampling import NO_TOKEN, Sampler, knobs_of
 from mlxspec.session import reserved
@@ -27,6 +29,7 @@ class Opening:
         sampler: says how much of the text the rounds look back on; None is not at all.
         capacity: entries that the target's caches have room for, at least.
         note: called with what a person should know.
+        cache: a file to begin from, and to keep the prompt in.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Opening:
         capacity: int = 0,
         progress: Progress | None = None,
         note: Note | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         self._target = target
         self._drafts = dict(drafts)
@@ -46,7 +50,8 @@ class Opening:
         self._sampler = sampler
         self._capacity = capacity
         self._progress = progress
-        self._note = note
+        self._note = note or (lambda _: None)
+        self._cache = cache
         self._read_s = 0.0
 
     def state(self, tokens: Sequence[int]) -> RoundState:
@@ -58,7 +63,7 @@ class Opening:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         started = time.perf_counter()
-        (caches,) = prefill([Reading(self._target, read)], progress=self._progress, note=self._note)
+        caches = self._prefilled(TARGET, Reading(self._target, read), progress=self._progress)
         self._read_s = time.perf_counter() - started
         capacity = max(self._capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
         assert self._sampling.seed is not None
@@ -82,9 +87,34 @@ class Opening:
         """
         network = self._drafts[name]
         read = tokens[start:-2]
-        (caches,) = prefill([Reading(network, read)], note=self._note)
+        caches = self._prefilled(name, Reading(network, read), start)
         layers = network.adopt(caches, len(read), reserved(len(read) + MAX_DRAFT_TOKENS))
         return Past(layers, mx.array([start], mx.int32))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether there is a file that `keep` may write."""
+        return self._cache is not None
+
+    def keep(self) -> None:
+        """Write what was read so far to the file, once."""
+        if self._cache is not None:
+            self._cache.keep(self._note)
+
+    def _prefilled(
+        self, name: str, reading: Reading, start: int = 0, progress: Progress | None = None
+    ) -> list[Any]:
+        cache, note = self._cache, self._note
+        if cache is None:
+            return prefill(reading, progress=progress, note=note)
+        caches = prefill(
+            reading,
+            begin=lambda reading: cache.begun(name, reading, note, start),
+            progress=progress,
+            note=note,
+        )
+        cache.has_read(name, reading, caches, start)
+        return caches
 
     def draft_seconds(self, name: str) -> float:
         """What reading the text is likely to take a draft model, from what it took the target.

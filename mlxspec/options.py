@@ -33,6 +33,7 @@ from mlxspec.params import (
     Penalties,
     SamplingParams,
 )
+from mlxspec.prompts import require_no_folder
 
 PromptArgument = Annotated[
     str | None,
@@ -204,9 +205,28 @@ class TextOptions:
             "wherever the text follows it.",
         ),
     ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Keep what was read of the prompt in this file: the next prompt that begins with "
+            "the same tokens starts from there.",
+        ),
+    ] = None
     constraint: Annotated[
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None
+
+    def cache_file(self) -> Path | None:
+        """The file of the prompt cache; raises UsageError where it is a folder."""
+        if self.cache is None:
+            return None
+        try:
+            path = self.cache.expanduser()
+        except RuntimeError:  # there is no home of that name, and so no such folder
+            path = self.cache
+        require_no_folder(path)
+        return path
 
     def require_free(self) -> None:
         """Raise UsageError where output is to be constrained."""

@@ -1,4 +1,4 @@
-"""Reading the prompt: mlx-lm's own caches, filled in chunks, before the first round."""
+"""Reading a text: mlx-lm's own caches, filled in chunks, before the first round."""
 
 from __future__ import annotations
 
@@ -27,23 +27,41 @@ class Reading(NamedTuple):
     tokens: Sequence[int]
 
 
+class Begun(NamedTuple):
+    """mlx-lm's caches of a network that has read the first `read` of its tokens."""
+
+    caches: list[Any]
+    read: int
+
+
+Begin = Callable[[Reading], Begun]
+
+
+def afresh(reading: Reading) -> Begun:
+    """Nothing read yet."""
+    return Begun(fresh_cache(reading.network.model, None), 0)
+
+
 def prefill(
-    readings: Sequence[Reading],
+    reading: Reading,
     *,
+    begin: Begin = afresh,
     progress: Progress | None = None,
     note: Note | None = None,
-) -> list[list[Any]]:
-    """Let every network read its tokens.
+) -> list[Any]:
+    """Let a network read its tokens.
 
     Where memory runs out, it begins again with chunks of half the size. Keys and values are
     quantised after every chunk, where a network's are.
 
     Args:
-        progress: called with (tokens read, tokens in all) of the first, after every chunk.
+        begin: gives what was read before, in caches that are written to; called whenever reading
+            begins.
+        progress: called with (tokens read, tokens in all) after every chunk.
         note: called with what a person should know.
 
     Returns:
-        For each network, mlx-lm's caches, evaluated.
+        mlx-lm's caches, evaluated.
 
     Raises:
         OutOfMemory: not even the smallest chunk fits.
@@ -51,7 +69,7 @@ def prefill(
     chunk = CHUNK
     while True:
         try:
-            return _read(readings, chunk, progress or (lambda *_: None))
+            return _read(reading, begin, chunk, progress or (lambda *_: None))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -60,17 +78,18 @@ def prefill(
             note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
 
 
-def _read(readings: Sequence[Reading], chunk: int, progress: Progress) -> list[list[Any]]:
-    caches = [fresh_cache(network.model, None) for network, _ in readings]
-    length = len(readings[0].tokens)
-    for start in range(0, length, chunk):
+def _read(reading: Reading, begin: Begin, chunk: int, progress: Progress) -> list[Any]:
+    network, tokens = reading
+    with watched("reading the prompt"):
+        caches, read = begin(reading)
+    length = len(tokens)
+    for start in range(read // chunk * chunk, length, chunk):
         with watched("reading the prompt"):
-            for (network, tokens), cache in zip(readings, caches, strict=True):
-                if start < len(tokens):
-                    rows = mx.array([tokens[start : start + chunk]], mx.int32)
-                    network.model(mx.minimum(rows, network.vocabulary - 1), cache=cache)
-                    cache[:] = quantized(cache, network.kv)
-            mx.eval([layer.state for cache in caches for layer in cache])
+            if new := tokens[max(start, read) : start + chunk]:
+                rows = mx.minimum(mx.array([new], mx.int32), network.vocabulary - 1)
+                network.model(rows, cache=caches)
+                caches[:] = quantized(caches, network.kv)
+            mx.eval([layer.state for layer in caches])
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
         progress(min(start + chunk, length), length)
-    return [quantized(cache, one.network.kv) for one, cache in zip(readings, caches, strict=True)]
+    return quantized(caches, network.kv)

@@ -59,6 +59,7 @@ class Run:
                 self.generation.add(event)
                 yield event
         finally:
+            session.close()
             self._over(session)
 
     def _event(self, session: Session) -> Event:

@@ -34,6 +34,11 @@ class Reader(Protocol):
 
     def draft_seconds(self, name: str) -> float: ...
 
+    @property
+    def keeps(self) -> bool: ...
+
+    def keep(self) -> None: ...
+
 
 def attended(length: int) -> int:
     """Entries to attend over for `length` that are needed.
@@ -121,6 +126,7 @@ class Session:
         self._stopwatch = Stopwatch()
         self._left_out: set[str] = set()  # models that are not to be asked
         self._first_s = 0.0  # what the first round took
+        self._keeps = reader.keeps  # whether the prompt is to be written to a file yet
         self._state: RoundState
         self._begin()
 
@@ -204,6 +210,12 @@ class Session:
         self._tell_chain()
         return committed
 
+    def close(self) -> None:
+        """Keep of the prompt what was read, where it is to be kept and is not yet."""
+        if self._keeps:
+            self._keeps = False
+            self._reader.keep()
+
     def _shrink(self) -> None:
         """Begin again from what is committed, proposing half as much."""
         self.draft_tokens //= 2
@@ -257,6 +269,10 @@ class Session:
 
     def _dispatch(self) -> bool:
         """Dispatch the next round; False if what is in flight must be read first."""
+        if self._keeps and not self._is_first:
+            if self._in_flight:
+                return False
+            self._keep()
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
         choice = self._chosen or self._choice()
@@ -273,6 +289,13 @@ class Session:
             if self._chained == 0:
                 self._tell_chain()
         return True
+
+    def _keep(self) -> None:
+        """Let every draft read the prompt, and keep it: the first token is out by now."""
+        for name in self._models if self.draft_tokens else ():
+            if self._is_behind(name):
+                self._catch_up(name)
+        self.close()
 
     def _send(self, choice: Choice) -> None:
         count, given = choice.draft_tokens, self._given(choice)

@@ -244,6 +244,7 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
         "target": str,
         "draft": str,
         "prompt_tokens": int,
+        "cached_prompt_tokens": int,
         "tokens": list,
         "text": str,
         "finish_reason": str,
@@ -426,6 +427,44 @@ def test_a_defect_is_told_and_ends_with_1(generate, monkeypatch):
     report = json.loads(generate("def f(x):", "--audit", "--json").out)["audit"]
     assert report["outcome"] == "defect"
     assert report["first"]["gap"] > report["noise"]
+
+
+# --- the prompt cache -------------------------------------------------------------------
+
+CODE = "def fibonacci(n):\n    "
+
+
+def test_a_second_run_takes_the_prompt_from_its_cache(generate, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    without = generate(CODE).out
+    first = generate(CODE, "--cache", "~/prompt")
+    assert (first.out, "prompt" in first.err) == (without, False)
+    second = generate(CODE, "--cache", "~/prompt")
+    file = tmp_path / "prompt"
+    count = generate(CODE, "--json", "--max-tokens", "1").json["prompt_tokens"]
+    assert second.out == without
+    assert f"read {count - 1} of {count} tokens of the prompt from {file}\n" in second.err
+    longer = generate(f"{CODE}return 1\n", "--cache", str(file), "--json").json
+    assert longer["cached_prompt_tokens"] == count - 1
+    assert longer["text"] == generate(f"{CODE}return 1\n").out.removesuffix("\n")
+
+
+def test_an_audit_takes_a_prompt_cache(invoke, tmp_path):
+    options = ("--no-compile", "--max-tokens", "8", "--cache", str(tmp_path / "prompt"), "--json")
+    invoke("generate", CODE, *options)
+    result = invoke("audit", CODE, *options).json
+    assert result["cached_prompt_tokens"] > 0
+    assert result["audit"]["outcome"] == "identical"
+
+
+def test_a_prompt_cache_that_is_no_file(generate, tmp_path):
+    run = generate(CODE, "--cache", str(tmp_path))
+    assert (run.code, run.out) == (2, "")
+    assert is_one_error(run.err)
+    assert f"The prompt cache {tmp_path} is a folder." in run.err
+    run = generate(CODE, "--cache", "~nobody-of-that-name/cache")
+    assert run.code == 0
+    assert "the prompt could not be kept in ~nobody-of-that-name/cache" in run.err
 
 
 # --- models -----------------------------------------------------------------------------
