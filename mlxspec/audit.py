@@ -168,7 +168,7 @@ class _Oracle:
 
     def caches(self, start: int) -> list[Any]:
         """mlx-lm's own, with all before the last of the first `start` tokens read."""
-        return prefill(Reading(self._target, self._text[: start - 1]))
+        return prefill(Reading(self._target, self._text[: start - 1]))[0]
 
     def logits(self, cache: list[Any], places: range) -> mx.array:
         """Processed logits, float32 [1, N, V], for tokens at `places`: one pass over N tokens."""

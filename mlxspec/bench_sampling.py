@@ -152,7 +152,7 @@ def overlaps(
     method = SamplingParams(temperature=temperature, verify="block").method()
     target, draft = engine.networks
     sampler = Sampler(method, target.vocabulary)
-    drafters = {MODEL: ModelDrafter(draft, sampler)}
+    drafters = {MODEL: ModelDrafter(draft, target.vocabulary)}
     watched = Watched(target, drafters, sampler, compiled=False)
     watched.overlaps = []
     for seed, prompt in enumerate(track(prompts, "overlap", transient=True)):

@@ -13,7 +13,7 @@ from mlxspec.caches.layers import grow
 from mlxspec.caches.original import Model, require_quantizable
 from mlxspec.chain import Chain
 from mlxspec.control import Controller
-from mlxspec.drafters import MODEL, ModelDrafter
+from mlxspec.drafters import MODEL, Head, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
 from mlxspec.identity import Identity, identity_of
@@ -58,6 +58,7 @@ class Engine:
             where there are names; None where a draft's ids mean the same as the target's.
         texts: what makes drafters that propose from the text, one for each generation, such as
             `History`. A draft model and a fixed K leave them out.
+        heads: drafters on the target's features, by name.
         draft_tokens: K where a call does not say; "auto" chooses what proposes, and K, round by
             round.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
@@ -80,12 +81,14 @@ class Engine:
         *,
         shared: Shared | Mapping[str, Shared] | None = None,
         texts: Sequence[Callable[[], TextDrafter]] = (),
+        heads: Mapping[str, Head] | None = None,
         draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
     ) -> None:
         self.target = target
         self.texts = tuple(texts)
+        self.heads = dict(heads or {})
         self.tokenizer = tokenizer
         self.kv = kv
         self.learned = Learned()
@@ -102,7 +105,7 @@ class Engine:
             for name, model in _by_name(draft).items()
         }
         self.networks += [self._network(model) for model in self.drafts.values()]
-        if self.drafts or texts:
+        if self.drafts or texts or heads:
             for network in self.networks:
                 require_exact(network)
         self._round = lru_cache(maxsize=16)(self._build_round)
@@ -305,6 +308,7 @@ class Engine:
         )
         chain = Chain(self._proposing(expected, auto=auto), self._vocabulary, notes)
         models = dict.fromkeys(self.drafts, MAX_AUTO_TOKENS)
+        models |= {name: head.most for name, head in self.heads.items()}
         return Session(
             rounds,
             reader,
@@ -320,7 +324,7 @@ class Engine:
         """What proposes from the text of one sequence."""
         predicting: list[TextDrafter] = [Prediction(expected)] if expected else []
         # With a fixed K the first that has something to say is asked, and a model always has.
-        asked = self.texts if auto or self.draft is None else ()
+        asked = self.texts if auto or not (self.drafts or self.heads) else ()
         return predicting + [make() for make in asked]
 
     def _expected(self, prediction: Prompt | None) -> list[int]:
@@ -360,7 +364,7 @@ class Engine:
     def opening(self, sampling: SamplingParams, **options: Any) -> Opening:
         """What reads a text for a session, with the options of `Opening`."""
         drafts = dict(zip(self.drafts, self.networks[1:], strict=True))
-        return Opening(self.networks[0], drafts, sampling, **options)
+        return Opening(self.networks[0], drafts, sampling, heads=self.heads, **options)
 
     def _prompt_cache(self, path: Path | None, tokens: Sequence[int]) -> PromptCache | None:
         if path is None:
@@ -412,7 +416,8 @@ class Engine:
                 f"draft_tokens is {asked!r}.",
                 hint=f'It must be "auto", or between 0 and {MAX_DRAFT_TOKENS}.',
             )
-        return (count, asked == AUTO) if self.draft is not None or from_text else (0, False)
+        drafts = bool(self.drafts or self.heads) or from_text
+        return (count, asked == AUTO) if drafts else (0, False)
 
     def _completed(self, sampling: SamplingParams) -> SamplingParams:
         """With a seed, and with what XTC spares where a call does not say."""
@@ -462,7 +467,7 @@ class Engine:
         """
         count, auto = self._drafting(draft_tokens)
         counts = range(min(count, 2) + 1) if auto else [count]
-        kinds = [(k, False) for k in counts if k == 0 or self.draft is not None]
+        kinds = [(k, False) for k in counts if k == 0 or self.drafts or self.heads]
         if count and self.texts:
             kinds += [(0, False), (1, True)]
         return {kind: self._kind(sampling, *kind) for kind in kinds}
@@ -483,10 +488,10 @@ class Engine:
         sampler = Sampler(method, self._vocabulary, processors)
         target, *drafts = self.networks
         drafters = {
-            name: ModelDrafter(network, sampler)
+            name: ModelDrafter(network, self._vocabulary)
             for name, network in zip(self.drafts, drafts, strict=True)
         }
-        return Round(target, drafters, sampler, compiled=compiled)
+        return Round(target, drafters, sampler, compiled=compiled, heads=self.heads)
 
 
 def _by_name(one: Any) -> dict[str, Any]:

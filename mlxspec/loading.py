@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 from huggingface_hub import snapshot_download
@@ -24,14 +25,16 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_set_recommended_wired_limit
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS, load_model, load_tokenizer
 
-from mlxspec import machine
+from mlxspec import machine, plugins
 from mlxspec.caches.original import Model
+from mlxspec.drafters import MODEL, Head
 from mlxspec.engine import Engine
 from mlxspec.errors import LoadError, OutOfMemory, UnsupportedModel, VocabularyMismatch
 from mlxspec.history import History
 from mlxspec.memory import watched
 from mlxspec.pairs import DEFAULT_PAIR, Pair, find_pair, package_folder
 from mlxspec.params import KVQuantization
+from mlxspec.proposals import TextDrafter
 from mlxspec.text import Tokenizer
 from mlxspec.tuning import Setting
 from mlxspec.vocabulary import ENOUGH, Shared, shared_tokens
@@ -47,10 +50,10 @@ LeaveOut = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Folders:
-    """Where a pair's models are on this machine; `draft` is None where nothing drafts."""
+    """Where a pair's models are on this machine; `drafts` by the names that they go by."""
 
     target: Path
-    draft: Path | None
+    drafts: Mapping[str, Path]
 
 
 def fetch(pair: Pair, *, speculation: bool = True, leave_out: LeaveOut | None = None) -> Folders:
@@ -63,12 +66,24 @@ def fetch(pair: Pair, *, speculation: bool = True, leave_out: LeaveOut | None = 
     Raises:
         LoadError: a folder or repository is missing or not complete.
     """
-    draft = None
-    target = _folder(pair.target, pair)
-    if pair.models and speculation:
-        location = pair.models[0]
-        draft = _unless_left_out(lambda: _folder(location, pair), leave_out)
-    return Folders(target, draft)
+    target, drafts = _folder(pair.target, pair), {}
+    for name, location in _named(pair).items() if speculation else ():
+        folder = _unless_left_out(partial(_folder, location, pair), leave_out)
+        if folder is not None:
+            drafts[name] = folder
+    return Folders(target, drafts)
+
+
+def _named(pair: Pair) -> dict[str, str]:
+    """The locations of a pair's draft models, by short names; one alone is the model."""
+    locations = [location for location in pair.models if location not in plugins.installed()]
+    if len(locations) == 1:
+        return {MODEL: locations[0]}
+    names = [Path(location).name for location in locations]
+    return {
+        name if names.count(name) == 1 else location: location
+        for name, location in zip(names, locations, strict=True)
+    }
 
 
 def load(
@@ -104,44 +119,89 @@ def load(
     target, config = _model(folders.target)
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
 
-    def engine_with(draft_folder: Path | None, *, speculates: bool = speculation) -> Engine:
-        draft = shared = None
-        if draft_folder is not None:
-            shared = _shared(tokenizer, folders.target, draft_folder, pair)
-            draft, _ = _model(draft_folder)
+    def engine_with(found: _Drafting) -> Engine:
         return Engine(
             target,
-            draft,
+            found.drafts,
             tokenizer,
-            shared=shared,
-            texts=(History,) if speculates else (),
+            shared=found.shared,
+            texts=found.texts,
+            heads=found.heads,
             draft_tokens=pair.draft_tokens,
             compiled=compiled,
             kv=kv,
         )
 
+    found = _Drafting()
+    if speculation:
+        found = _drafting(pair, folders, target, tokenizer, leave_out)
     engine = None
-    if folders.draft is not None:
-        engine = _unless_left_out(lambda: engine_with(folders.draft), leave_out)
+    if found.drafts or found.heads:
+        engine = _unless_left_out(lambda: engine_with(found), leave_out)
     try:
-        engine = engine or engine_with(None)
+        engine = engine or engine_with(_Drafting(texts=found.texts))
     except UnsupportedModel as error:
         if pair.drafts:
             raise
         if leave_out is not None:
             leave_out(f"no speculation: {error.message}")
-        engine = engine_with(None, speculates=False)
+        engine = engine_with(_Drafting())
     engine.load_s = time.perf_counter() - started
     return engine
 
 
+@dataclass
+class _Drafting:
+    """What drafts for a target: models, with the tokens that they share, and others."""
+
+    drafts: dict[str, Model] = field(default_factory=dict)
+    shared: dict[str, Shared] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+    texts: list[Callable[[], TextDrafter]] = field(default_factory=list)
+
+
+def _drafting(
+    pair: Pair, folders: Folders, target: Model, tokenizer: Tokenizer, leave_out: LeaveOut | None
+) -> _Drafting:
+    found = _Drafting()
+    for name in folders.drafts:
+        loaded = _unless_left_out(partial(_draft, name, folders, tokenizer, pair), leave_out)
+        if loaded is not None:
+            found.drafts[name], shared = loaded
+            found.shared |= {} if shared is None else {name: shared}
+    for name in pair.models:
+        if name in plugins.installed():
+            made = _unless_left_out(partial(plugins.made, name, target, tokenizer), leave_out)
+            if plugins.is_head(made):
+                found.heads[name] = cast(Head, made)
+            elif made is not None:
+                found.texts.append(cast(Callable[[], TextDrafter], made))
+    found.texts.append(History)
+    return found
+
+
+def _draft(
+    name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair
+) -> tuple[Model, Shared | None]:
+    folder = folders.drafts[name]
+    shared = _shared(tokenizer, folders.target, folder)
+    if shared is not None and shared.overlap < ENOUGH:
+        raise VocabularyMismatch(
+            f"The draft speaks too few of the target's tokens: {_named(pair)[name]} shares "
+            f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
+            hint="Choose a draft of the target's family, or --draft history, which needs no model.",
+        )
+    return _model(folder)[0], shared
+
+
 def setting_of(pair: Pair, engine: Engine) -> Setting:
     """What holds for what is learned with an engine that was loaded from `pair`."""
-    models = [model for model in (engine.target, engine.draft) if model is not None]
+    models = [engine.target, *engine.drafts.values()]
+    complete = len(engine.drafts) == len(_named(pair))
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target,
-        draft=pair.drafting if engine.draft is not None else None,
+        draft=pair.drafting if complete else " + ".join(engine.drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
         backend=machine.backend(),
@@ -330,18 +390,9 @@ def _tokenizer(folder: Path, ends: list[int] | int | None = None) -> Tokenizer:
         ) from error
 
 
-def _shared(
-    target: Tokenizer, target_folder: Path, draft_folder: Path, pair: Pair
-) -> Shared | None:
+def _shared(target: Tokenizer, target_folder: Path, draft_folder: Path) -> Shared | None:
     """What a draft whose ids mean other tokens shares; padding to another size is no difference."""
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return None
-    shared = shared_tokens(target, _tokenizer(draft_folder))
-    if shared is not None and shared.overlap < ENOUGH:
-        raise VocabularyMismatch(
-            f"The draft speaks too few of the target's tokens: {pair.draft} shares "
-            f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
-            hint="Choose a draft of the target's family, or --draft history, which needs no model.",
-        )
-    return shared
+    return shared_tokens(target, _tokenizer(draft_folder))

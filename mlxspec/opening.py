@@ -9,23 +9,24 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlxspec.drafters import Past
+from mlxspec.drafters import Head, Past
 from mlxspec.network import Network
 from mlxspec.noise import row_key
 from mlxspec.pairs import MAX_DRAFT_TOKENS
 from mlxspec.params import SamplingParams
-from mlxspec.prefill import Note, Progress, Reading, prefill
+from mlxspec.prefill import Begin, Note, Progress, Reading, afresh, prefill
 from mlxspec.prompt_cache import TARGET, PromptCache
 from mlxspec.round import RoundState
 from mlxspec.sampling import NO_TOKEN, Sampler, knobs_of
 from mlxspec.session import reserved
+from mlxspec.taps import Features, Taps
 
 
 class Opening:
     """Reads the text of one session.
 
     Args:
-        target: its network. drafts: those of the draft models, by name.
+        target: its network. drafts: those of the draft models, by name. heads: and the heads.
         sampler: says how much of the text the rounds look back on; None is not at all.
         capacity: entries that the target's caches have room for, at least.
         note: called with what a person should know.
@@ -38,6 +39,7 @@ class Opening:
         drafts: Mapping[str, Network],
         sampling: SamplingParams,
         *,
+        heads: Mapping[str, Head] | None = None,
         sampler: Sampler | None = None,
         capacity: int = 0,
         progress: Progress | None = None,
@@ -46,6 +48,8 @@ class Opening:
     ) -> None:
         self._target = target
         self._drafts = dict(drafts)
+        self._heads = dict(heads or {})
+        self._taps = Taps(target.model, [tap for head in self._heads.values() for tap in head.taps])
         self._sampling = sampling.with_seed()
         self._sampler = sampler
         self._capacity = capacity
@@ -63,7 +67,7 @@ class Opening:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         started = time.perf_counter()
-        caches = self._prefilled(TARGET, Reading(self._target, read), progress=self._progress)
+        caches, features = self._target_read(Reading(self._target, read))
         self._read_s = time.perf_counter() - started
         capacity = max(self._capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
         assert self._sampling.seed is not None
@@ -75,6 +79,12 @@ class Opening:
             knobs=knobs_of(self._sampling, batch=1, vocabulary=self._target.vocabulary),
             target=self._target.adopt(caches, len(read), capacity),
             drafts={},
+            # Without a token that was read there are no features to begin with.
+            heads={
+                name: head.begin(mx.array([list(read)], mx.int32), features, capacity)
+                for name, head in self._heads.items()
+                if read
+            },
         )
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
@@ -87,7 +97,10 @@ class Opening:
         """
         network = self._drafts[name]
         read = tokens[start:-2]
-        caches = self._prefilled(name, Reading(network, read), start)
+        reading = Reading(network, read)
+        caches, _ = prefill(reading, begin=self._begin(name, start), note=self._note)
+        if self._cache is not None:
+            self._cache.has_read(name, reading, caches, start)
         layers = network.adopt(caches, len(read), reserved(len(read) + MAX_DRAFT_TOKENS))
         return Past(layers, mx.array([start], mx.int32))
 
@@ -101,20 +114,22 @@ class Opening:
         if self._cache is not None:
             self._cache.keep(self._note)
 
-    def _prefilled(
-        self, name: str, reading: Reading, start: int = 0, progress: Progress | None = None
-    ) -> list[Any]:
+    def _target_read(self, reading: Reading) -> tuple[list[Any], Features]:
+        # A file has no features: with heads the target reads it all.
+        begin = self._begin(TARGET) if not self._heads else afresh
+        caches, features = prefill(
+            reading, begin=begin, progress=self._progress, note=self._note, taps=self._taps
+        )
+        if self._cache is not None and not self._heads:
+            self._cache.has_read(TARGET, reading, caches)
+        return caches, features
+
+    def _begin(self, name: str, start: int = 0) -> Begin:
+        """Where a network that reads a text from `start` on begins."""
         cache, note = self._cache, self._note
         if cache is None:
-            return prefill(reading, progress=progress, note=note)
-        caches = prefill(
-            reading,
-            begin=lambda reading: cache.begun(name, reading, note, start),
-            progress=progress,
-            note=note,
-        )
-        cache.has_read(name, reading, caches, start)
-        return caches
+            return afresh
+        return lambda reading: cache.begun(name, reading, note, start)
 
     def draft_seconds(self, name: str) -> float:
         """What reading the text is likely to take a draft model, from what it took the target.

@@ -11,6 +11,7 @@ from mlxspec.caches.original import fresh_cache, quantized
 from mlxspec.errors import OutOfMemory
 from mlxspec.memory import watched
 from mlxspec.network import Network
+from mlxspec.taps import Features, Taps
 
 # Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
 CHUNK = 512
@@ -48,7 +49,8 @@ def prefill(
     begin: Begin = afresh,
     progress: Progress | None = None,
     note: Note | None = None,
-) -> list[Any]:
+    taps: Taps | None = None,
+) -> tuple[list[Any], Features]:
     """Let a network read its tokens.
 
     Where memory runs out, it begins again with chunks of half the size. Keys and values are
@@ -59,9 +61,10 @@ def prefill(
             begins.
         progress: called with (tokens read, tokens in all) after every chunk.
         note: called with what a person should know.
+        taps: modules that are watched while it reads.
 
     Returns:
-        mlx-lm's caches, evaluated.
+        mlx-lm's caches, and what the taps saw, [1, N, D] of all N tokens, evaluated.
 
     Raises:
         OutOfMemory: not even the smallest chunk fits.
@@ -69,7 +72,7 @@ def prefill(
     chunk = CHUNK
     while True:
         try:
-            return _read(reading, begin, chunk, progress or (lambda *_: None))
+            return _read(reading, begin, chunk, progress or (lambda *_: None), taps)
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -78,8 +81,12 @@ def prefill(
             note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
 
 
-def _read(reading: Reading, begin: Begin, chunk: int, progress: Progress) -> list[Any]:
+def _read(
+    reading: Reading, begin: Begin, chunk: int, progress: Progress, taps: Taps | None
+) -> tuple[list[Any], Features]:
     network, tokens = reading
+    taps = taps or Taps(network.model, ())
+    seen: list[Features] = []
     with watched("reading the prompt"):
         caches, read = begin(reading)
     length = len(tokens)
@@ -87,9 +94,13 @@ def _read(reading: Reading, begin: Begin, chunk: int, progress: Progress) -> lis
         with watched("reading the prompt"):
             if new := tokens[max(start, read) : start + chunk]:
                 rows = mx.minimum(mx.array([new], mx.int32), network.vocabulary - 1)
-                network.model(rows, cache=caches)
+                with taps.watching() as features:
+                    network.model(rows, cache=caches)
+                seen.append(features)
                 caches[:] = quantized(caches, network.kv)
-            mx.eval([layer.state for layer in caches])
+            mx.eval([layer.state for layer in caches], seen)
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
         progress(min(start + chunk, length), length)
-    return quantized(caches, network.kv)
+    names = seen[0] if seen else ()
+    joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
+    return quantized(caches, network.kv), joined

@@ -18,9 +18,10 @@ import mlx.core as mx
 
 from mlxspec import noise, verify
 from mlxspec.caches.layers import Layers, capacity_of, grow
-from mlxspec.drafters import MODEL, ModelDrafter, Past
+from mlxspec.drafters import MODEL, Head, ModelDrafter, Past, Picks
 from mlxspec.network import Network
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
+from mlxspec.taps import Taps
 from mlxspec.verify import Draft, Rule, Verdict
 
 BROKEN = -1  # in place of the number of accepted tokens: the target's scores are no distribution
@@ -36,7 +37,7 @@ class RoundState(NamedTuple):
     keys: uint32 [B, 2], of the random numbers; they never change.
     knobs: the sampling parameters, float32 [B] each.
     target: the caches' storage. drafts: what each draft model has read, by its name; one that has
-        read nothing is not among them.
+        read nothing is not among them. heads: the pasts of the heads, by name.
     """
 
     position: mx.array
@@ -46,14 +47,12 @@ class RoundState(NamedTuple):
     knobs: Knobs
     target: Layers
     drafts: dict[str, Past]
+    heads: dict[str, Any]
 
     @property
     def capacity(self) -> int:
         """Positions of the text that there is room for with the target."""
         return capacity_of(self.target)
-
-    def grown(self, capacity: int) -> RoundState:
-        return self._replace(target=grow(self.target, capacity))
 
     def with_draft(self, name: str, past: Past) -> RoundState:
         return self._replace(drafts={**self.drafts, name: past})
@@ -82,7 +81,7 @@ class Round:
 
     Args:
         target: the model.
-        drafters: models that may propose, by name.
+        drafters: models that may propose, by name. heads: and heads.
         sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
             build their graph anew every time.
@@ -97,9 +96,12 @@ class Round:
         sampler: Sampler,
         *,
         compiled: bool,
+        heads: Mapping[str, Head] | None = None,
     ) -> None:
         self.sampler = sampler
         self.drafters = dict(drafters)
+        self.heads = dict(heads or {})
+        self._taps = Taps(target.model, [tap for head in self.heads.values() for tap in head.taps])
         self._target = target
         networks = [target, *(drafter.network for drafter in drafters.values())]
         # A caller's processors may look at values, which a trace does not have.
@@ -141,6 +143,11 @@ class Round:
         after = RoundState(*after)
         drafts = {name: Past(*past) for name, past in after.drafts.items()}
         return after._replace(drafts=state.drafts | drafts), result
+
+    def grown(self, state: RoundState, capacity: int) -> RoundState:
+        """`state` with room for a text of so many tokens with the target, and the heads."""
+        heads = {name: self.heads[name].grown(past, capacity) for name, past in state.heads.items()}
+        return state._replace(target=grow(state.target, capacity), heads=heads)
 
     def shape(
         self,
@@ -188,17 +195,13 @@ class Round:
         name, count = shape.drafter, shape.draft_tokens
         if not name:
             return Draft(mx.zeros((state.position.shape[0], 0), mx.int32), None), state
-        draft, past = self.drafters[name].propose(
-            state.drafts[name],
-            state.last_two,
-            state.recent,
-            state.position,
-            count=count,
-            length=shape.draft_length,
-            knobs=state.knobs,
-            noise=self._draft_noise(state, count),
-        )
-        return draft, state.with_draft(name, past)
+        picks = Picks(self.sampler, state.recent, state.knobs, self._draft_noise(state, count))
+        asked = (state.last_two, state.position, picks, count)
+        if name in self.heads:
+            after = self.heads[name].propose(state.heads[name], *asked)
+            return picks.draft, state._replace(heads={**state.heads, name: after})
+        past = self.drafters[name].propose(state.drafts[name], *asked, length=shape.draft_length)
+        return picks.draft, state.with_draft(name, past)
 
     def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
         method = self.sampler.method
@@ -217,7 +220,8 @@ class Round:
 
     def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
         rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
-        logits, layers = self._target.forward(rows, state.target, state.position, length)
+        with self._taps.watching() as features:
+            logits, layers = self._target.forward(rows, state.target, state.position, length)
         recent = mx.concatenate([state.recent, draft.tokens], axis=1)
         scores = self.sampler.scores(logits, recent, state.knobs)
         verdict = self._judge(scores, draft, state)
@@ -229,6 +233,10 @@ class Round:
             last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
             recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
             target=self._target.commit(layers, kept),
+            heads={
+                name: self.heads[name].commit(past, rows, features, state.position, kept)
+                for name, past in state.heads.items()
+            },
         )
         return after, result
 
@@ -238,7 +246,7 @@ class Round:
         """As `_commit`, where the drafter has read what it proposed, and goes back too."""
         after, result = self._commit(state, draft, shape.length)
         name = shape.drafter
-        if name:
+        if name in self.drafters:
             kept = after.position - state.position
             after = after.with_draft(name, self.drafters[name].commit(after.drafts[name], kept))
         return after, result

@@ -152,7 +152,7 @@ class Session:
         """
         length = attended(self._bound() + rounds * (self.draft_tokens + 1))
         room = max(reserved(length), self._state.capacity)
-        state = self._state.grown(room)
+        state = self._round.grown(self._state, room)
         for name, past in state.drafts.items():
             state = state.with_draft(name, past._replace(layers=grow(past.layers, room)))
         return state, length
@@ -301,7 +301,7 @@ class Session:
         count, given = choice.draft_tokens, self._given(choice)
         length = attended(self._bound() + count)
         if length > self._state.capacity:
-            self._state = self._state.grown(reserved(length))
+            self._state = self._round.grown(self._state, reserved(length))
         draft_length = self._draft_length(choice)
         shape = self._round.shape(
             count, length, choice.drafter, draft_length, given=given is not None
@@ -356,10 +356,14 @@ class Session:
 
     @property
     def _models(self) -> Collection[str]:
-        return self._round.drafters.keys() - self._left_out
+        """What may draft in a round's graph, draft models and heads."""
+        drafting = [name for name in self._round.drafters if name not in self._left_out]
+        return [*drafting, *self._state.heads]
 
     def _is_behind(self, name: str) -> bool:
         """Whether a draft model has not read all that it has to before its next round."""
+        if name in self._state.heads:
+            return False  # every round tells a head of what it wrote
         if self._in_flight:
             return self._in_flight[-1].choice.drafter != name
         reach = self._reached.get(name)

@@ -94,6 +94,7 @@ def side_by_side(states: list[RoundState]) -> RoundState:
             )
             for name in states[0].drafts
         },
+        heads={},
     )
 
 

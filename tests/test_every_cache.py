@@ -131,7 +131,7 @@ class Script:
 
 def rounds_of(kind: str, kept: Callable[[], int]) -> Round:
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
-    drafter = ModelDrafter(Script(text_of(kind), kept), sampler)
+    drafter = ModelDrafter(Script(text_of(kind), kept), sampler.vocabulary)
     return Round(engine_of(kind).networks[0], {MODEL: drafter}, sampler, compiled=False)
 
 
@@ -300,7 +300,7 @@ def test_the_past_equals_a_fresh_prefill_whatever_was_kept(kind: str) -> None:
     count = 4
     lengths = list(islice(cycle((0, 4, 2, 1, 3, 4, 0, 0, 3, 1)), 110))
     rounds = rounds_of(kind, iter(lengths).__next__)
-    state, tokens = begun(kind).grown(512), list(PROMPT)
+    state, tokens = rounds.grown(begun(kind), 512), list(PROMPT)
     for i, length in enumerate(lengths):
         state, result = rounds(state, draft_tokens=count, length=512)
         *committed, accepted = result.tolist()[0]
@@ -333,7 +333,7 @@ def test_rows_that_keep_different_lengths_are_the_rows_alone(kind: str) -> None:
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     rounds = Round(
         engine.networks[0],
-        {MODEL: ModelDrafter(engine.networks[1], sampler)},
+        {MODEL: ModelDrafter(engine.networks[1], sampler.vocabulary)},
         sampler,
         compiled=False,
     )

@@ -286,7 +286,7 @@ def test_rows_that_end_at_different_times(
     engine = engine_of(kind)
     sampler = Sampler(rows[0].method(whole=256), VOCABULARY)
     assert all(row.method(whole=256) == sampler.method for row in rows)
-    drafter = ModelDrafter(engine.networks[1], sampler)
+    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
     rounds = Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=False)
     state = side_by_side(
         [

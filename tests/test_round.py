@@ -254,7 +254,7 @@ def rounds_of(
     engine: Engine, sampling: SamplingParams = GREEDY, *, compiled: bool = False
 ) -> Round:
     sampler = Sampler(sampling.method(), 64)
-    drafter = ModelDrafter(engine.networks[1], sampler)
+    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
     return Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=compiled)
 
 

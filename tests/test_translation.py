@@ -21,7 +21,7 @@ from conftest import (
 )
 from mlx_lm.generate import generate_step
 
-from mlxspec.drafters import MODEL, ModelDrafter
+from mlxspec.drafters import MODEL, ModelDrafter, Picks
 from mlxspec.engine import Engine
 from mlxspec.metrics import Generation
 from mlxspec.network import kind_of
@@ -143,18 +143,11 @@ def test_q_is_over_what_is_shared() -> None:
     engine = pair(FEW)
     sampler = Sampler(replace(WARM, top_p=1.0).method(), VOCABULARY)
     state = engine.prefilled(prompt_of(9), WARM, sampler=sampler, capacity=64)
-    drafter = ModelDrafter(engine.networks[1], sampler)
+    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
     keys = keys_of(state.keys, DRAFT + mx.arange(4), state.position[:, None])
-    proposal, _ = drafter.propose(
-        state.drafts[MODEL],
-        state.last_two,
-        state.recent,
-        state.position,
-        count=4,
-        length=64,
-        knobs=state.knobs,
-        noise=gumbel(keys, VOCABULARY),
-    )
+    picks = Picks(sampler, state.recent, state.knobs, gumbel(keys, VOCABULARY))
+    drafter.propose(state.drafts[MODEL], state.last_two, state.position, picks, 4, length=64)
+    proposal = picks.draft
     assert proposal.log_q is not None
     q = np.exp(np.array(proposal.log_q))[0]
     assert q.shape == (4, VOCABULARY)

@@ -29,7 +29,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec import noise, verify
 from mlxspec import round as round_module
 from mlxspec.caches.layers import stack
-from mlxspec.drafters import MODEL, ModelDrafter, Past
+from mlxspec.drafters import MODEL, ModelDrafter, Past, Picks
 from mlxspec.engine import Engine
 from mlxspec.network import FusedNetwork
 from mlxspec.params import SamplingParams, Verify
@@ -139,6 +139,7 @@ def bigram_state(
         knobs=knobs_of(params, rows, vocabulary),
         target=[],
         drafts={MODEL: Past([], mx.zeros((rows,), mx.int32))},
+        heads={},
     )
 
 
@@ -401,7 +402,7 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
     prompt, rows = [1, 4, 6], 256
     one = engine.prefilled(prompt)
     sampler = Sampler(params.method(), 8)
-    drafter = ModelDrafter(FusedNetwork(draft), sampler)
+    drafter = ModelDrafter(FusedNetwork(draft), sampler.vocabulary)
     rounds = Round(FusedNetwork(target), {MODEL: drafter}, sampler, compiled=False)
     many = RoundState(
         position=mx.repeat(one.position, rows),
@@ -652,10 +653,19 @@ def test_block_with_the_residual_of_token_is_noticed(monkeypatch: pytest.MonkeyP
 class Unfiltered(ModelDrafter):
     """Draws from q after the filter and reports q before it; of bigram models."""
 
-    def propose(self, layers: Any, last_two: mx.array, *rest: Any, **named: Any) -> Any:
-        draft, layers = super().propose(layers, last_two, *rest, **named)
-        before = mx.concatenate([last_two[:, 1:], draft.tokens[:, :-1]], axis=1)
-        return draft._replace(log_q=normalised(self.network.model(before))), layers
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        *rest: Any,
+        **named: Any,
+    ) -> Any:
+        past = super().propose(past, last_two, position, picks, *rest, **named)
+        before = mx.concatenate([last_two[:, 1:], *picks._tokens[:-1]], axis=1)
+        picks._log_qs = [normalised(self.network.model(before))]
+        return past
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])
