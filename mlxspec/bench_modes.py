@@ -5,19 +5,26 @@
 
 All contenders write the same greedy text after the same prompt, in turns. A speed is tokens per
 second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with an
-interval that 95 of 100 such medians of resampled prompts lie in. `auto` begins with what the texts
-before it have taught, `auto, cold` with nothing.
+interval that 95 of 100 such medians of resampled prompts lie in. `auto` has all drafters and begins
+with what the texts before it have taught, `auto, cold` with nothing; `history` and `model` are that
+drafter alone.
+
+Copy-heavy texts are dictated: the embedded models cannot copy, so the target is told what to write,
+and takes as long for it as ever. Of these there is one text, which is decoded again and again.
 """
 
 from __future__ import annotations
 
+import colorsys
+import inspect
 import json
 import random
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import mlx.core as mx
 import typer
@@ -29,14 +36,23 @@ from rich.table import Table
 from mlxspec import machine
 from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
 from mlxspec.caches.layers import Layers
+from mlxspec.caches.original import Model
+from mlxspec.dictated import Dictated
 from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
-from mlxspec.estimates import Learned
+from mlxspec.estimates import SIZES, Learned
+from mlxspec.history import History
 from mlxspec.loading import load
 from mlxspec.network import Network
 from mlxspec.pairs import AUTO, DEFAULT_PAIR
+from mlxspec.probe import in_turns, stepper
+from mlxspec.round import Round
+from mlxspec.sampling import Sampler
+from mlxspec.session import attended
 from mlxspec.timing import halves, round_seconds
 
+COPY_COUNTS = (2, 3, 5)
+ROWS = 24  # of the list that is reformatted
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
 RESAMPLED = 2000
 PROFILED, REPEATS = 4, 20
@@ -62,22 +78,82 @@ REPEATED = (
 )
 
 
-def prompts_of(engine: Engine, count: int) -> dict[str, list[list[int]]]:
+class Entrants(NamedTuple):
+    """The same target with all drafters, and with one of them alone."""
+
+    auto: Engine
+    history: Engine
+    model: Engine
+
+
+class Kind(NamedTuple):
+    """A kind of text: who races over which prompts, and with which fixed numbers."""
+
+    entrants: Entrants
+    prompts: list[list[int]]
+    counts: Sequence[int]
+
+
+def entrants_of(engine: Engine, target: Model) -> Entrants:
+    make = partial(Engine, target, tokenizer=engine.tokenizer, compiled=True)
+    return Entrants(
+        make(draft=engine.draft, texts=(History,)), make(texts=(History,)), make(draft=engine.draft)
+    )
+
+
+def kinds_of(engine: Engine, count: int) -> dict[str, Kind]:
     """So many prompts of each kind of text, as token ids."""
     code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
     rng = random.Random(0)
     vocabulary = engine.networks[0].vocabulary
     texts = {"code": code, "prose": list(PROSE), "repetitive": [line * 8 for line in REPEATED]}
     chosen = {kind: [engine.encode(t) for t in some[:count]] for kind, some in texts.items()}
-    return chosen | {
-        "random tokens": [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
-    }
+    chosen["random tokens"] = [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
+    plain = entrants_of(engine, engine.target)
+    kinds = {kind: Kind(plain, prompts, COUNTS) for kind, prompts in chosen.items()}
+    for kind, (given, wanted) in {
+        "edit": edited(),
+        "repeat": changed(),
+        "JSON": reformatted(),
+    }.items():
+        prompt, text = engine.tokens_of(given), engine.tokens_of(wanted)
+        entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
+        kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS)
+    return kinds
 
 
-def modes(engine: Engine, prompt: list[int], max_tokens: int) -> dict[str, Decode]:
+def edited() -> tuple[str, str]:
+    """A file of Python of some 160 lines, and the same with names changed and a line gone."""
+    source = inspect.getsource(colorsys)
+    gone = "# XXX Can optimize (maxc+minc) and (maxc-minc)\n"
+    return source + "\n\n", source.replace("yiq", "yuv").replace("YIQ", "YUV").replace(gone, "")
+
+
+def rows() -> list[dict[str, Any]]:
+    rng = random.Random(1)
+    names = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Frances", "Tony"]
+    return [
+        {"id": i, "name": rng.choice(names), "score": rng.randrange(1000), "active": i % 3 == 0}
+        for i in range(ROWS)
+    ]
+
+
+def changed() -> tuple[str, str]:
+    """A list of objects in a line each, and the same with every fifth number changed."""
+    new = [row | ({"score": 0} if i % 5 == 0 else {}) for i, row in enumerate(rows())]
+    given, wanted = ("".join(f"{json.dumps(row)}\n" for row in some) for some in (rows(), new))
+    return given + "\n", wanted
+
+
+def reformatted() -> tuple[str, str]:
+    """A list of objects as JSON in one line, and indented."""
+    return json.dumps(rows()) + "\n\n", json.dumps(rows(), indent=2)
+
+
+def modes(kind: Kind, prompt: list[int], max_tokens: int) -> dict[str, Decode]:
     """Everything that decodes `prompt`, by name."""
 
-    def auto(*, cold: bool) -> Decode:
+    def auto(engine: Engine, *, cold: bool = False) -> Decode:
         def decode() -> Iterable[int]:
             learned = engine.learned
             engine.learned = Learned() if cold else learned
@@ -89,20 +165,21 @@ def modes(engine: Engine, prompt: list[int], max_tokens: int) -> dict[str, Decod
 
         return decode
 
-    table = contenders(engine, prompt, max_tokens, COUNTS)
-    return table | {"auto": auto(cold=False), "auto, cold": auto(cold=True)}
+    table = contenders(kind.entrants.auto, prompt, max_tokens, kind.counts)
+    alone = {name: auto(engine) for name, engine in kind.entrants._asdict().items()}
+    return table | alone | {"auto, cold": auto(kind.entrants.auto, cold=True)}
 
 
-def race(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str, list[float]]:
+def race(kind: Kind, max_tokens: int) -> dict[str, list[float]]:
     """Tokens per second of every contender on every prompt.
 
     Raises:
         RuntimeError: two of them wrote different texts.
     """
     speeds: dict[str, list[float]] = {}
-    for turn, prompt in enumerate([prompts[0], *prompts]):
+    for turn, prompt in enumerate([kind.prompts[0], *kind.prompts]):
         texts = {}
-        table = list(modes(engine, prompt, max_tokens).items())
+        table = list(modes(kind, prompt, max_tokens).items())
         random.Random(turn).shuffle(table)
         for name, decode in table:
             texts[name], speed = timed(decode())
@@ -122,11 +199,11 @@ def compared(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     return {"ratio": median(ratios), "low": low, "high": high}
 
 
-def summed_up(speeds: dict[str, list[float]]) -> dict[str, Any]:
+def summed_up(speeds: dict[str, list[float]], counts: Iterable[int]) -> dict[str, Any]:
     """What the kinds of text are compared by."""
 
     def best(name: str) -> str:
-        return max((f"{name} {count}" for count in COUNTS), key=lambda one: median(speeds[one]))
+        return max((f"{name} {count}" for count in counts), key=lambda one: median(speeds[one]))
 
     theirs = best("mlx-lm")
     ours = max(best("mlxspec"), "mlxspec 0", key=lambda name: median(speeds[name]))
@@ -134,6 +211,8 @@ def summed_up(speeds: dict[str, list[float]]) -> dict[str, Any]:
         "auto / mlx-lm plain": ("auto", "plain"),
         "auto / mlxspec plain": ("auto", "mlxspec 0"),
         "auto / best fixed": ("auto", ours),
+        "history / mlxspec plain": ("history", "mlxspec 0"),
+        "model / mlxspec plain": ("model", "mlxspec 0"),
         "auto / mlx-lm default": ("auto", f"mlx-lm {THEIR_DEFAULT}"),
         "auto / mlx-lm best": ("auto", theirs),
         "cold / mlxspec plain": ("auto, cold", "mlxspec 0"),
@@ -178,6 +257,21 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in (parts | bare).items()}
 
 
+def ceiling(kind: Kind) -> float:
+    """The most that proposals from the text can bring: all kept, at the best of their numbers."""
+    engine, prompt = kind.entrants.history, kind.prompts[0]
+    sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
+    rounds = Round(engine.networks[0], {}, sampler, compiled=True)
+    length = attended(len(prompt) + SIZES[-1] + 1)
+    times = in_turns(
+        {
+            size: stepper(rounds, engine.prefilled(prompt, capacity=length), size, length)
+            for size in (0, *SIZES)
+        }
+    )
+    return max((size + 1) * median(times[0]) / median(times[size]) for size in SIZES)
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(
@@ -188,6 +282,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     table = Table("", *kinds, box=SIMPLE_HEAD, padding=(0, 1))
     table.add_row("best fixed K", *(kinds[kind]["best_fixed"].split()[1] for kind in kinds))
     table.add_row("mlx-lm's best K", *(kinds[kind]["mlx_lm_best"].split()[1] for kind in kinds))
+    table.add_row("ceiling of history", *(f"{kinds[kind]['ceiling']:.2f}" for kind in kinds))
     for name in next(iter(kinds.values()))["ratios"]:
         cells = (kinds[kind]["ratios"][name] for kind in kinds)
         table.add_row(name, *(f"{c['ratio']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
@@ -210,10 +305,10 @@ def main(
     console = Console()
     engine = load(pair, compiled=True)
     engine.build_kernels(GREEDY, AUTO)
-    kinds = prompts_of(engine, count).items()
+    kinds = kinds_of(engine, count)
     figures = {
-        kind: summed_up(race(engine, some, max_tokens))
-        for kind, some in track(kinds, "decoding", transient=True)
+        name: summed_up(race(kind, max_tokens), kind.counts) | {"ceiling": ceiling(kind)}
+        for name, kind in track(kinds.items(), "decoding", transient=True)
     }
     result = {
         "pair": pair,
@@ -221,7 +316,7 @@ def main(
         "prompts": count,
         "max_tokens": max_tokens,
         "kinds": figures,
-        "profile_ms": profile(engine, next(iter(kinds))[1][0], PROFILED),
+        "profile_ms": profile(engine, kinds["code"].prompts[0], PROFILED),
     }
     show(result, console)
     if output is not None:

@@ -192,7 +192,7 @@ class Engine:
         if stop and self.tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
         tokens = self.encode(prompt, system=system, raw=raw)
-        expected = self._expected(prediction)
+        expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         sampling = _repeatable(sampling) if auto else sampling
         sampling = sampling.with_seed()
@@ -255,7 +255,7 @@ class Engine:
             draft_tokens,
             sampling,
             processors,
-            expected=self._expected(prediction),
+            expected=self.tokens_of(prediction),
             capacity=capacity,
             on_prefill=on_prefill,
             cache=self._prompt_cache(cache, tokens),
@@ -327,15 +327,13 @@ class Engine:
         asked = self.texts if auto or not (self.drafts or self.heads) else ()
         return predicting + [make() for make in asked]
 
-    def _expected(self, prediction: Prompt | None) -> list[int]:
-        """Token ids of a text that is expected."""
-        if not isinstance(prediction, str):
-            return list(prediction or ())
+    def tokens_of(self, text: Prompt | None) -> list[int]:
+        """Token ids of a text as it stands inside another, without a beginning of its own."""
+        if not isinstance(text, str):
+            return list(text or ())
         if self.tokenizer is None:
-            raise UsageError(
-                "A predicted text needs a tokenizer.", hint="Give the engine one, or token ids."
-            )
-        return list(self.tokenizer.encode(prediction, add_special_tokens=False))
+            raise UsageError("A text needs a tokenizer.", hint="Give the engine one, or token ids.")
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def prefilled(
         self,

@@ -253,10 +253,11 @@ def _passes(engine: Engine) -> dict[int, list[float]]:
         return engine.prefilled(prompt, draft=False, capacity=length)
 
     steps = {rows: stepper(rounds, state(), rows - 1, length) for rows in ROWS}
-    return _in_turns(steps)
+    return in_turns(steps)
 
 
-def _in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
+def in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
+    """What every step took, REPEATS times, one after the other."""
     times: dict[int, list[float]] = {key: [] for key in steps}
     for turn in range(REPEATS + 1):
         for key, step in steps.items():

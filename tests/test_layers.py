@@ -23,7 +23,7 @@ LAYERS = [
     ["caches.peculiarities"],
     ["network", "taps"],
     ["options", "sampling", "prefill", "text", "verify"],
-    ["drafters", "vocabulary", "identity", "prompt_file"],
+    ["dictated", "drafters", "vocabulary", "identity", "prompt_file"],
     ["round", "plugins", "translation", "prompt_cache"],
     ["session"],
     ["run", "opening"],
