@@ -364,11 +364,12 @@ class Session:
         """Whether a draft model has not read all that it has to before its next round."""
         if name in self._state.heads:
             return False  # every round tells a head of what it wrote
+        reach, end = self._reached.get(name), len(self.text) - 2
+        if reach is None or end - reach.start > 2 * WINDOW:
+            return True
         if self._in_flight:
             return self._in_flight[-1].choice.drafter != name
-        reach = self._reached.get(name)
-        end = len(self.text) - 2
-        return reach is None or reach.end < end or end - reach.start > 2 * WINDOW
+        return reach.end < end
 
     def _catch_up(self, name: str) -> bool:
         """Let a draft model read what it has missed; False where it is left out instead."""
@@ -402,7 +403,7 @@ class Session:
 
     def _leave_out(self, name: str, why: str) -> None:
         self._left_out.add(name)
-        self.notes.append(f"going on without the draft: {why}")
+        self.notes.append(f"going on without the draft {name}: {why}")
         if self.controller is not None:
             self.controller.leave_out(name)
 

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 from mlxspec import __version__, kernels, verify
 from mlxspec.app import main
+from mlxspec.errors import PromptError
 from mlxspec.pairs import find_pair, package_folder
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -829,3 +830,44 @@ def test_without_a_compiler_it_runs_uncompiled(letters, text_of, tmp_path):
     run = mlxspec("generate", *arguments, "--max-tokens", "24", "abc", env=env)
     assert (run.returncode, run.stdout.decode()) == (0, text_of("abc", *letters))
     assert not list(tmp_path.rglob("*.so"))
+
+
+# --- proposals from the text ------------------------------------------------------------
+
+LOOP = "x = [0, 0, 0]\n" * 6
+
+
+def test_a_model_alone_proposes_what_followed_before(generate):
+    arguments = (LOOP, "--json", "--max-tokens", "40")
+    plain = generate(*arguments, "--no-speculation").json
+    run = generate(*arguments, "--draft", "history", "--draft-tokens", "4")
+    assert run.json["tokens"] == plain["tokens"]
+    assert run.json["draft"] is None
+    history = run.json["speculation"]["by_source"]["history"]
+    assert history["accepted"] > 10
+    assert "accepted" in run.err
+
+
+def test_what_is_expected_is_proposed(generate, tmp_path):
+    plain = generate(LOOP, "--json", "--max-tokens", "40", "--no-speculation").json
+    expected = tmp_path / "expected.txt"
+    expected.write_text(plain["text"])
+    run = generate(
+        *(LOOP, "--json", "--max-tokens", "40", "--draft-tokens", "4"),
+        *("--prediction", str(expected)),
+    )
+    assert run.json["tokens"] == plain["tokens"]
+    sources = run.json["speculation"]["by_source"]
+    assert sources["prediction"]["accepted"] > 10
+    assert "model" in sources or sources["prediction"]["acceptance_rate"] == 1
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\xff"])
+def test_a_prediction_that_cannot_be_read_is_one_error(generate, tmp_path, content):
+    path = tmp_path / "expected.txt"
+    if content is not None:
+        path.write_bytes(content)
+    run = mlxspec("generate", "x", "--prediction", str(path))
+    assert run.returncode == PromptError.exit_code
+    assert is_one_error(run.stderr)
+    assert b"expected.txt" in run.stderr

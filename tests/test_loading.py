@@ -17,8 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mlxspec.audit import audit
 from mlxspec.engine import GREEDY
-from mlxspec.errors import LoadError, VocabularyMismatch
-from mlxspec.loading import load
+from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
+from mlxspec.loading import load, setting_of
 from mlxspec.pairs import Pair
 from mlxspec.params import SamplingParams
 
@@ -481,3 +481,46 @@ def test_a_repository_without_weights_is_incomplete(hub, tmp_path):
     bare.mkdir()
     (bare / "config.json").write_text("{}")
     assert "has no tokenizer.json" in refused(LoadError, "org/bare").message
+
+
+# --- several drafts, and none -----------------------------------------------------------
+
+
+def test_several_drafts_go_by_their_folders_names(target, tmp_path):
+    one, two = (save_model(tmp_path / name) for name in ("small", "smaller"))
+    engine = load(Pair("mine", str(target), (str(one), str(two))), compiled=False)
+    assert list(engine.drafts) == ["small", "smaller"]
+    same = save_model(tmp_path / "other" / "small")
+    engine = load(Pair("mine", str(target), (str(one), str(same))), compiled=False)
+    assert list(engine.drafts) == [str(one), str(same)]
+
+
+def test_of_several_drafts_the_others_stay_where_one_is_not_to_be_had(target, tmp_path):
+    one = save_model(tmp_path / "small")
+    pair = Pair("mine", str(target), (str(tmp_path / "gone"), str(one)))
+    with pytest.raises(LoadError, match="no model folder"):
+        load(pair)
+    said = []
+    engine = load(pair, compiled=False, leave_out=said.append)
+    assert list(engine.drafts) == ["small"]
+    assert "gone" in said[0]
+    assert setting_of(pair, engine).draft == "small"
+
+
+def test_a_model_alone_repeats_what_it_wrote(target):
+    for draft in (None, "history"):
+        engine = load(Pair("mine", str(target), draft), compiled=False)
+        assert (engine.drafts, len(engine.texts)) == ({}, 1)
+    assert load(Pair("mine", str(target)), speculation=False).texts == ()
+
+
+def test_a_target_that_cannot_speculate_decodes_plainly_unless_it_is_asked_to(target, monkeypatch):
+    def refuse(network):
+        raise UnsupportedModel("llama says something else.", hint="Use another.")
+
+    monkeypatch.setattr("mlxspec.engine.require_exact", refuse)
+    said = []
+    assert load(Pair("mine", str(target)), leave_out=said.append).texts == ()
+    assert said == ["no speculation: llama says something else."]
+    with pytest.raises(UnsupportedModel):
+        load(Pair("mine", str(target), "history"), leave_out=said.append)

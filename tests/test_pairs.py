@@ -84,6 +84,15 @@ def test_a_table_adds_pairs(table):
     assert pairs["a.b"].draft == "org/d"
 
 
+def test_a_pair_may_have_several_drafts(table):
+    models = table('[mine]\ntarget = "org/t"\ndraft = ["org/a", "./b", "history", "org/a"]\n')
+    pair = find_pair("mine", models)
+    assert pair.drafts == ("org/a", str(models.parent / "b"), "history")
+    assert pair.models == pair.drafts[:2]
+    assert pair.drafting == f"org/a + {models.parent / 'b'}"
+    assert find_pair("mine", table('[mine]\ntarget = "t"\ndraft = "history"\n')).models == ()
+
+
 def test_the_users_own_table_is_laid_over_the_shipped_one(user_table):
     user_table.write_text('[qwen3-8b]\ndraft_tokens = 5\n[own]\ntarget = "org/own"\n')
     assert find_pair("qwen3-8b").draft_tokens == 5
@@ -126,6 +135,9 @@ def test_folders_are_seen_from_the_tables_own(table, tmp_path, written, meant):
         ("[demo]\ndraft_tokens = 65\n", "demo.draft_tokens", "64"),
         ("[demo]\ntarget = 1\n", "demo.target", "a string"),
         ('[demo]\ntarget = ["a"]\n', "demo.target", "a string"),
+        ("[demo]\ndraft = []\n", "demo.draft", "a list of repositories or folders"),
+        ('[demo]\ndraft = ["a", 1]\n', "demo.draft", "a list of repositories or folders"),
+        ('[demo]\ndraft = [""]\n', "demo.draft", "a list of repositories or folders"),
         ('[demo]\ntarget = ""\n', "demo.target", "a repository or a folder"),
         ('[demo]\ntarget = "~nobody-of-this-name/x"\n', "demo.target", "a repository or a folder"),
         ("[demo]\nnote = 1\n", "demo.note", "a string"),

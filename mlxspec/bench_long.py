@@ -1,0 +1,221 @@
+"""Long texts: what a token takes as they grow, and how soon the first one is there.
+
+    scripts/bench_long
+    scripts/bench_long --repeats 5 --json FILE
+
+Seconds per token are taken behind a text whose past is made up: the caches hold random numbers, as
+many as the text has tokens, because attention takes as long for those. Time to the first token is
+taken with real prompts, without a cache on disk, with one that is to be written, and with one that
+was. All contenders take turns; a median is quoted.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import mlx.core as mx
+import typer
+from mlx_lm.generate import generate_step
+from mlx_lm.models.cache import KVCache
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mlxspec import machine
+from mlxspec.caches.original import Model, fresh_cache
+from mlxspec.dictated import Dictated
+from mlxspec.drafters import Past
+from mlxspec.engine import GREEDY, Engine
+from mlxspec.errors import UsageError
+from mlxspec.history import History
+from mlxspec.loading import load
+from mlxspec.opening import Opening
+from mlxspec.pairs import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
+from mlxspec.prefill import CHUNK
+from mlxspec.round import RoundState
+from mlxspec.session import Session, attended
+
+LENGTHS = (1_000, 4_000, 16_000)
+PROMPTS = (100, 1_000, 8_000)
+DRAFTED = 3
+STEPS = 24  # rounds or tokens that are timed, after two that are not
+
+Timed = Callable[[], float]
+
+
+def made_up(model: Model, length: int) -> list[Any]:
+    """mlx-lm's caches as if so many tokens had been read."""
+    caches = fresh_cache(model, None)
+    model(mx.zeros((1, 1), mx.int32), cache=caches)
+    for cache in caches:
+        if type(cache) is not KVCache or cache.keys is None:
+            raise UsageError(
+                f"There is no made-up past for {type(cache).__name__}.",
+                hint="Choose a pair of models with full attention.",
+            )
+        shape = (*cache.keys.shape[:2], length, cache.keys.shape[3])
+        cache.state = tuple(mx.random.normal(shape).astype(cache.keys.dtype) for _ in range(2))
+    mx.eval([cache.state for cache in caches])
+    return caches
+
+
+class MadeUp(Opening):
+    """Reads nothing, and makes it up."""
+
+    def state(self, tokens: Sequence[int]) -> RoundState:
+        few = super().state(tokens[-2:])
+        read = len(tokens) - 1
+        room = attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
+        layers = self._target.adopt(made_up(self._target.model, read), read, room)
+        return few._replace(position=mx.array([read], mx.int32), target=layers)
+
+    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
+        network, read = self._drafts[name], len(tokens) - 2 - start
+        caches = made_up(network.model, read)
+        layers = network.adopt(caches, read, read + MAX_DRAFT_TOKENS)
+        return Past(layers, mx.array([start], mx.int32))
+
+
+def per_token(engine: Engine, length: int) -> dict[str, Timed]:
+    """What decodes behind a text of so many tokens: seconds per token."""
+    text = [i % 100 for i in range(length)]
+
+    def plain() -> float:
+        steps = generate_step(
+            mx.array(text[-1:]),
+            engine.target,
+            max_tokens=STEPS + 2,
+            prompt_cache=made_up(engine.target, length),
+        )
+        moments = [time.perf_counter() for _ in steps]
+        return (moments[-1] - moments[1]) / STEPS
+
+    def ours(draft_tokens: int) -> Timed:
+        def run() -> float:
+            drafts = dict(zip(engine.drafts, engine.networks[1:], strict=True))
+            reader = MadeUp(engine.networks[0], drafts, GREEDY)
+            rounds = engine.session([1, 2], draft_tokens=draft_tokens).rounds
+            session = Session(rounds, reader, text, limit=2**31 - 1, draft_tokens=draft_tokens)
+            for _ in range(3):
+                session.step()
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                session.step()
+            return (time.perf_counter() - started) / STEPS
+
+        return run
+
+    return {"mlx-lm plain": plain, "mlxspec plain": ours(0), f"round of {DRAFTED}": ours(DRAFTED)}
+
+
+def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str, Timed]:
+    """What writes the first token after a prompt: seconds."""
+    kept = folder / f"{len(prompt)}"
+
+    def theirs() -> float:
+        started = time.perf_counter()
+        steps = generate_step(
+            mx.array(prompt), engine.target, max_tokens=1, prefill_step_size=CHUNK
+        )
+        next(iter(steps))
+        return time.perf_counter() - started
+
+    def ours(cache: Path | None = None, *, fresh: bool = False, **options: Any) -> Timed:
+        def run() -> float:
+            if fresh and cache is not None:
+                cache.unlink(missing_ok=True)
+            started = time.perf_counter()
+            session = engine.session(prompt, max_tokens=8, cache=cache, **options)
+            session.step()
+            seconds = time.perf_counter() - started
+            while session.step():
+                pass
+            session.close()
+            return seconds
+
+        return run
+
+    return {
+        "mlx-lm plain": theirs,
+        "mlxspec plain": ours(draft_tokens=0),
+        "mlxspec": ours(),
+        "mlxspec, cache to be written": ours(kept, fresh=True),
+        "mlxspec, cache to be read": ours(kept),
+    }
+
+
+def in_turns(table: dict[str, Timed], repeats: int) -> dict[str, float]:
+    """Medians, after one run for nothing."""
+    times: dict[str, list[float]] = {name: [] for name in table}
+    for turn in range(repeats + 1):
+        for name, run in table.items():
+            took = run()
+            if turn:
+                times[name].append(took)
+    return {name: median(some) for name, some in times.items()}
+
+
+def measure(engine: Engine, repeats: int) -> dict[str, Any]:
+    """All figures as one object, as `--json` writes it."""
+    grown = {
+        str(length): in_turns(per_token(engine, length), repeats)
+        for length in track(LENGTHS, "growing", transient=True)
+    }
+    rng = random.Random(0)
+    vocabulary = engine.networks[0].vocabulary
+    # A target without a context of its own, for prompts longer than the embedded one's.
+    endless = Engine(Dictated(engine.target, []), engine.draft, texts=(History,), compiled=True)
+    first = {}
+    with TemporaryDirectory() as folder:
+        for length in track(PROMPTS, "reading", transient=True):
+            prompt = [rng.randrange(vocabulary) for _ in range(length)]
+            few = max(1, repeats // (1 + length // 1000))
+            first[str(length)] = in_turns(to_first_token(endless, prompt, Path(folder)), few)
+    return {"machine": machine.about(), "per_token_s": grown, "first_token_s": first}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """Print what was measured."""
+    console.print(machine.described(result["machine"]))
+    units = {
+        "per_token_s": ("ms of a token, or of a round, behind a text of so many tokens", LENGTHS),
+        "first_token_s": ("ms to the first token after a prompt of so many tokens", PROMPTS),
+    }
+    for key, (title, lengths) in units.items():
+        figures = result[key]
+        table = Table("", *(f"{length:,}" for length in lengths), box=SIMPLE_HEAD, title=title)
+        for name in figures[str(lengths[0])]:
+            values = [figures[str(length)][name] for length in lengths]
+            base = [figures[str(length)]["mlxspec plain"] for length in lengths]
+            cells = [f"{1e3 * v:,.1f} ({v / b:.2f})" for v, b in zip(values, base, strict=True)]
+            table.add_row(name, *cells)
+        console.print(table)
+    console.print("in brackets: over mlxspec's plain decoding")
+
+
+def main(
+    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    repeats: Annotated[int, typer.Option(min=1, help="Of everything.")] = 5,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Measure long texts and long prompts."""
+    console = Console()
+    engine = load(pair, compiled=True)
+    engine.build_kernels(GREEDY, AUTO)
+    engine.build_kernels(GREEDY, DRAFTED)
+    result = {"pair": pair, "repeats": repeats, **measure(engine, repeats)}
+    show(result, console)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
