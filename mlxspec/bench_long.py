@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec import machine
+from mlxspec import lengths, machine
 from mlxspec.caches.original import Model, fresh_cache
 from mlxspec.dictated import Dictated
 from mlxspec.drafters import Past
@@ -41,7 +41,7 @@ from mlxspec.opening import Opening
 from mlxspec.pairs import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.prefill import CHUNK
 from mlxspec.round import RoundState
-from mlxspec.session import Session, attended
+from mlxspec.session import Session
 
 LENGTHS = (1_000, 4_000, 16_000)
 PROMPTS = (100, 1_000, 8_000)
@@ -73,7 +73,7 @@ class MadeUp(Opening):
     def state(self, tokens: Sequence[int]) -> RoundState:
         few = super().state(tokens[-2:])
         read = len(tokens) - 1
-        room = attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
+        room = lengths.attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
@@ -189,12 +189,12 @@ def show(result: dict[str, Any], console: Console) -> None:
         "per_token_s": ("ms of a token, or of a round, behind a text of so many tokens", LENGTHS),
         "first_token_s": ("ms to the first token after a prompt of so many tokens", PROMPTS),
     }
-    for key, (title, lengths) in units.items():
+    for key, (title, counts) in units.items():
         figures = result[key]
-        table = Table("", *(f"{length:,}" for length in lengths), box=SIMPLE_HEAD, title=title)
-        for name in figures[str(lengths[0])]:
-            values = [figures[str(length)][name] for length in lengths]
-            base = [figures[str(length)]["mlxspec plain"] for length in lengths]
+        table = Table("", *(f"{length:,}" for length in counts), box=SIMPLE_HEAD, title=title)
+        for name in figures[str(counts[0])]:
+            values = [figures[str(length)][name] for length in counts]
+            base = [figures[str(length)]["mlxspec plain"] for length in counts]
             cells = [f"{1e3 * v:,.1f} ({v / b:.2f})" for v, b in zip(values, base, strict=True)]
             table.add_row(name, *cells)
         console.print(table)

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec import machine
+from mlxspec import lengths, machine
 from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
 from mlxspec.caches.layers import Layers
 from mlxspec.caches.original import Model
@@ -48,7 +48,6 @@ from mlxspec.pairs import AUTO, DEFAULT_PAIR
 from mlxspec.probe import in_turns, stepper
 from mlxspec.round import Round
 from mlxspec.sampling import Sampler
-from mlxspec.session import attended
 from mlxspec.timing import halves, round_seconds
 
 COPY_COUNTS = (2, 3, 5)
@@ -262,7 +261,7 @@ def ceiling(kind: Kind) -> float:
     engine, prompt = kind.entrants.history, kind.prompts[0]
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
     rounds = Round(engine.networks[0], {}, sampler, compiled=True)
-    length = attended(len(prompt) + SIZES[-1] + 1)
+    length = lengths.attended(len(prompt) + SIZES[-1] + 1)
     times = in_turns(
         {
             size: stepper(rounds, engine.prefilled(prompt, capacity=length), size, length)

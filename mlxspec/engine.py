@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlxspec import kernels
+from mlxspec import kernels, lengths
 from mlxspec.caches.layers import grow
 from mlxspec.caches.original import Model, require_quantizable
 from mlxspec.chain import Chain
@@ -36,7 +36,7 @@ from mlxspec.proposals import MOST, Proposal, TextDrafter
 from mlxspec.round import Round, RoundState
 from mlxspec.run import Run
 from mlxspec.sampling import Processor, Sampler
-from mlxspec.session import Session, reserved
+from mlxspec.session import Session
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw
 from mlxspec.translation import Translated
 from mlxspec.vocabulary import Shared
@@ -283,7 +283,7 @@ class Engine:
         sampling = self._completed(sampling)
         limits = [self.context, len(tokens) + max_tokens if max_tokens is not None else None]
         limit = min((limit for limit in limits if limit is not None), default=None)
-        method = sampling.method(reserved(limit) if limit is not None else None)
+        method = sampling.method(lengths.reserved(limit) if limit is not None else None)
         if processors:
             rounds = self._build_round(method, False, tuple(processors))
         else:

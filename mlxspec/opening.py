@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlxspec import lengths
 from mlxspec.drafters import Head, Past
 from mlxspec.network import Network
 from mlxspec.noise import row_key
@@ -18,7 +19,6 @@ from mlxspec.prefill import Begin, Note, Progress, Reading, afresh, prefill
 from mlxspec.prompt_cache import TARGET, PromptCache
 from mlxspec.round import RoundState
 from mlxspec.sampling import NO_TOKEN, Sampler, knobs_of
-from mlxspec.session import reserved
 from mlxspec.taps import Features, Taps
 
 
@@ -69,7 +69,7 @@ class Opening:
         started = time.perf_counter()
         caches, features = self._target_read(Reading(self._target, read))
         self._read_s = time.perf_counter() - started
-        capacity = max(self._capacity, reserved(len(tokens) + MAX_DRAFT_TOKENS))
+        capacity = max(self._capacity, lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS))
         assert self._sampling.seed is not None
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
@@ -101,7 +101,7 @@ class Opening:
         caches, _ = prefill(reading, begin=self._begin(name, start), note=self._note)
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
-        layers = network.adopt(caches, len(read), reserved(len(read) + MAX_DRAFT_TOKENS))
+        layers = network.adopt(caches, len(read), lengths.reserved(len(read) + MAX_DRAFT_TOKENS))
         return Past(layers, mx.array([start], mx.int32))
 
     @property

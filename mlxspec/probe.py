@@ -23,6 +23,7 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 
+from mlxspec import lengths
 from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
@@ -30,7 +31,6 @@ from mlxspec.estimates import SIZES, TEXT, Knowledge, acceptance_rates, expected
 from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
-from mlxspec.session import attended
 from mlxspec.timing import halves, round_seconds
 from mlxspec.tuning import Verdict
 
@@ -247,7 +247,7 @@ def _passes(engine: Engine) -> dict[int, list[float]]:
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
     rounds = Round(engine.networks[0], {}, sampler, compiled=engine.compiles)
     prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
-    length = attended(PROMPT + max(ROWS))
+    length = lengths.attended(PROMPT + max(ROWS))
 
     def state() -> RoundState:
         return engine.prefilled(prompt, draft=False, capacity=length)

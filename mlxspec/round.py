@@ -136,6 +136,12 @@ class Round:
             which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
         """
         shape = self.shape(draft_tokens, length, drafter, draft_length, given=given is not None)
+        return self.run(state, shape, given)
+
+    def run(
+        self, state: RoundState, shape: Shape, given: mx.array | None
+    ) -> tuple[RoundState, mx.array]:
+        """The same of a shape that is known."""
         # A graph is given what it uses alone: what another draft has read does not shape it.
         used = {name: past for name, past in state.drafts.items() if name == shape.drafter}
         after, result = self._of_shape(shape)(state._replace(drafts=used), given)

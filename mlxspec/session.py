@@ -4,58 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, cast
+from dataclasses import replace
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxspec.caches.layers import capacity_of, grow
+from mlxspec import lengths
+from mlxspec.caches.layers import grow
 from mlxspec.chain import Chain, Proposals
 from mlxspec.control import PLAIN, Choice, Controller
-from mlxspec.drafters import Past
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.memory import watched
 from mlxspec.metrics import Parked, RoundStats
+from mlxspec.models import DraftModels, Reader
 from mlxspec.round import BROKEN, Round, RoundState
 from mlxspec.stopwatch import Marks, Stopwatch
 
-# Tokens that a draft reads back on when it reads anew, at least; and it reads anew once it has read
-# twice as many, so that neither a round nor a long prompt costs it more than that.
-WINDOW = 4096
 CHEAP = 512  # tokens that a draft reads without asking whether that pays
-
-
-class Reader(Protocol):
-    """Reads a text anew. See `opening.Opening`."""
-
-    def state(self, tokens: Sequence[int]) -> RoundState: ...
-
-    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past: ...
-
-    def draft_seconds(self, name: str) -> float: ...
-
-    @property
-    def keeps(self) -> bool: ...
-
-    def keep(self) -> None: ...
-
-
-def attended(length: int) -> int:
-    """Entries to attend over for `length` that are needed.
-
-    A new number is a new graph to trace, for every K in use, and a larger one is work on entries
-    that nobody sees: so it grows by an eighth, in multiples of 128.
-    """
-    if length <= 64:
-        return 64
-    step = max(128, length // 8 // 128 * 128)
-    return -(-length // step) * step
-
-
-def reserved(length: int) -> int:
-    """Entries to store for `length` that are needed: by a quarter, in multiples of 256."""
-    step = max(256, length // 4 // 256 * 256)
-    return -(-length // step) * step
 
 
 class InFlight(NamedTuple):
@@ -71,14 +36,6 @@ class InFlight(NamedTuple):
     parked: Parked | None
     dispatched_s: float
     dispatching_s: float
-
-
-@dataclass
-class _Reach:
-    """Which stretch of the text a draft model has read, as positions."""
-
-    start: int
-    end: int
 
 
 class Session:
@@ -124,7 +81,7 @@ class Session:
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
-        self._left_out: set[str] = set()  # models that are not to be asked
+        self._models = DraftModels(rounds, reader)
         self._first_s = 0.0  # what the first round took
         self._keeps = reader.keeps  # whether the prompt is to be written to a file yet
         self._state: RoundState
@@ -138,7 +95,7 @@ class Session:
     @property
     def drafted(self) -> Collection[str]:
         """The models that have drafted, by name."""
-        return self._reached.keys()
+        return self._models.read
 
     @property
     def rounds(self) -> Round:
@@ -150,8 +107,8 @@ class Session:
         For measurements: what is computed from it leaves the session as it was. Drafts that have
         read the text so far have room for as many.
         """
-        length = attended(self._bound() + rounds * (self.draft_tokens + 1))
-        room = max(reserved(length), self._state.capacity)
+        length = lengths.attended(self._bound() + rounds * (self.draft_tokens + 1))
+        room = max(lengths.reserved(length), self._state.capacity)
         state = self._round.grown(self._state, room)
         for name, past in state.drafts.items():
             state = state.with_draft(name, past._replace(layers=grow(past.layers, room)))
@@ -199,8 +156,8 @@ class Session:
             drafter=one.choice.drafter,
             parked=one.parked,
         )
-        if one.choice.drafter in self._reached:
-            self._reached[one.choice.drafter].end = len(self.text) - 2
+        if one.choice.drafter in self._models.names:
+            self._models.wrote(one.choice.drafter, self.text)
         marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
         took = self._stopwatch.took(marks, fair=one.fair)
         if self.controller is not None:
@@ -228,7 +185,7 @@ class Session:
 
     def _begin(self) -> None:
         self._state = self._reader.state(self.text)
-        self._reached: dict[str, _Reach] = {}  # by the names of models that have read
+        self._models.forget()
         self._stopwatch.stop()
         self._is_first = True
 
@@ -249,7 +206,7 @@ class Session:
         elif offers:
             choice = Choice(offers[0].drafter, offers[0].tokens, offers[0].grade)
         else:
-            choice = next((Choice(name, self.draft_tokens) for name in self._models), PLAIN)
+            choice = next((Choice(name, self.draft_tokens) for name in self._drafting), PLAIN)
         return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
 
     def _offered(self) -> Proposals:
@@ -262,7 +219,7 @@ class Session:
     def _wants_text(self) -> bool:
         """Whether the next round is better chosen when what is in flight is known."""
         latest = self._in_flight[-1].choice
-        if latest.draft_tokens and latest.drafter not in self._models:
+        if latest.draft_tokens and latest.drafter not in self._drafting:
             return True  # a text that is followed is likely to be followed on
         offers = list(self._offered())
         return self.controller.wants(offers) if self.controller is not None else bool(offers)
@@ -276,7 +233,7 @@ class Session:
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
         choice = self._chosen or self._choice()
-        if choice.drafter in self._models and self._is_behind(choice.drafter):
+        if choice.drafter in self._models.names and self._is_behind(choice.drafter):
             if self._in_flight:
                 self._chosen = choice
                 return False
@@ -292,17 +249,19 @@ class Session:
 
     def _keep(self) -> None:
         """Let every draft read the prompt, and keep it: the first token is out by now."""
-        for name in self._models if self.draft_tokens else ():
+        for name in list(self._models.names) if self.draft_tokens else ():
             if self._is_behind(name):
                 self._catch_up(name)
         self.close()
 
     def _send(self, choice: Choice) -> None:
         count, given = choice.draft_tokens, self._given(choice)
-        length = attended(self._bound() + count)
+        bound = self._bound() + count
+        length = draft_length = lengths.attended(bound)
         if length > self._state.capacity:
-            self._state = self._round.grown(self._state, reserved(length))
-        draft_length = self._draft_length(choice)
+            self._state = self._round.grown(self._state, lengths.reserved(length))
+        if choice.drafter in self._models.names:
+            self._state, draft_length = self._models.with_room(self._state, choice.drafter, bound)
         shape = self._round.shape(
             count, length, choice.drafter, draft_length, given=given is not None
         )
@@ -310,32 +269,16 @@ class Session:
         if not fair:
             # The host builds while the device computes, and may be the slower one.
             self._in_flight = [one._replace(fair=False) for one in self._in_flight]
-        self._state, result = self._round(
-            self._state,
-            draft_tokens=count,
-            length=length,
-            drafter=choice.drafter,
-            draft_length=draft_length,
-            given=given,
-        )
+        self._state, result = self._round.run(self._state, shape, given)
         built_s = time.perf_counter()
         mx.async_eval(result, self._state)
         now_s = time.perf_counter()
-        chosen = self.controller is not None and not self._is_first
-        parked = self.controller.parked() if self.controller and chosen and not count else None
+        parked = self._parked() if count == 0 else None
         self._in_flight.append(InFlight(choice, result, fair, parked, now_s, now_s - built_s))
 
-    def _draft_length(self, choice: Choice) -> int:
-        """How far the caches of a choice's model are attended, which it is given room for."""
-        name = choice.drafter
-        if name not in self._reached:
-            return 0
-        length = attended(self._bound() + choice.draft_tokens - self._reached[name].start)
-        past = self._state.drafts[name]
-        if length > capacity_of(past.layers):
-            grown = past._replace(layers=grow(past.layers, reserved(length)))
-            self._state = self._state.with_draft(name, grown)
-        return length
+    def _parked(self) -> Parked | None:
+        """Why a controller let a round propose nothing; the first round is not its choice."""
+        return None if self.controller is None or self._is_first else self.controller.parked()
 
     def _given(self, choice: Choice) -> mx.array | None:
         """The tokens that are proposed from the text, int32 [1, K]."""
@@ -355,43 +298,29 @@ class Session:
                 self.controller.kept(choice, accepted)
 
     @property
-    def _models(self) -> Collection[str]:
+    def _drafting(self) -> Collection[str]:
         """What may draft in a round's graph, draft models and heads."""
-        drafting = [name for name in self._round.drafters if name not in self._left_out]
-        return [*drafting, *self._state.heads]
+        return [*self._models.names, *self._state.heads]
 
     def _is_behind(self, name: str) -> bool:
         """Whether a draft model has not read all that it has to before its next round."""
-        if name in self._state.heads:
-            return False  # every round tells a head of what it wrote
-        reach, end = self._reached.get(name), len(self.text) - 2
-        if reach is None or end - reach.start > 2 * WINDOW:
+        if self._models.must_read(name, self.text):
             return True
         if self._in_flight:
             return self._in_flight[-1].choice.drafter != name
-        return reach.end < end
+        return self._models.has_missed(name, self.text)
 
     def _catch_up(self, name: str) -> bool:
         """Let a draft model read what it has missed; False where it is left out instead."""
-        end = len(self.text) - 2
-        reach = self._reached.get(name)
         self._stopwatch.stop()
-        if reach is None and not self._is_worth_reading(name):
+        if not (name in self._models.read or self._is_worth_reading(name)):
             self._leave_out(name, "reading the prompt would cost it more than it can win")
             return False
-        if reach is None or end - reach.start > 2 * WINDOW:
-            # At whole windows, so that a text that grew a little is read from the same place.
-            start = max(end // WINDOW - 1, 0) * WINDOW
-            try:
-                past = self._reader.draft(name, self.text, start)
-            except OutOfMemory:
-                self._leave_out(name, "memory does not hold its cache")
-                return False
-            self._reached[name] = _Reach(start, end)
-        else:
-            past = self._read_on(name, reach)
-            reach.end = end
-        self._state = self._state.with_draft(name, past)
+        try:
+            self._state = self._models.caught_up(self._state, name, self.text)
+        except OutOfMemory:
+            self._leave_out(name, "memory does not hold its cache")
+            return False
         return True
 
     def _is_worth_reading(self, name: str) -> bool:
@@ -402,14 +331,7 @@ class Session:
         return won > self._reader.draft_seconds(name)
 
     def _leave_out(self, name: str, why: str) -> None:
-        self._left_out.add(name)
+        self._models.leave_out(name)
         self.notes.append(f"going on without the draft {name}: {why}")
         if self.controller is not None:
             self.controller.leave_out(name)
-
-    def _read_on(self, name: str, reach: _Reach) -> Past:
-        past, missed = self._state.drafts[name], self.text[reach.end : -2]
-        length = attended(reach.end - reach.start + len(missed))
-        if length > capacity_of(past.layers):
-            past = past._replace(layers=grow(past.layers, reserved(length)))
-        return self._round.drafters[name].read(past, missed, reach.end - reach.start, length)

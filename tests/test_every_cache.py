@@ -18,7 +18,7 @@ from conftest import VOCABULARY, build, draft_for, prompt_of, side_by_side
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from mlxspec import session as session_module
+from mlxspec import lengths
 from mlxspec.caches.hosted import HostedLayers
 from mlxspec.caches.layers import flat
 from mlxspec.caches.original import Model, fresh_cache, quantized
@@ -162,8 +162,7 @@ class Scripted(Opening):
 def test_greedy_text_past_windows_and_growths(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int, agreement: str
 ) -> None:
-    for place in ("mlxspec.session.reserved", "mlxspec.opening.reserved"):
-        monkeypatch.setattr(place, session_module.attended)
+    monkeypatch.setattr(lengths, "reserved", lengths.attended)
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
     session = Session(
         rounds_of(kind, counts.__next__),

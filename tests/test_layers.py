@@ -12,7 +12,7 @@ import mlxspec
 PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
-    ["errors", "metrics", "estimates", "proposals", "suffix", "_version"],
+    ["errors", "metrics", "estimates", "proposals", "suffix", "lengths", "_version"],
     ["pairs", "params", "prompts", "kernels", "memory", "noise", "control", "tuning"],
     ["history", "prediction", "chain"],
     ["history", "prediction", "chain"],
@@ -25,6 +25,7 @@ LAYERS = [
     ["options", "sampling", "prefill", "text", "verify"],
     ["dictated", "drafters", "vocabulary", "identity", "prompt_file"],
     ["round", "plugins", "translation", "prompt_cache"],
+    ["models"],
     ["session"],
     ["run", "opening"],
     ["engine"],

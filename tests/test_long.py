@@ -9,6 +9,7 @@ import pytest
 from conftest import draft_for, model, plain, prompt_of
 from test_prompt_cache import Counted
 
+from mlxspec import lengths, models
 from mlxspec import session as session_module
 from mlxspec.caches.layers import capacity_of
 from mlxspec.control import PLAIN, Choice
@@ -23,7 +24,7 @@ WINDOW, LENGTH = 16, 120
 
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "WINDOW", WINDOW)
+    monkeypatch.setattr(models, "WINDOW", WINDOW)
 
 
 def starts_of(session: Session) -> list[int]:
@@ -56,10 +57,9 @@ def test_a_draft_reads_the_end_of_a_long_text(small_window: None, name: str, len
 def test_what_a_draft_keeps_does_not_grow_with_the_text(
     small_window: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "attended", lambda length: length)
-    monkeypatch.setattr(session_module, "reserved", lambda length: length)
+    monkeypatch.setattr(lengths, "attended", lambda length: length)
+    monkeypatch.setattr(lengths, "reserved", lambda length: length)
     monkeypatch.setattr("mlxspec.opening.MAX_DRAFT_TOKENS", 8)
-    monkeypatch.setattr("mlxspec.opening.reserved", lambda length: length)
     target = model("llama")
     session = Engine(target, target, compiled=False).session(
         prompt_of(90), max_tokens=LENGTH, draft_tokens=3

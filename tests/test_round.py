@@ -21,7 +21,7 @@ from conftest import (
     with_vocabulary,
 )
 
-from mlxspec import session as session_module
+from mlxspec import lengths
 from mlxspec.caches.layers import capacity_of
 from mlxspec.drafters import MODEL, ModelDrafter
 from mlxspec.engine import Engine
@@ -147,9 +147,9 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     # No rounding up: a length or a capacity that is one too small shows at once, and before it
     # is used, because MLX does not check where it writes.
     engine = engine_of("llama", kind)
-    monkeypatch.setattr(session_module, "attended", lambda length: length)
-    monkeypatch.setattr(session_module, "reserved", lambda length: length)
-    monkeypatch.setattr("mlxspec.opening.reserved", lambda length: 0)
+    monkeypatch.setattr(lengths, "attended", lambda length: length)
+    monkeypatch.setattr(lengths, "reserved", lambda length: length)
+    monkeypatch.setattr("mlxspec.opening.MAX_DRAFT_TOKENS", 0)
     session = engine.session(prompt_of(7), max_tokens=40, draft_tokens=draft_tokens)
     run = Round.__call__
 
