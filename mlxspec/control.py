@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, sqrt
 
 from mlxspec.estimates import PRIOR_WEIGHT, SIZES, TEXT, Acceptance, Costs, Knowledge
 from mlxspec.metrics import Parked
@@ -38,6 +38,9 @@ PROVEN = 32
 FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
 # The most that is proposed from the text before such rounds were measured.
 FIRST_TEXT = 3
+# More of them are taken to cost so much of what the last measured ones did, each: a pass of many
+# rows is often no dearer than one of some, and to find out costs one round.
+HOPE = 0.5
 # What a model is taken to save of the time without it, before it was tried.
 PROMISE = 0.33
 
@@ -204,9 +207,12 @@ class Controller:
             curve = self._curves[name] = self._costs.curve(name, reach)
             tokens = self._acceptance[name].tokens()[: reach + 1]
             self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
-        known = max(self._costs.measured(TEXT) + 1, FIRST_TEXT)
-        reach = next((size for size in SIZES if size >= known), SIZES[-1])
-        self._text_curve = self._costs.curve(TEXT, reach)
+        known = self._costs.measured(TEXT)
+        reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
+        curve = self._costs.curve(TEXT, reach)
+        if known:
+            curve[known:] = [curve[known] + HOPE * (cost - curve[known]) for cost in curve[known:]]
+        self._text_curve = curve
 
     def _payer(self, choice: Choice) -> str:
         """The name that the costs of such rounds go by."""
@@ -214,7 +220,9 @@ class Controller:
 
     def _of_grade(self, name: str, grade: int) -> Acceptance:
         if (name, grade) not in self._graded:
-            self._graded[name, grade] = Acceptance(SIZES[-1], [PRIORS[grade]], PRIOR_WEIGHT)
+            # Where one token follows the text, the next ones are the likelier to.
+            rates = [1 - (1 - PRIORS[grade]) / sqrt(j) for j in range(1, SIZES[-1] + 1)]
+            self._graded[name, grade] = Acceptance(SIZES[-1], rates, PRIOR_WEIGHT)
         return self._graded[name, grade]
 
     def _rate(self, choice: Choice) -> float:

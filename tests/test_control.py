@@ -479,7 +479,7 @@ def test_a_text_that_repeats_is_followed(machine: str, text: str) -> None:
     best = max(copied_speed(machine, 0.97, size) for size in SIZES)
     best = max(best, *(fixed_speed(machine, text, 1000, count) for count in range(MOST + 1)))
     # Where the grade promises little, it takes a while to see that it is better than that.
-    for copies, share in (("always right", 0.95), ("not sure, and right", 0.65)):
+    for copies, share in (("always right", 0.95), ("not sure, and right", 0.6)):
         speeds = [
             with_offers(machine, text, copies, seed, 1000, Controller({"model": MOST})).speed
             for seed in SEEDS

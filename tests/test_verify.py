@@ -349,6 +349,42 @@ def test_proposals_from_the_text(params: SamplingParams, rule: Verify, chained: 
     assert 0 < kept.mean() < 3
 
 
+class TableHead:
+    """A head that draws from a bigram table, and remembers nothing."""
+
+    taps: tuple[str, ...] = ()
+    most = 4
+
+    def __init__(self, table: np.ndarray) -> None:
+        self._table = mx.array(table, mx.float32)
+
+    def propose(
+        self, past: Any, last_two: mx.array, position: mx.array, picks: Picks, count: int
+    ) -> Any:
+        token = last_two[:, 1:]
+        for _ in range(count):
+            token = picks.pick(self._table[token % len(self._table)])
+        return past
+
+    def commit(self, past: Any, *_: Any) -> Any:
+        return past
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("drafts", [8, 5])
+def test_a_heads_proposals(drafts: int, rule: Verify) -> None:
+    target, table = tables(8, drafts)
+    params = replace(HOT, verify=rule)
+    sampler = Sampler(params.method(), 8)
+    head: Any = TableHead(table)
+    network = FusedNetwork(Bigram(target))
+    rounds = Round(network, {}, sampler, compiled=False, heads={MODEL: head})
+    state = bigram_state(40_000, params)._replace(drafts={}, heads={MODEL: mx.zeros((1,))})
+    tokens, kept = emitted(rounds, state, 2, 3)
+    check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
+    assert 0 < kept.mean() < 3
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_proposals_from_the_text_at_a_vocabulary_of_500(rule: Verify) -> None:
     params = replace(HOT, verify=rule)
