@@ -95,7 +95,7 @@ class ModelOptions:
         _model(
             metavar="PATH_OR_REPO|history",
             help="A draft in place of the pair's; repeatable, the best is used. `history` repeats "
-            "what followed in the text so far, and needs no model.",
+            "what followed in the text so far, and needs no model; installed drafters go by name.",
         ),
     ] = None
     draft_tokens: Annotated[
@@ -114,7 +114,7 @@ class ModelOptions:
         bool,
         _model(
             "--no-speculation",
-            help="Decode plainly, without the draft.",
+            help="Decode plainly: propose nothing.",
         ),
     ] = False
     no_fallback: Annotated[

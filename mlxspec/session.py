@@ -101,13 +101,14 @@ class Session:
     def rounds(self) -> Round:
         return self._round
 
-    def ahead(self, rounds: int) -> tuple[RoundState, int]:
+    def ahead(self, rounds: int, draft_tokens: int | None = None) -> tuple[RoundState, int]:
         """The device's latest state with room for so many more rounds, and their length.
 
         For measurements: what is computed from it leaves the session as it was. Drafts that have
-        read the text so far have room for as many.
+        read the text so far have room for as many. K is the session's own, unless one is given.
         """
-        length = lengths.attended(self._bound() + rounds * (self.draft_tokens + 1))
+        count = self.draft_tokens if draft_tokens is None else draft_tokens
+        length = lengths.attended(self._bound() + rounds * (count + 1))
         room = max(lengths.reserved(length), self._state.capacity)
         state = self._round.grown(self._state, room)
         for name, past in state.drafts.items():

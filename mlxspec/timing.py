@@ -51,7 +51,7 @@ def halves(
     session: Session, draft_tokens: int, repeats: int, drafter: str = MODEL
 ) -> tuple[float, float]:
     """Median seconds of K draft steps and of one verification, each run alone and waited for."""
-    state, length = session.ahead(repeats + 1)
+    state, length = session.ahead(repeats + 1, draft_tokens)
     propose, commit = session.rounds.halves(draft_tokens, length, drafter)
     mx.eval(state)
     draft_s, verify_s = [], []

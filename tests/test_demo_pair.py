@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [
     entry["text"] for entry in json.loads((ROOT / "scripts/held_out_prompts.json").read_text())
 ]
-COUNT = 20
+COUNT = 12
 TOKENS = 48
 
 

@@ -193,7 +193,7 @@ def test_it_is_kept_as_it_is_said_to_be(kind: str) -> None:
 def test_mlx_lms_own_caches_do_as_well(kind: str) -> None:
     network = HostedNetwork(model_of(kind), kv_of(kind))
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
-    drafter = ModelDrafter(Script(text_of(kind), cycle((3, 1, 0, 2)).__next__), sampler)
+    drafter = ModelDrafter(Script(text_of(kind), cycle((3, 1, 0, 2)).__next__), VOCABULARY)
     rounds = Round(network, {MODEL: drafter}, sampler, compiled=True)  # which such a round never is
     session = Session(
         rounds,

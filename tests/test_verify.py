@@ -123,7 +123,7 @@ def rounds_of(
 ) -> Round:
     sampler = Sampler(params.method(), target.shape[-1])
     model = draft if isinstance(draft, Translated) else Bigram(draft)
-    drafter = kind(FusedNetwork(model), sampler)
+    drafter = kind(FusedNetwork(model), sampler.vocabulary)
     return Round(FusedNetwork(Bigram(target)), {MODEL: drafter}, sampler, compiled=False)
 
 
