@@ -62,7 +62,8 @@ def made_up(model: Model, length: int) -> list[Any]:
                 hint="Choose a pair of models with full attention.",
             )
         shape = (*cache.keys.shape[:2], length, cache.keys.shape[3])
-        cache.state = tuple(mx.random.normal(shape).astype(cache.keys.dtype) for _ in range(2))
+        keys, values = (mx.random.normal(shape).astype(cache.keys.dtype) for _ in range(2))
+        cache.state = keys, values, length
     mx.eval([cache.state for cache in caches])
     return caches
 

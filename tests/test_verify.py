@@ -448,6 +448,7 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
         knobs=knobs_of(params, rows, 8),
         target=stack([one.target] * rows),
         drafts={MODEL: Past(stack([one.drafts[MODEL].layers] * rows), mx.zeros((rows,), mx.int32))},
+        heads={},
     )
     tokens = np.concatenate(
         [
