@@ -340,7 +340,8 @@ def test_what_was_chosen_is_told(generate):
     rounds = [visit["round"] for visit in stats["history"]]
     assert rounds == sorted(set(rounds))
     longest = max(visit["draft_tokens"] for visit in stats["history"])
-    assert len(stats["drafted_by_position"]) == len(stats["accepted_by_position"]) == longest
+    # A last round that the end cut short is in the history, and not counted.
+    assert len(stats["drafted_by_position"]) == len(stats["accepted_by_position"]) <= longest
     assert sum(stats["drafted_by_position"]) == stats["drafted"]
 
 

@@ -103,7 +103,7 @@ def test_a_prompt_is_not_read_where_that_cannot_pay(
     draft = Counted(draft_for(model("llama"), "agrees"))
     engine = Engine(model("llama"), draft, compiled=False)
     engine.learned.learn(9, {MODEL: Knowledge((1.0, 1.1, 1.2), (0.9, 0.9))})
-    monkeypatch.setattr("mlxspec.opening.Opening.draft_seconds", lambda *_: 3.0)
+    monkeypatch.setattr("mlxspec.opening.Opening.draft_seconds", lambda *_: 0.2)
     draft._fed = 0
     session = engine.session(prompt_of(40), max_tokens=2 + count, draft_tokens=AUTO)
     for _ in range(3):
