@@ -61,11 +61,6 @@ class Chain:
     def __bool__(self) -> bool:
         return bool(self._drafters)
 
-    @property
-    def most(self) -> int:
-        """The most that any of them is worth asking for."""
-        return max((drafter.most for drafter in self._drafters), default=0)
-
     def extend(self, tokens: Sequence[int]) -> list[tuple[Choice, int]]:
         """Tell what was added to the text.
 

@@ -210,7 +210,7 @@ class Engine:
                 cache=held,
             )
             if held is not None:
-                generation.cached_prompt_tokens = held.taken[TARGET]
+                generation.cached_prompt_tokens = held.taken.get(TARGET, 0)  # none with heads
             return session
 
         assert sampling.seed is not None

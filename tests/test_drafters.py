@@ -136,6 +136,15 @@ def test_a_head_is_given_the_features_of_every_token_whoever_proposed() -> None:
     assert head.capacities == sorted(head.capacities)
 
 
+def test_with_a_head_the_target_reads_the_prompt_whatever_a_file_has(tmp_path: Path) -> None:
+    target = model("llama")
+    for heads in ({}, {"echo": echo(target)}):
+        engine = Engine(target, heads=heads, compiled=False)
+        result = engine.generate(PROMPT, max_tokens=20, cache=tmp_path / "prompt.cache")
+        assert result.tokens == plain(target, PROMPT, 20)
+        assert result.cached_prompt_tokens == 0
+
+
 def interrupted(taps: Taps, target: Any) -> None:
     norm = target.model.norm
     with taps.watching():
