@@ -328,7 +328,7 @@ def _probe(
             verdict = probe.verdict_of(measured)
             result |= {"verdict": vars(verdict), "remembered": not found.is_noisy}
             if not found.is_noisy:
-                engine.learned.learn(0, probe.knowledge_of(found))
+                engine.learned.learn(0, probe.knowledge_of(found, engine))
                 learned = replace(record, learned=engine.learned, verdict=verdict)
                 tuning.remember(learned, display.note)
     if output.as_json:

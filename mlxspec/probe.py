@@ -24,7 +24,6 @@ import mlx.core as mx
 import numpy as np
 
 from mlxspec import lengths
-from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
 from mlxspec.estimates import SIZES, TEXT, Knowledge, acceptance_rates, expected_tokens
@@ -273,7 +272,7 @@ def _round_parts(engine: Engine, passes: dict[int, list[float]]) -> tuple[float,
     session = engine.session(prompt, draft_tokens=DRAFTED)
     for _ in range(2):  # the first round proposes nothing
         session.step()
-    draft_s, _ = halves(session, DRAFTED, REPEATS)
+    draft_s, _ = halves(session, DRAFTED, REPEATS, next(iter(engine.drafts)))
     running: dict[int, list[float]] = {0: [], DRAFTED: []}
     for turn in range(4):
         for count, times in running.items():
@@ -299,11 +298,17 @@ def verdict_of(measured: Mapping[int, float]) -> Verdict:
     return Verdict(best, speed_up) if speed_up >= WORTH_IT else Verdict(0, 1.0)
 
 
-def knowledge_of(probe: Probe) -> dict[str, Knowledge]:
-    """By the name of the drafter. What the text proposes costs a pass that is waited for."""
+def knowledge_of(probe: Probe, engine: Engine) -> dict[str, Knowledge]:
+    """By the name of the drafter, the first of several.
+
+    What the text proposes costs a pass that is waited for.
+    """
     rows = sorted(probe.pass_s)
     passes = [
         float(np.interp(k + 1, rows, [probe.pass_s[r] for r in rows]))
         for k in range(1, SIZES[-1] + 1)
     ]
-    return {MODEL: probe.knowledge(), TEXT: Knowledge((probe.plain_s, *passes), ())}
+    return {
+        next(iter(engine.drafts)): probe.knowledge(),
+        TEXT: Knowledge((probe.plain_s, *passes), ()),
+    }

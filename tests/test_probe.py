@@ -14,6 +14,7 @@ from rich.console import Console
 
 from mlxspec.engine import Engine
 from mlxspec.errors import PromptError, UsageError
+from mlxspec.estimates import TEXT
 from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.probe import (
     CANDIDATES,
@@ -24,6 +25,7 @@ from mlxspec.probe import (
     Probe,
     agreement,
     kept_along,
+    knowledge_of,
     probe,
     rates_along,
     speeds,
@@ -173,6 +175,15 @@ def test_a_draft_of_another_tokenizer_is_probed_in_the_targets_tokens() -> None:
     engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
     found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
     assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
+
+
+def test_of_several_drafts_the_first_is_probed() -> None:
+    target = model("llama")
+    engine = Engine(target, {"one": target, "two": draft_for(target, "never")}, compiled=False)
+    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
+    found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
+    assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
+    assert set(knowledge_of(found, engine)) == {"one", TEXT}
 
 
 def test_there_must_be_a_draft() -> None:
