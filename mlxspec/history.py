@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from mlxspec.following import Follower
 from mlxspec.proposals import MOST, Proposal, grade
 from mlxspec.suffix import CAPACITY, SuffixIndex
 
-LENGTHS = (4, 8, 16, 32)  # of a match, in tokens, from which the next grade begins
+# What a proposal's grade begins at: of its first token, how many tokens speak for it; and how many
+# tokens there are before the first doubtful one.
+STRENGTHS, SURE = (1, 2, 4, 8), (1, 4, 8, 16)
+SHORTEST = 2  # tokens that have to speak for a doubtful one where the prompt is not followed
+# As many tokens speak for themselves, and so many times as many against another opinion.
+FIRM, STRONGER = 4, 16
+OWN, PROMPT = 1, 2  # where the output's tokens could have been taken from, as bits
+
+
+class Guess(NamedTuple):
+    """A next token, how many tokens before it speak for it, and whether it is hardly doubted."""
+
+    token: int
+    strength: int
+    is_sure: bool
 
 
 class History:
-    """Text repeats itself: code that is edited, names, quotations, lists.
+    """Text repeats itself: code that is edited, names, quotations, lists, data in another form.
 
-    Its grade is the class of how many of the last tokens occurred before; without SHORTEST such
-    tokens it is silent, at next to no cost.
+    There are two opinions on what comes next. What the output itself wrote after the same tokens;
+    and what the prompt goes on with, where the output follows it with differences (`Follower`). Of
+    every token of the output it is remembered which of them was right. So where they differ, the
+    one is taken that was right in the likewise place: JSON that is indented takes its line ends
+    from the last object that was written, and the values from the prompt. Where that tells
+    nothing, the opinion that most tokens speak for is taken, among them the one of the whole text.
+
+    It is silent on text that does not repeat, at next to no cost.
 
     Args:
         capacity: how many of the last tokens it remembers.
@@ -25,12 +47,66 @@ class History:
     ) -> None:
         self.name = name
         self.most = most
+        self._capacity = capacity
         self._index = SuffixIndex(capacity=capacity)
+        self._origins = bytearray(capacity)  # of the output's tokens, by place
+        self._prompt: Follower | None = None
+        self._begin = 0  # length of the prompt
 
     def extend(self, tokens: Sequence[int]) -> None:
-        self._index.extend(tokens)
+        """The prompt at first; then the output, bit by bit."""
+        if self._prompt is None:
+            self._prompt = Follower(tokens[-self._capacity :], begins=False)
+            self._index.extend(tokens)
+            self._begin = len(tokens)
+            return
+        for token in tokens:
+            own = self._index.match(since=self._begin)
+            right = OWN * (own is not None and own.token == token)
+            right |= PROMPT * (self._prompt.next == token)
+            self._origins[len(self._index) % self._capacity] = right
+            self._index.extend([token])
+            self._prompt.take(token)
 
     def propose(self, limit: int) -> Proposal:
         """At most `limit` and `most` tokens."""
-        match = self._index.continuation(min(limit, self.most))
-        return Proposal(match.tokens, grade(match.length, LENGTHS))
+        if self._prompt is None:
+            return Proposal((), 0)
+        follower = self._prompt.copy()
+        ahead: list[int] = []
+        first, sure = 0, 0
+        while len(ahead) < min(limit, self.most) and (guess := self._guess(follower, ahead)):
+            if not ahead:
+                doubtful = guess.strength < SHORTEST and not guess.is_sure
+                if doubtful and follower.next is None:
+                    break
+                first = guess.strength
+            sure += guess.is_sure and sure == len(ahead)
+            ahead.append(guess.token)
+            follower.take(guess.token)
+        return Proposal(tuple(ahead), min(grade(first, STRENGTHS), grade(sure, SURE)))
+
+    def _guess(self, follower: Follower, ahead: list[int]) -> Guess | None:
+        """What follows the text with what is ahead."""
+        guesses = []
+        if follower.next is not None:
+            guesses.append(Guess(follower.next, follower.followed, follower.followed >= FIRM))
+        own = self._index.match(ahead, since=self._begin)
+        if own is not None:
+            agreed = self._agreed(own.token, own.length, own.place, follower)
+            if agreed is not None:
+                return agreed
+            guesses.append(Guess(own.token, own.length, own.length >= FIRM))
+        if anywhere := self._index.match(ahead):
+            guesses.append(Guess(anywhere.token, anywhere.length, anywhere.length >= FIRM))
+        return max(guesses, key=lambda guess: guess.strength, default=None)
+
+    def _agreed(self, own: int, length: int, place: int, follower: Follower) -> Guess | None:
+        """What is taken because of what was right in the likewise place, if that tells."""
+        origin = self._origins[place % self._capacity] if place < len(self._index) else 0
+        if follower.next is not None:
+            if follower.next == own:
+                return Guess(own, max(length, follower.followed), True)
+            if origin & PROMPT or follower.followed > STRONGER * length:
+                return Guess(follower.next, follower.followed, True)
+        return Guess(own, length, True) if origin & OWN else None

@@ -1,69 +1,157 @@
 """Proposals from the text so far."""
 
+import json
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from looks import Looked, looked, looks
 
-from mlxspec.history import LENGTHS, History
+from mlxspec.history import FIRM, SHORTEST, STRENGTHS, SURE, History
 from mlxspec.proposals import GRADES, Proposal
-from mlxspec.suffix import SHORTEST, SuffixIndex
 
 TEXT = list(range(100, 160))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=80), st.integers(0, 80), st.integers(0, 40))
-def test_it_proposes_what_the_index_finds_and_is_silent_otherwise(text, prompt, limit):
-    history, index = History(), SuffixIndex()
-    history.extend(text[:prompt])
-    for token in text[prompt:]:
+def after(prompt, output, **options):
+    history = History(**options)
+    history.extend(prompt)
+    for token in output:
         history.extend([token])
-    index.extend(text)
-    match = index.continuation(min(limit, history.most))
-    assert history.propose(limit).tokens == match.tokens
+    return history
+
+
+def next_of(prompt, output):
+    return next(iter(after(prompt, output).propose(1).tokens), None)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3), max_size=80), st.integers(0, 80), st.integers(0, 40), st.data())
+def test_what_is_proposed_does_not_depend_on_how_much_is(text, prompt, limit, data):
+    history = after(text[:prompt], text[prompt:])
+    fewer = data.draw(st.integers(0, limit))
+    proposal = history.propose(limit)
+    assert history.propose(fewer).tokens == proposal.tokens[:fewer]
+    assert history.propose(limit) == proposal
+    assert 0 <= proposal.grade < GRADES
+
+
+def test_whole_blocks_are_as_good_as_tokens():
+    prompt, output = TEXT, [*TEXT[:20], 1, 2, *TEXT[25:40]]
+    history = History()
+    history.extend(prompt)
+    history.extend(output)
+    assert history.propose(8) == after(prompt, output).propose(8)
 
 
 @pytest.mark.parametrize("length", range(SHORTEST, 40))
-def test_the_grade_is_the_class_of_the_match(length):
-    history = History()
-    history.extend(TEXT + TEXT[:length])
-    expected = sum(length >= bound for bound in LENGTHS)
-    assert history.propose(3) == Proposal(tuple(TEXT[length : length + 3]), expected)
-    assert 0 <= expected < GRADES
+def test_a_prompt_that_is_repeated_is_proposed_to_its_end(length):
+    proposal = after(TEXT, TEXT[:length]).propose(31)
+    assert proposal.tokens[: len(TEXT) - length] == tuple(TEXT[length:][:31])
+
+
+@pytest.mark.parametrize("length", range(SHORTEST, 40))
+def test_what_the_output_repeats_is_proposed(length):
+    output = [*TEXT, 1, *TEXT[:length]]
+    assert after([1], output).propose(4).tokens == tuple(TEXT[length : length + 4])
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_the_grade_rises_with_what_speaks_for_the_first_token(length):
+    grade = after([1, 2, 3], [*TEXT, 1, *TEXT[:length]]).propose(31).grade
+    assert grade == (sum(length >= bound for bound in STRENGTHS) if length >= FIRM else 0)
+
+
+def test_few_that_are_hardly_doubted_are_of_a_lower_grade():
+    prompt = [*TEXT[:20], *TEXT[30:40], 1, *TEXT[20:30]]
+    # What the prompt goes on with was wrong here before, and right a little later.
+    output = [*TEXT[:20], *TEXT[30:34], 2, *TEXT[30:34]]
+    few = after(prompt, output).propose(31)
+    assert few.grade < after(prompt, output[:20]).propose(31).grade
 
 
 def test_there_is_a_bound_below_every_grade_but_the_first():
-    assert len(LENGTHS) == GRADES - 1
-    assert list(LENGTHS) == sorted(LENGTHS)
+    for bounds in (STRENGTHS, SURE):
+        assert len(bounds) == GRADES - 1
+        assert list(bounds) == sorted(bounds)
 
 
-def test_it_needs_a_match_of_the_shortest_length():
+def test_silent_on_what_does_not_repeat():
     history = History()
     assert history.propose(8) == Proposal((), 0)
-    history.extend([*TEXT, *TEXT[: SHORTEST - 1]])
-    assert history.propose(8) == Proposal((), 0)
-    history.extend(TEXT[SHORTEST - 1 : SHORTEST])
-    assert history.propose(8).tokens == tuple(TEXT[SHORTEST : SHORTEST + 8])
-
-
-def test_a_prompt_that_is_repeated_is_proposed_to_its_end():
-    history = History()
     history.extend(TEXT)
-    history.extend(TEXT[:SHORTEST])
-    for at in range(SHORTEST, len(TEXT)):
-        assert history.propose(4).tokens[0] == TEXT[at]
-        history.extend([TEXT[at]])
+    assert history.propose(8) == Proposal((), 0)
+    history.extend([1, 2, 3])
+    assert history.propose(8) == Proposal((), 0)
+
+
+def test_one_token_alone_is_not_enough_in_the_output():
+    assert next_of([1], [*TEXT, 7, TEXT[0]]) is None
+    assert next_of([1], [*TEXT, 7, *TEXT[:SHORTEST]]) == TEXT[SHORTEST]
 
 
 def test_no_more_than_what_is_worth_it_and_what_is_asked_for():
-    history = History(name="other", most=5)
-    history.extend([1, 2] * 10)
+    history = after([1], [2, 3] * 10, name="other", most=5)
     history.extend([])
     assert (history.name, history.most) == ("other", 5)
     assert [len(history.propose(limit).tokens) for limit in (0, 1, 5, 40)] == [0, 1, 5, 5]
 
 
+def test_after_a_change_it_goes_on_with_the_prompt():
+    changed = [*TEXT[:20], 1, *TEXT[21:23]]
+    assert next_of(TEXT, changed[:21]) == TEXT[21]
+    assert next_of(TEXT, [*TEXT[:20], 1, 2, 3, *TEXT[20:22]]) == TEXT[22]  # added
+    assert next_of(TEXT, [*TEXT[:20], *TEXT[25:27]]) == TEXT[27]  # cut
+
+
+def test_a_change_that_is_made_again_is_proposed_again():
+    numbers = range(30, 45)
+    prompt = [token for number in numbers for token in (1, 2, number, 3, 4, 10 * number, 6)]
+    # The 5 is the output's own, the numbers are the prompt's.
+    wanted = [token for number in numbers for token in (1, 2, number, 3, 5, 4, 10 * number, 6)]
+    assert after(prompt, wanted[:48]).propose(24).tokens == tuple(wanted[48:72])
+
+
+def test_data_in_another_form():
+    rows = [
+        {"id": number, "name": f"row {number * 37 % 101}", "size": number * 7919 % 1000}
+        for number in range(24)
+    ]
+    history = History()
+    history.extend(json.dumps(rows).encode())
+    text = json.dumps(rows, indent=2).encode()
+    right = []
+    for token in text:
+        right.append(history.propose(1).tokens == (token,))
+        history.extend([token])
+    assert sum(right[400:]) > 0.94 * len(right[400:])
+
+
 def test_what_is_beyond_its_capacity_is_forgotten():
-    history = History(capacity=64)
-    history.extend(TEXT[:4] + [1000 + at for at in range(62)] + TEXT[:2])
+    history = after(TEXT[:4] + [1000 + at for at in range(62)], TEXT[:2], capacity=64)
     assert history.propose(2).tokens == ()
+
+
+def test_a_long_output_outlives_its_capacity():
+    rng = random.Random(0)
+    text = [rng.randrange(5) for _ in range(400)]
+    assert after(text[:100], text[100:], capacity=64).propose(8).tokens
+    period = after([7], [1, 2, 3] * 100, capacity=64)
+    assert period.propose(4).tokens == (1, 2, 3, 1)
+
+
+@pytest.mark.parametrize("kind", looked(1))
+def test_a_token_costs_the_same_after_100_000(kind):
+    counts = []
+    for length in (2_000, 100_000):
+        text = looked(length)[kind]
+        history = History()
+        history.extend(text)
+        with looks() as extending:
+            history.extend([Looked(token) for token in [0, 1, 1, 0, 0, 5, 0, 1] * 3])
+        with looks() as proposing:
+            history.propose(31)
+        counts.append((extending(), proposing()))
+    for short, long in zip(*counts, strict=True):
+        assert long <= 1.5 * short

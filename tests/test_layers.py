@@ -12,9 +12,8 @@ import mlxspec
 PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
-    ["errors", "metrics", "estimates", "proposals", "suffix", "lengths", "_version"],
+    ["errors", "metrics", "estimates", "proposals", "suffix", "following", "lengths", "_version"],
     ["pairs", "params", "prompts", "kernels", "memory", "noise", "control", "tuning"],
-    ["history", "prediction", "chain"],
     ["history", "prediction", "chain"],
     ["stopwatch"],
     ["caches.original", "caches.positional", "machine"],

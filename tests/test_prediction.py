@@ -10,16 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.prediction import (
-    FAR,
-    FIRM,
-    FOLLOWED,
-    GUESSES,
-    LONGEST,
-    NEAREST,
-    REACH,
-    Prediction,
-)
+from mlxspec.following import FAR, FIRM, GUESSES, LONGEST, NEAREST, REACH
+from mlxspec.prediction import FOLLOWED, Prediction
 from mlxspec.proposals import GRADES, Proposal
 
 PROMPT = [1, 2, 3]
@@ -173,7 +165,7 @@ def test_what_is_nearest_ahead_is_taken_of_equal_matches():
 def test_one_ahead_is_taken_of_two_that_are_equally_near():
     block = [1, 2, 3, 4]
     expected = [*block, 5, *DIFFERENT[:13], *block, 6, *NEW[:3], *block[:3], 7]
-    jump = [*NEW[:3], *block]  # to the end, until the 7 does not come
+    jump = [*NEW[1:3], *block]  # to the end, until the 7 does not come
     assert next_of(expected, [*expected[:12], *jump]) == 6
     assert next_of(expected, [*expected[:11], *jump]) == 5
 

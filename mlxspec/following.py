@@ -1,0 +1,119 @@
+"""Where in a known text a growing one has arrived that follows it, with differences."""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+REACH = (16, 64)  # tokens ahead at which a match of one token, or of two, is believed
+FAR = 3  # tokens that are believed anywhere
+NEAREST = 8  # places on either side that are looked at
+LONGEST = 32  # tokens of a match that count
+FIRM = 6  # tokens followed, after which the place is where the next search begins
+GUESSES = 2
+
+
+class Follower:
+    """The output goes along `expected`, with whatever was replaced, added, cut or moved.
+
+    After a difference it is looked for where in `expected` the output's last tokens are, near the
+    place that was last followed for FIRM tokens: one token is enough just ahead of it, two farther
+    ahead, FAR anywhere, and one more behind it. The longest match wins, then the nearest. Without
+    one, the next GUESSES tokens are taken to replace as many of those expected; after that nothing
+    is, until there is a match again. What a token costs does not depend on how much is expected.
+
+    `place` is how many tokens are expected before the next one; `followed` tells how many the
+    output has followed for, those of the match included.
+
+    Args:
+        begins: whether the output is expected to begin as `expected` does.
+    """
+
+    def __init__(self, expected: Sequence[int], *, begins: bool = True) -> None:
+        self.expected = tuple(expected)
+        self._places = _places(self.expected)
+        self._recent: list[int] = []  # the last tokens of the output
+        self._firm = 0  # place of the last firm footing
+        if begins:
+            self._follow(0, FIRM)
+        else:
+            self._follow(len(self.expected), 0)
+
+    @property
+    def next(self) -> int | None:
+        """The token that is expected now."""
+        return self.expected[self.place] if self.place < len(self.expected) else None
+
+    def take(self, token: int) -> None:
+        """The output goes on with a token."""
+        self._recent.append(token)
+        del self._recent[:-LONGEST]
+        if self.next == token:
+            self._follow(self.place + 1, self.followed + 1)
+        elif match := max(self._matches(), key=_rank, default=None):
+            self._follow(match.place, match.length)
+        else:
+            self._guess()
+
+    def copy(self) -> Follower:
+        """One that goes its own way from here."""
+        other = copy.copy(self)
+        other._recent = list(self._recent)
+        return other
+
+    def _follow(self, place: int, followed: int) -> None:
+        self.place = place
+        self.followed = followed
+        self._guesses = 0
+        if followed >= FIRM:
+            self._firm = place
+
+    def _guess(self) -> None:
+        self.followed = 0
+        self._guesses += 1
+        self.place = self.place + 1 if self._guesses <= GUESSES else len(self.expected)
+
+    def _matches(self) -> Iterator[_Match]:
+        """Places after the last tokens of the output that are believed."""
+        for size in (1, FAR):
+            places = self._places.get(tuple(self._recent[-size:]), [])
+            middle = bisect(places, self._firm)
+            for place in places[max(middle - NEAREST, 0) : middle + NEAREST]:
+                match = _Match(self._length(place), place - 1 - self._firm, place)
+                if _is_believed(match):
+                    yield match
+
+    def _length(self, place: int) -> int:
+        """How many tokens of `expected` before `place` are the last of the output."""
+        most = min(place, len(self._recent))
+        for length in range(most):
+            if self.expected[place - 1 - length] != self._recent[-1 - length]:
+                return length
+        return most
+
+
+class _Match(NamedTuple):
+    length: int
+    ahead: int  # of the firm place its last token stands, in tokens; negative behind
+    place: int
+
+
+def _is_believed(match: _Match) -> bool:
+    counted = match.length if match.ahead >= 0 else match.length - 1
+    return counted >= FAR or (counted > 0 and abs(match.ahead) <= REACH[counted - 1])
+
+
+def _rank(match: _Match) -> tuple[int, int, int]:
+    return match.length, -abs(match.ahead), match.ahead
+
+
+def _places(expected: tuple[int, ...]) -> dict[tuple[int, ...], list[int]]:
+    """Every token alone, and every FAR tokens, with the places after them in ascending order."""
+    places = defaultdict(list)
+    for size in (1, FAR):
+        for end in range(size, len(expected) + 1):
+            places[expected[end - size : end]].append(end)
+    return places
