@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from mlxspec.following import Follower
 from mlxspec.proposals import MOST, Proposal, grade
-from mlxspec.suffix import CAPACITY, SuffixIndex
+from mlxspec.suffix import CAPACITY, Match, SuffixIndex
 
 # What a proposal's grade begins at: of its first token, how many tokens speak for it; and how many
 # tokens there are before the first doubtful one.
@@ -88,25 +89,25 @@ class History:
 
     def _guess(self, follower: Follower, ahead: list[int]) -> Guess | None:
         """What follows the text with what is ahead."""
-        guesses = []
-        if follower.next is not None:
-            guesses.append(Guess(follower.next, follower.followed, follower.followed >= FIRM))
         own = self._index.match(ahead, since=self._begin)
-        if own is not None:
-            agreed = self._agreed(own.token, own.length, own.place, follower)
-            if agreed is not None:
-                return agreed
-            guesses.append(Guess(own.token, own.length, own.length >= FIRM))
-        if anywhere := self._index.match(ahead):
-            guesses.append(Guess(anywhere.token, anywhere.length, anywhere.length >= FIRM))
-        return max(guesses, key=lambda guess: guess.strength, default=None)
-
-    def _agreed(self, own: int, length: int, place: int, follower: Follower) -> Guess | None:
-        """What is taken because of what was right in the likewise place, if that tells."""
-        origin = self._origins[place % self._capacity] if place < len(self._index) else 0
+        if own is not None and (guess := self._likewise(own, follower)):
+            return guess
+        guesses = [(match.length, match.token) for match in (own, self._index.match(ahead)) if match]
         if follower.next is not None:
-            if follower.next == own:
-                return Guess(own, max(length, follower.followed), True)
-            if origin & PROMPT or follower.followed > STRONGER * length:
+            guesses.insert(0, (follower.followed, follower.next))
+        if not guesses:
+            return None
+        strength, token = max(guesses, key=itemgetter(0))
+        # Where the output was in the like place, neither opinion was right.
+        return Guess(token, strength, own is None and strength >= FIRM)
+
+    def _likewise(self, own: Match, follower: Follower) -> Guess | None:
+        """What is taken because of what was right in the likewise place, if that tells."""
+        known = own.place < len(self._index)
+        origin = self._origins[own.place % self._capacity] if known else 0
+        if follower.next == own.token:
+            return Guess(own.token, max(own.length, follower.followed), True)
+        if follower.next is not None:
+            if origin & PROMPT or follower.followed > STRONGER * own.length:
                 return Guess(follower.next, follower.followed, True)
-        return Guess(own, length, True) if origin & OWN else None
+        return Guess(own.token, own.length, True) if origin & OWN else None

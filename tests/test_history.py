@@ -59,16 +59,16 @@ def test_what_the_output_repeats_is_proposed(length):
 
 @pytest.mark.parametrize("length", range(1, 40))
 def test_the_grade_rises_with_what_speaks_for_the_first_token(length):
-    grade = after([1, 2, 3], [*TEXT, 1, *TEXT[:length]]).propose(31).grade
+    grade = after(TEXT, TEXT[:length]).propose(31).grade
     assert grade == (sum(length >= bound for bound in STRENGTHS) if length >= FIRM else 0)
 
 
-def test_few_that_are_hardly_doubted_are_of_a_lower_grade():
-    prompt = [*TEXT[:20], *TEXT[30:40], 1, *TEXT[20:30]]
-    # What the prompt goes on with was wrong here before, and right a little later.
-    output = [*TEXT[:20], *TEXT[30:34], 2, *TEXT[30:34]]
-    few = after(prompt, output).propose(31)
-    assert few.grade < after(prompt, output[:20]).propose(31).grade
+def test_what_was_wrong_in_the_likewise_place_is_doubtful():
+    lines = [[*range(10), value] for value in TEXT]
+    output = [token for line in lines[:3] for token in line]
+    doubtful = after([50], [*output, *range(4)]).propose(31)
+    assert doubtful.tokens[:7] == (*range(4, 10), TEXT[2])
+    assert doubtful.grade == sum(bound <= 6 for bound in SURE)  # the last value is a guess
 
 
 def test_there_is_a_bound_below_every_grade_but_the_first():
