@@ -11,20 +11,20 @@ drafter alone.
 
 Copy-heavy texts are dictated: the embedded models cannot copy, so the target is told what to write,
 and takes as long for it as ever. Of these there is one text, which is decoded again and again.
+
+The `ceiling` of `history` is what it would bring if all proposals were right, and `hindsight` if it
+were known beforehand how many of them are: what this machine's cost of several rows allows.
 """
 
 from __future__ import annotations
 
-import colorsys
-import inspect
 import json
 import random
 import time
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import mlx.core as mx
 import typer
@@ -34,10 +34,9 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec import lengths, machine
-from mlxspec.bench import COUNTS, PROMPTS, Decode, contenders, timed
+from mlxspec.bench import Decode, contenders, timed
+from mlxspec.bench_texts import Kind, kinds_of
 from mlxspec.caches.layers import Layers
-from mlxspec.caches.original import Model
-from mlxspec.dictated import Dictated
 from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import SIZES, Learned
@@ -50,113 +49,19 @@ from mlxspec.round import Round
 from mlxspec.sampling import Sampler
 from mlxspec.timing import halves, round_seconds
 
-COPY_COUNTS = (2, 3, 5)
-ROWS = 24  # of the list that is reformatted
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
 RESAMPLED = 2000
 PROFILED, REPEATS = 4, 20
-PROSE = (
-    "The harbour was quiet in the early morning, and the fishermen who had come back",
-    "Dear Ms Halloran, thank you for your letter of the third of May. We are sorry to hear",
-    "In the spring of that year the company moved its offices to a larger building near",
-    "My grandmother used to say that a good soup begins with patience, and that",
-    "The committee met on Tuesday to discuss the proposal for a new library, which",
-    "It rained for the whole of the journey, so that by the time we arrived at",
-    "Most people believe that the hardest part of learning a language is the grammar, but",
-    "When the lights went out in the theatre, nobody in the audience moved, because",
-)
-REPEATED = (
-    "x = 1\n",
-    "print('hello')\n",
-    "self.value = value\n",
-    "    return None\n",
-    "[0, 0, 0, 0],\n",
-    "if name is None:\n    name = default\n",
-    "assert a == b\n",
-    "import os\n",
-)
 
 
-class Entrants(NamedTuple):
-    """The same target with all drafters, and with one of them alone."""
-
-    auto: Engine
-    history: Engine
-    model: Engine
-
-
-class Kind(NamedTuple):
-    """A kind of text: who races over which prompts, and with which fixed numbers."""
-
-    entrants: Entrants
-    prompts: list[list[int]]
-    counts: Sequence[int]
-
-
-def entrants_of(engine: Engine, target: Model) -> Entrants:
-    make = partial(Engine, target, tokenizer=engine.tokenizer, compiled=True)
-    return Entrants(
-        make(draft=engine.draft, texts=(History,)), make(texts=(History,)), make(draft=engine.draft)
-    )
-
-
-def kinds_of(engine: Engine, count: int) -> dict[str, Kind]:
-    """So many prompts of each kind of text, as token ids."""
-    code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
-    rng = random.Random(0)
-    vocabulary = engine.networks[0].vocabulary
-    texts = {"code": code, "prose": list(PROSE), "repetitive": [line * 8 for line in REPEATED]}
-    chosen = {kind: [engine.encode(t) for t in some[:count]] for kind, some in texts.items()}
-    chosen["random tokens"] = [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
-    plain = entrants_of(engine, engine.target)
-    kinds = {kind: Kind(plain, prompts, COUNTS) for kind, prompts in chosen.items()}
-    for kind, (given, wanted) in {
-        "edit": edited(),
-        "repeat": changed(),
-        "JSON": reformatted(),
-    }.items():
-        prompt, text = engine.tokens_of(given), engine.tokens_of(wanted)
-        entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
-        kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS)
-    return kinds
-
-
-def edited() -> tuple[str, str]:
-    """A file of Python of some 160 lines, and the same with names changed and a line gone."""
-    source = inspect.getsource(colorsys)
-    gone = "# Some floating point constants\n"
-    return source + "\n\n", source.replace("yiq", "yuv").replace("YIQ", "YUV").replace(gone, "")
-
-
-def rows() -> list[dict[str, Any]]:
-    rng = random.Random(1)
-    names = ["Ada", "Grace", "Alan", "Edsger", "Barbara", "Donald", "Frances", "Tony"]
-    return [
-        {"id": i, "name": rng.choice(names), "score": rng.randrange(1000), "active": i % 3 == 0}
-        for i in range(ROWS)
-    ]
-
-
-def changed() -> tuple[str, str]:
-    """A list of objects in a line each, and the same with every fifth number changed."""
-    new = [row | ({"score": 0} if i % 5 == 0 else {}) for i, row in enumerate(rows())]
-    given, wanted = ("".join(f"{json.dumps(row)}\n" for row in some) for some in (rows(), new))
-    return given + "\n", wanted
-
-
-def reformatted() -> tuple[str, str]:
-    """A list of objects as JSON in one line, and indented."""
-    return json.dumps(rows()) + "\n\n", json.dumps(rows(), indent=2)
-
-
-def modes(kind: Kind, prompt: list[int], max_tokens: int) -> dict[str, Decode]:
+def modes(kind: Kind, prompt: list[int]) -> dict[str, Decode]:
     """Everything that decodes `prompt`, by name."""
 
     def auto(engine: Engine, *, cold: bool = False) -> Decode:
         def decode() -> Iterable[int]:
             learned = engine.learned
             engine.learned = Learned() if cold else learned
-            session = engine.session(prompt, max_tokens=max_tokens, draft_tokens=AUTO)
+            session = engine.session(prompt, max_tokens=kind.max_tokens, draft_tokens=AUTO)
             while tokens := session.step():
                 yield from tokens
             engine.learn_from(session)
@@ -164,21 +69,22 @@ def modes(kind: Kind, prompt: list[int], max_tokens: int) -> dict[str, Decode]:
 
         return decode
 
-    table = contenders(kind.entrants.auto, prompt, max_tokens, kind.counts)
+    table = contenders(kind.entrants.auto, prompt, kind.max_tokens, kind.counts)
     alone = {name: auto(engine) for name, engine in kind.entrants._asdict().items()}
     return table | alone | {"auto, cold": auto(kind.entrants.auto, cold=True)}
 
 
-def race(kind: Kind, max_tokens: int) -> dict[str, list[float]]:
-    """Tokens per second of every contender on every prompt.
+def race(kind: Kind) -> tuple[dict[str, list[float]], list[list[int]]]:
+    """Tokens per second of every contender on every prompt, and the texts that all wrote.
 
     Raises:
         RuntimeError: two of them wrote different texts.
     """
     speeds: dict[str, list[float]] = {}
+    written = []
     for turn, prompt in enumerate([kind.prompts[0], *kind.prompts]):
         texts = {}
-        table = list(modes(kind, prompt, max_tokens).items())
+        table = list(modes(kind, prompt).items())
         random.Random(turn).shuffle(table)
         for name, decode in table:
             texts[name], speed = timed(decode())
@@ -186,7 +92,8 @@ def race(kind: Kind, max_tokens: int) -> dict[str, list[float]]:
                 speeds.setdefault(name, []).append(speed)
         if different := [name for name, text in texts.items() if text != texts["plain"]]:
             raise RuntimeError(f"{different} left mlx-lm's plain text on prompt {turn}")
-    return speeds
+        written.append(texts["plain"])
+    return speeds, written[1:]
 
 
 def compared(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
@@ -256,8 +163,20 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     return {name: 1e3 * seconds for name, seconds in (parts | bare).items()}
 
 
-def ceiling(kind: Kind) -> float:
-    """The most that proposals from the text can bring: all kept, at the best of their numbers."""
+def figures_of(kind: Kind) -> dict[str, Any]:
+    """All that is measured with a kind of text."""
+    speeds, texts = race(kind)
+    seconds = costs(kind)
+    hindsight = [in_hindsight(*both, seconds) for both in zip(kind.prompts, texts, strict=True)]
+    return summed_up(speeds, kind.counts) | {
+        "max_tokens": kind.max_tokens,
+        "ceiling": max((size + 1) * seconds[0] / seconds[size] for size in SIZES),
+        "hindsight": median(hindsight),
+    }
+
+
+def costs(kind: Kind) -> dict[int, float]:
+    """Seconds of rounds that verify so many proposals from the text, and of plain ones."""
     engine, prompt = kind.entrants.history, kind.prompts[0]
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
     rounds = Round(engine.networks[0], {}, sampler, compiled=True)
@@ -268,20 +187,42 @@ def ceiling(kind: Kind) -> float:
             for size in (0, *SIZES)
         }
     )
-    return max((size + 1) * median(times[0]) / median(times[size]) for size in SIZES)
+    return {size: median(some) for size, some in times.items()}
+
+
+def in_hindsight(prompt: Sequence[int], text: Sequence[int], seconds: Mapping[int, float]) -> float:
+    """What `history` would bring to a text if it were known what each round will keep."""
+    history = History()
+    history.extend(prompt)
+    kept = []  # after every token: how many are proposed next, and are right
+    for at, token in enumerate(text):
+        proposed = history.propose(SIZES[-1]).tokens
+        pairs = zip(proposed, text[at:], strict=False)
+        right = next((n for n, (a, b) in enumerate(pairs) if a != b), len(proposed))
+        kept.append((len(proposed), right))
+        history.extend([token])
+    left = [0.0] * (len(text) + 1)  # the least time from there to the end
+    for at, (offered, right) in reversed(list(enumerate(kept))):
+        sizes = [0, *(size for size in SIZES if size <= offered)]
+        left[at] = min(
+            seconds[size] + left[min(at + 1 + min(size, right), len(text))] for size in sizes
+        )
+    return len(text) * seconds[0] / left[0]
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(
         f"{machine.described(result['machine'])}; {result['prompts']} prompts of each kind, "
-        f"{result['max_tokens']} tokens each, greedy; medians and 95% intervals"
+        "greedy; medians and 95% intervals"
     )
     kinds = result["kinds"]
     table = Table("", *kinds, box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_row("tokens", *(str(kinds[kind]["max_tokens"]) for kind in kinds))
     table.add_row("best fixed K", *(kinds[kind]["best_fixed"].split()[1] for kind in kinds))
     table.add_row("mlx-lm's best K", *(kinds[kind]["mlx_lm_best"].split()[1] for kind in kinds))
-    table.add_row("ceiling of history", *(f"{kinds[kind]['ceiling']:.2f}" for kind in kinds))
+    for name in ("ceiling", "hindsight"):
+        table.add_row(f"{name} of history", *(f"{kinds[kind][name]:.2f}" for kind in kinds))
     for name in next(iter(kinds.values()))["ratios"]:
         cells = (kinds[kind]["ratios"][name] for kind in kinds)
         table.add_row(name, *(f"{c['ratio']:.2f} ({c['low']:.2f}–{c['high']:.2f})" for c in cells))
@@ -298,22 +239,23 @@ def main(
     pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
     count: Annotated[int, typer.Option(min=2, max=8, help="Prompts of each kind.")] = 6,
     max_tokens: Annotated[int, typer.Option(min=32, help="Tokens of each text.")] = 200,
+    copied: Annotated[
+        int, typer.Option("--copy-tokens", min=32, help="Tokens of each copy-heavy text.")
+    ] = 400,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Compare every way to decode, for each kind of text."""
     console = Console()
     engine = load(pair, compiled=True)
     engine.build_kernels(GREEDY, AUTO)
-    kinds = kinds_of(engine, count)
+    kinds = kinds_of(engine, count, max_tokens, copied)
     figures = {
-        name: summed_up(race(kind, max_tokens), kind.counts) | {"ceiling": ceiling(kind)}
-        for name, kind in track(kinds.items(), "decoding", transient=True)
+        name: figures_of(kind) for name, kind in track(kinds.items(), "decoding", transient=True)
     }
     result = {
         "pair": pair,
         "machine": machine.about(),
         "prompts": count,
-        "max_tokens": max_tokens,
         "kinds": figures,
         "profile_ms": profile(engine, kinds["code"].prompts[0], PROFILED),
     }

@@ -92,7 +92,9 @@ class History:
         own = self._index.match(ahead, since=self._begin)
         if own is not None and (guess := self._likewise(own, follower)):
             return guess
-        guesses = [(match.length, match.token) for match in (own, self._index.match(ahead)) if match]
+        guesses = [
+            (match.length, match.token) for match in (own, self._index.match(ahead)) if match
+        ]
         if follower.next is not None:
             guesses.insert(0, (follower.followed, follower.next))
         if not guesses:
@@ -107,7 +109,7 @@ class History:
         origin = self._origins[own.place % self._capacity] if known else 0
         if follower.next == own.token:
             return Guess(own.token, max(own.length, follower.followed), True)
-        if follower.next is not None:
-            if origin & PROMPT or follower.followed > STRONGER * own.length:
-                return Guess(follower.next, follower.followed, True)
+        trusted = origin & PROMPT or follower.followed > STRONGER * own.length
+        if trusted and follower.next is not None:
+            return Guess(follower.next, follower.followed, True)
         return Guess(own.token, own.length, True) if origin & OWN else None

@@ -30,6 +30,7 @@ LAYERS = [
     ["engine"],
     ["loading", "timing", "terminal", "audit"],
     ["display", "bench", "probe"],
+    ["bench_texts"],
     ["bench_sampling", "bench_caches", "bench_modes", "bench_long", "report"],
     ["app_pairs"],
     ["app"],
