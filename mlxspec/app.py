@@ -198,8 +198,9 @@ def _engine(
 
     with display.status("starting"):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
+        from mlxspec.folders import fetch
     leave_out = tell if models.falls_back else None
-    folders = loading.fetch(pair, speculation=models.speculates, leave_out=leave_out)
+    folders = fetch(pair, speculation=models.speculates, leave_out=leave_out)
     with display.status(f"loading {pair.name}"):
         engine: Engine = loading.load(
             pair,

@@ -8,10 +8,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mlxspec import kernels, lengths
+from mlxspec import lengths
 from mlxspec.caches.layers import grow
 from mlxspec.caches.original import Model, require_quantizable
 from mlxspec.chain import Chain
+from mlxspec.compiling import Compiling
 from mlxspec.control import Controller
 from mlxspec.drafters import MODEL, Head, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
@@ -94,7 +95,6 @@ class Engine:
         self.learned = Learned()
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
-        self._compiled = compiled
         self.networks = [self._network(target)]  # the drafts' behind the target's
         self._vocabulary = self.networks[0].vocabulary
         self.shared = _by_name(shared)
@@ -108,6 +108,12 @@ class Engine:
         if self.drafts or texts or heads:
             for network in self.networks:
                 require_exact(network)
+        self._compiling = Compiling(
+            [*(kind_of(network.model) for network in self.networks), kv],
+            models_draft=bool(self.drafts or self.heads),
+            text_drafts=bool(self.texts),
+            asked=compiled,
+        )
         self._round = lru_cache(maxsize=16)(self._build_round)
 
     def _network(self, model: Model) -> Network:
@@ -432,53 +438,33 @@ class Engine:
         self, sampling: SamplingParams, draft_tokens: DraftTokens | None = None
     ) -> bool:
         """Whether `build_kernels` would make such rounds faster from now on."""
-        built = all(map(kernels.are_built, self._kinds(sampling, draft_tokens).values()))
-        return self._compiled is None and kernels.can_compile() and not built
+        count, auto = self._drafting(draft_tokens)
+        return self._compiling.would_hold(self._method(sampling), count, auto=auto)
 
     def build_kernels(
         self, sampling: SamplingParams, draft_tokens: DraftTokens | None = None
     ) -> None:
         """Run two compiled rounds of each kind, so that MLX builds every kernel that they need."""
-        rounds = self._round(self._completed(sampling).method(_ANY_LENGTH), True)
-
-        for (count, from_text), kind in self._kinds(sampling, draft_tokens).items():
-            chain = Chain([_Zeros()], self._vocabulary, []) if from_text else None
+        method = self._method(sampling)
+        rounds = self._round(method, True)
+        most, auto = self._drafting(draft_tokens)
+        for kind in self._compiling.kinds(most, auto=auto):
+            chain = Chain([_Zeros()], self._vocabulary, []) if kind.from_text else None
             reader = self.opening(sampling, sampler=rounds.sampler)
-            session = Session(rounds, reader, [0, 0], limit=64, draft_tokens=count, chain=chain)
+            session = Session(
+                rounds, reader, [0, 0], limit=64, draft_tokens=kind.draft_tokens, chain=chain
+            )
             for _ in range(3):
                 session.step()
-            kernels.mark_built(kind)
+            self._compiling.built(method, kind)
 
     def _is_compiled(self, sampling: SamplingParams, draft_tokens: DraftTokens | None) -> bool:
-        if self._compiled is not None:
-            return self._compiled
-        kinds = self._kinds(sampling, draft_tokens).values()
-        return kernels.can_compile() and all(map(kernels.are_built, kinds))
-
-    def _kinds(
-        self, sampling: SamplingParams, draft_tokens: DraftTokens | None
-    ) -> dict[tuple[int, bool], str]:
-        """Names of the operations of all rounds that may be run, by K and by whether the text
-        proposes.
-
-        Of K it matters whether there is a draft step, and a second one.
-        """
         count, auto = self._drafting(draft_tokens)
-        counts = range(min(count, 2) + 1) if auto else [count]
-        kinds = [(k, False) for k in counts if k == 0 or self.drafts or self.heads]
-        if count and self.texts:
-            kinds += [(0, False), (1, True)]
-        return {kind: self._kind(sampling, *kind) for kind in kinds}
+        return self._compiling.holds(self._method(sampling), count, auto=auto)
 
-    def _kind(self, sampling: SamplingParams, draft_tokens: int, from_text: bool) -> str:
-        method = self._completed(sampling).method(_ANY_LENGTH)
-        what = "text" if from_text else min(draft_tokens, 2)
-        return f"{self._models} {method} {what}"
-
-    @cached_property
-    def _models(self) -> list[Any]:
-        """What of the models decides which operations a round has."""
-        return [*(kind_of(network.model) for network in self.networks), self.kv]
+    def _method(self, sampling: SamplingParams) -> Method:
+        """Of the operations that a way of sampling needs, for a text of any length."""
+        return self._completed(sampling).method(_ANY_LENGTH)
 
     def _build_round(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()

@@ -27,7 +27,7 @@ LAYERS = [
     ["models"],
     ["session"],
     ["run", "opening"],
-    ["engine"],
+    ["engine", "folders"],
     ["loading", "timing", "terminal", "audit"],
     ["display", "bench", "probe"],
     ["bench_texts"],
