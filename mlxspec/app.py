@@ -315,21 +315,21 @@ def _probe(
         engine = _engine(pair, models, display, [], quiet=quiet)
         from mlxspec import probe, report
 
-        probe.require_draft(engine)
+        probe.require_drafter(engine)
         texts = own or probe.PROMPTS
         _build_kernels(engine, SamplingParams(), AUTO, display)
         with display.status("measuring"):
             found = probe.probe(engine, texts)
-            best = found.best()
-            counts = sorted({0, best.draft_tokens, *(found.candidates() if tunes else ())})
-            measured = probe.speeds(engine, texts, counts)
-        result = found.as_dict() | {"measured_tokens_per_second": measured}
+            contenders = found.contenders(probe.CANDIDATES if tunes else 1)
+            measured = probe.speeds(engine, texts, contenders)
+        named = {report.described(one): speed for one, speed in measured.items()}
+        result = found.as_dict() | {"measured_tokens_per_second": named}
         if tunes:
             record = _recall(pair, engine, display)
             verdict = probe.verdict_of(measured)
             result |= {"verdict": vars(verdict), "remembered": not found.is_noisy}
             if not found.is_noisy:
-                engine.learned.learn(0, probe.knowledge_of(found, engine))
+                engine.learned.learn(0, found.knowledge())
                 learned = replace(record, learned=engine.learned, verdict=verdict)
                 tuning.remember(learned, display.note)
     if output.as_json:
@@ -337,8 +337,7 @@ def _probe(
         return
     console = Console(highlight=False)
     report.show_probe(found, console)
-    report.show_trial(best, measured, console)
+    report.show_trial(found, measured, console)
     if tunes:
-        report.show_speeds(measured, console)
         what = "not remembered" if found.is_noisy else f"remembered: {verdict}"
         console.print(what, style="bold")

@@ -1,12 +1,12 @@
 """What speculation would bring with a pair on this machine, measured before it is used.
 
-A round that proposes K tokens commits N(K) = 1 + Σₖ Πⱼ≤ₖ aⱼ of them and takes
-C(K) = K·t_draft + T(K + 1) + t_host, where aⱼ is how often position j is accepted once it is
-reached, T(M) a pass of the target over M rows, t_draft a step of the draft, and t_host what is left
-of a round in a running text: Python's share, less what overlaps. N(K)·C(0)/C(K) is the speed-up.
+A round that proposes K tokens takes C(K) = K·t_draft + T(K + 1) + t_host, where T(M) is a pass of
+the target over M rows, t_draft a step of the draft, and t_host what is left of a round in a running
+text: Python's share, less what overlaps. What the text proposes takes no drafting, and is waited
+for. With N(K) tokens that it commits, N(K)·C(0)/C(K) is the speed-up.
 
-As long as proposals are right they follow the text, whatever K is. So one pass of the draft over a
-greedy text tells what rounds of every K would have kept; and each K is counted for itself, because
+One pass of a draft over a greedy text tells what rounds of every K would have kept, and so does
+what drafters without a model propose along it (`replay`). Each K is counted for itself, because
 longer rounds begin oftener where the text is hard to guess.
 
 All measurements of a kind take turns, and a median is quoted.
@@ -17,17 +17,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Any, cast
+from statistics import fmean, median
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import numpy as np
 
-from mlxspec import lengths
+from mlxspec import lengths, replay
+from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
-from mlxspec.estimates import SIZES, TEXT, Knowledge, acceptance_rates, expected_tokens
-from mlxspec.pairs import MAX_AUTO_TOKENS
+from mlxspec.estimates import SIZES, TEXT, Knowledge
+from mlxspec.network import Network
+from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS, DraftTokens
+from mlxspec.proposals import TextDrafter
+from mlxspec.replay import Proposed
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
 from mlxspec.timing import halves, round_seconds
@@ -36,6 +40,7 @@ from mlxspec.tuning import Verdict
 ROWS = (*range(1, 17), 32)
 DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
 REPEATS = 7
+TURNS = 3
 PROMPT = 64  # tokens before the passes that are timed
 TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
 # What speculation must bring to be recommended, and medians that vary more tell nothing.
@@ -51,10 +56,21 @@ PROMPTS = (
 )
 
 
+class Contender(NamedTuple):
+    """A way to decode: a drafter with K, nothing with 0, or what `auto` makes of all of them."""
+
+    drafter: str
+    draft_tokens: DraftTokens
+
+
+PLAIN, LEFT_TO_AUTO = Contender("", 0), Contender("", AUTO)
+
+
 @dataclass(frozen=True)
 class Option:
-    """What K draft tokens are expected to do: tokens per round, seconds, times plain decoding."""
+    """What a drafter's K is expected to do: tokens per round, seconds, times plain decoding."""
 
+    drafter: str
     draft_tokens: int
     tokens: float
     seconds: float
@@ -62,66 +78,113 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Drafting:
+    """What was measured of a drafter. Times are in seconds.
+
+    step_s: t_draft; 0 where the text proposes. host_s: t_host.
+    rounds: for each K, those that it would have run.
+    """
+
+    step_s: float
+    host_s: float
+    rounds: Mapping[int, Sequence[Proposed]]
+
+    @property
+    def is_model(self) -> bool:
+        return self.step_s > 0
+
+    def acceptance(self, draft_tokens: int) -> tuple[float, ...]:
+        """aⱼ of rounds with that K."""
+        return replay.rates(self.rounds[draft_tokens], draft_tokens)
+
+
+@dataclass(frozen=True)
 class Probe:
     """What was measured. Times are in seconds.
 
-    pass_s: T(M) for M rows. draft_s: a step of the draft. host_s: t_host.
-    plain_s: a plain round of a running text.
-    acceptance: for each K from 1 on, aⱼ of its rounds for the positions from the first on.
+    pass_s: T(M) for M rows. plain_s: a plain round of a running text.
     noise: how far measurements of the same thing lie apart, as a fraction.
     """
 
     pass_s: dict[int, float]
-    draft_s: float
-    host_s: float
     plain_s: float
-    acceptance: tuple[tuple[float, ...], ...]
     noise: float
+    drafters: Mapping[str, Drafting]
 
     @property
     def is_noisy(self) -> bool:
         return self.noise > TOO_NOISY
 
-    def seconds(self, draft_tokens: int) -> float:
+    def seconds(self, drafting: Drafting, draft_tokens: int) -> float:
         """C(K)."""
         if draft_tokens == 0:
             return self.plain_s
-        return draft_tokens * self.draft_s + self.pass_s[draft_tokens + 1] + self.host_s
+        verifying = float(np.interp(draft_tokens + 1, [*self.pass_s], [*self.pass_s.values()]))
+        return draft_tokens * drafting.step_s + verifying + drafting.host_s
 
     def options(self) -> list[Option]:
-        """What is expected for K = 0, 1, 2, …"""
-        tokens = [1.0, *(expected_tokens(rates)[-1] for rates in self.acceptance)]
+        """Plain decoding first, then every drafter's K."""
+        plain = Option("", 0, 1.0, self.plain_s, 1.0)
         return [
-            Option(k, n, self.seconds(k), n * self.plain_s / self.seconds(k))
-            for k, n in enumerate(tokens)
+            plain,
+            *(
+                self._option(name, drafting, count)
+                for name, drafting in self.drafters.items()
+                for count, replayed in drafting.rounds.items()
+                if replayed
+            ),
         ]
+
+    def _option(self, name: str, drafting: Drafting, count: int) -> Option:
+        replayed = drafting.rounds[count]
+        tokens = replay.tokens_per_round(replayed)
+        seconds = fmean(self.seconds(drafting, one.tokens) for one in replayed)
+        return Option(name, count, tokens, seconds, tokens * self.plain_s / seconds)
 
     def best(self) -> Option:
         """What is recommended: no speculation, where it is not expected to be worth it."""
         plain, *others = self.options()
-        best = max(others, key=lambda option: option.speed_up)
+        best = max(others, key=lambda option: option.speed_up, default=plain)
         return best if best.speed_up >= WORTH_IT else plain
 
-    def candidates(self) -> list[int]:
-        """The K that are worth a try on real texts."""
-        ranked = sorted(self.options(), key=lambda option: -option.speed_up)
-        return [option.draft_tokens for option in ranked[:CANDIDATES]]
+    def contenders(self, count: int) -> list[Contender]:
+        """Plain decoding, `auto`, and the `count` models' K of which the most is expected."""
+        models = [one for one in self.options()[1:] if self.drafters[one.drafter].is_model]
+        ranked = sorted(models, key=lambda option: -option.speed_up)
+        best = [Contender(one.drafter, one.draft_tokens) for one in ranked[:count]]
+        return [PLAIN, *best, LEFT_TO_AUTO]
 
-    def knowledge(self) -> Knowledge:
-        """For a controller to start from."""
-        costs = tuple(self.seconds(k) for k in range(len(self.acceptance) + 1))
-        return Knowledge(costs, tuple(max(rate, 0.01) for rate in self.acceptance[-1]))
+    def knowledge(self) -> dict[str, Knowledge]:
+        """For a controller to start from, by the name of the drafter.
+
+        What the text proposes costs a pass that is waited for.
+        """
+        waited = Drafting(0.0, 0.0, {})
+        costs = (self.seconds(waited, count) for count in range(SIZES[-1] + 1))
+        known = {TEXT: Knowledge(tuple(costs), ())}
+        for name, drafting in self.drafters.items():
+            if drafting.is_model:
+                most = max(drafting.rounds)
+                costs = (self.seconds(drafting, count) for count in range(most + 1))
+                rates = (max(rate, 0.01) for rate in drafting.acceptance(most))
+                known[name] = Knowledge(tuple(costs), tuple(rates))
+        return known
 
     def as_dict(self) -> dict[str, Any]:
         first = self.pass_s[1]
         return {
             "pass_s": {str(rows): seconds for rows, seconds in self.pass_s.items()},
             "pass_over_first": {str(rows): s / first for rows, s in self.pass_s.items()},
-            "draft_step_s": self.draft_s,
-            "host_s": self.host_s,
             "plain_round_s": self.plain_s,
-            "acceptance_by_position": {
-                str(k): list(rates) for k, rates in enumerate(self.acceptance, 1)
+            "drafters": {
+                name: {
+                    "draft_step_s": drafting.step_s,
+                    "host_s": drafting.host_s,
+                    "acceptance_by_position": {
+                        str(count): list(drafting.acceptance(count)) for count in drafting.rounds
+                    },
+                }
+                for name, drafting in self.drafters.items()
             },
             "noise": self.noise,
             "options": [vars(option) for option in self.options()],
@@ -129,93 +192,146 @@ class Probe:
         }
 
 
-def require_draft(engine: Engine) -> None:
+def require_drafter(engine: Engine) -> None:
     """Raise UsageError where nothing drafts, and so nothing can be probed."""
-    if engine.draft is None:
+    if not (engine.drafts or engine.texts):
         raise UsageError(
-            "This pair has no draft, so there is nothing to probe.",
-            hint="Choose one that has, or name a draft with --draft.",
+            "Nothing drafts here, so there is nothing to probe.",
+            hint="Leave out --no-speculation, or name a draft with --draft.",
         )
 
 
 def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
-    """Measure everything on a pair.
+    """Measure everything on a pair: its draft models, and what proposes from the text.
 
     Raises:
         UsageError: nothing drafts.
     """
-    require_draft(engine)
-    acceptance = _acceptance(engine, prompts)
+    require_drafter(engine)
+    texts = [_greedy(engine, prompt) for prompt in prompts]
     passes = _passes(engine)
-    draft_s, host_s, plain_s = _round_parts(engine, passes)
-    return Probe(
-        {rows: median(times) for rows, times in passes.items()},
-        draft_s,
-        host_s,
-        plain_s,
-        acceptance,
-        _spread(passes[1]),
+    pass_s = {rows: median(times) for rows, times in passes.items()}
+    engines = {name: alone(engine, name) for name in engine.drafts}
+    running = _running(engine, engines)
+    models = {
+        name: _drafting(one, running[name] - pass_s[DRAFTED + 1], texts)
+        for name, one in engines.items()
+    }
+    from_text = {make().name: _from_text(make, texts) for make in engine.texts}
+    return Probe(pass_s, running[""], _spread(passes[1]), models | from_text)
+
+
+def alone(engine: Engine, name: str) -> Engine:
+    """An engine with one of the draft models, and nothing else that drafts."""
+    return Engine(
+        engine.target,
+        {name: engine.drafts[name]},
+        engine.tokenizer,
+        compiled=engine.compiles,
+        kv=engine.kv,
     )
 
 
-def speeds(
-    engine: Engine, prompts: Sequence[str], counts: Iterable[int], repeats: int = 3
-) -> dict[int, float]:
-    """Tokens per second of decoding all prompts with each K, greedily and without text.
-
-    Everything takes turns; a median over the repeats.
-    """
-    found: dict[int, list[float]] = {count: [] for count in counts}
-    for turn in range(repeats + 1):
-        spent = {count: [_spent(engine, prompt, count) for prompt in prompts] for count in found}
-        for count, some in spent.items():
-            if turn:  # the first one traces
-                found[count].append(sum(n for n, _ in some) / sum(s for _, s in some))
-    return {count: median(values) for count, values in found.items()}
+Text = tuple[list[int], list[int]]  # a prompt, and what follows it
 
 
-def _spent(engine: Engine, prompt: str, count: int) -> tuple[int, float]:
-    """Tokens after the first round, and their seconds."""
-    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=count)
-    session.step()
-    first, started = len(session.text), time.perf_counter()
-    while session.step():
-        pass
-    return len(session.text) - first, time.perf_counter() - started
-
-
-def _acceptance(engine: Engine, prompts: Sequence[str]) -> tuple[tuple[float, ...], ...]:
-    along = [agreement(engine, prompt) for prompt in prompts]
-    return tuple(rates_along(along, count) for count in range(1, MAX_AUTO_TOKENS + 1))
-
-
-def agreement(engine: Engine, prompt: str) -> list[bool]:
-    """Of every token of the greedy text after a prompt, whether the draft would propose it."""
+def _greedy(engine: Engine, prompt: str) -> Text:
     session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=0)
     length = len(session.text)
     while session.step():
         pass
-    draft = engine.networks[1]
-    rows = mx.minimum(mx.array([session.text]), draft.vocabulary - 1)
-    best = mx.argmax(draft.model(rows)[0, length - 1 : -1], axis=-1)
-    return cast(list[bool], (best == mx.array(session.text[length:])).tolist())
+    return session.text[:length], session.text[length:]
 
 
-def rates_along(along: Sequence[Sequence[bool]], count: int) -> tuple[float, ...]:
-    """aⱼ of rounds of `count` proposals, where texts agree with their draft so."""
-    kept = [accepted for agrees in along for accepted in kept_along(agrees, count)]
-    hits = [sum(accepted > j for accepted in kept) for j in range(count)]
-    return tuple(acceptance_rates(hits, [len(kept), *hits[:-1]]))
+def _replayed(
+    along: Sequence[Sequence[Proposed]], sizes: Mapping[int, Sequence[int]]
+) -> dict[int, list[Proposed]]:
+    """The rounds of every K along all texts."""
+    return {
+        count: [one for places in along for one in replay.rounds(places, of_round)]
+        for count, of_round in sizes.items()
+    }
 
 
-def kept_along(agrees: Sequence[bool], count: int) -> list[int]:
-    """How many proposals each round of `count` keeps, as far as whole rounds go."""
-    kept, at = [], 0
-    while at + count < len(agrees):
-        accepted = next((k for k in range(count) if not agrees[at + k]), count)
-        kept.append(accepted)
-        at += accepted + 1
-    return kept
+def agreement(network: Network, text: Text) -> list[bool]:
+    """Of every token behind the prompt, whether a draft would propose it."""
+    prompt, following = text
+    rows = mx.minimum(mx.array([prompt + following]), network.vocabulary - 1)
+    best = mx.argmax(network.model(rows)[0, len(prompt) - 1 : -1], axis=-1)
+    return cast(list[bool], (best == mx.array(following)).tolist())
+
+
+def _running(engine: Engine, engines: Mapping[str, Engine]) -> dict[str, float]:
+    """Seconds of a round of a running text, plain and with each draft, measured in turns."""
+    counts = {"": (engine, 0)} | {name: (one, DRAFTED) for name, one in engines.items()}
+    times: dict[str, list[float]] = {name: [] for name in counts}
+    for turn in range(TURNS + 1):
+        for name, (one, count) in counts.items():
+            took = round_seconds(one, _start(engine), count)
+            if turn:  # the first one traces
+                times[name].append(took)
+    return {name: median(some) for name, some in times.items()}
+
+
+def _drafting(engine: Engine, unverified_s: float, texts: Sequence[Text]) -> Drafting:
+    """What there is to say of the one draft of an engine.
+
+    Args:
+        unverified_s: what the target's pass leaves of a round with DRAFTED proposals.
+    """
+    along = [
+        replay.along_model(agreement(engine.networks[1], text), MAX_AUTO_TOKENS) for text in texts
+    ]
+    session = engine.session(_start(engine), draft_tokens=DRAFTED)
+    for _ in range(2):  # the first round proposes nothing
+        session.step()
+    draft_s, _ = halves(session, DRAFTED, REPEATS, next(iter(engine.drafts)))
+    return Drafting(
+        draft_s / DRAFTED,
+        unverified_s - draft_s,
+        _replayed(along, {count: [count] for count in range(1, MAX_AUTO_TOKENS + 1)}),
+    )
+
+
+def _from_text(make: Callable[[], TextDrafter], texts: Sequence[Text]) -> Drafting:
+    """What there is to say of a drafter without a model."""
+    along = [replay.along_text(make(), *text) for text in texts]
+    sizes = {most: [size for size in SIZES if size <= most] for most in SIZES}
+    return Drafting(0.0, 0.0, _replayed(along, sizes))
+
+
+def _start(engine: Engine) -> list[int]:
+    """A prompt like no other, of PROMPT tokens."""
+    return [token % engine.networks[0].vocabulary for token in range(PROMPT)]
+
+
+def speeds(
+    engine: Engine, prompts: Sequence[str], contenders: Iterable[Contender], repeats: int = 3
+) -> dict[Contender, float]:
+    """Tokens per second of decoding all prompts, greedily and without text.
+
+    Everything takes turns; a median over the repeats.
+    """
+    engines = {name: alone(engine, name) for name in engine.drafts} | {"": engine}
+    found: dict[Contender, list[float]] = {one: [] for one in contenders}
+    for turn in range(repeats + 1):
+        for one, measured in found.items():
+            spent = [_spent(engines[one.drafter], text, one.draft_tokens) for text in prompts]
+            if turn:  # the first one traces
+                measured.append(sum(n for n, _ in spent) / sum(s for _, s in spent))
+    return {one: median(values) for one, values in found.items()}
+
+
+def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int, float]:
+    """Tokens after the first round, and their seconds. What was learned starts the next text."""
+    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=draft_tokens)
+    session.step()
+    first, started = len(session.text), time.perf_counter()
+    while session.step():
+        pass
+    took = time.perf_counter() - started
+    engine.learn_from(session)
+    return len(session.text) - first, took
 
 
 def stepper(
@@ -245,11 +361,10 @@ def _passes(engine: Engine) -> dict[int, list[float]]:
     """Seconds of passes of so many rows, measured in turns."""
     sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
     rounds = Round(engine.networks[0], {}, sampler, compiled=engine.compiles)
-    prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
     length = lengths.attended(PROMPT + max(ROWS))
 
     def state() -> RoundState:
-        return engine.prefilled(prompt, draft=False, capacity=length)
+        return engine.prefilled(_start(engine), draft=False, capacity=length)
 
     steps = {rows: stepper(rounds, state(), rows - 1, length) for rows in ROWS}
     return in_turns(steps)
@@ -266,24 +381,6 @@ def in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
     return times
 
 
-def _round_parts(engine: Engine, passes: dict[int, list[float]]) -> tuple[float, float, float]:
-    """t_draft, t_host, and a plain round, from rounds of running texts."""
-    prompt = [token % engine.networks[0].vocabulary for token in range(PROMPT)]
-    session = engine.session(prompt, draft_tokens=DRAFTED)
-    for _ in range(2):  # the first round proposes nothing
-        session.step()
-    draft_s, _ = halves(session, DRAFTED, REPEATS, next(iter(engine.drafts)))
-    running: dict[int, list[float]] = {0: [], DRAFTED: []}
-    for turn in range(4):
-        for count, times in running.items():
-            took = round_seconds(engine, prompt, count)
-            if turn:
-                times.append(took)
-    whole_s, plain_s = median(running[DRAFTED]), median(running[0])
-    host_s = whole_s - draft_s - median(passes[DRAFTED + 1])
-    return draft_s / DRAFTED, host_s, plain_s
-
-
 def _spread(times: Sequence[float]) -> float:
     """Half the distance between the quartiles, over the median."""
     ordered = sorted(times)
@@ -291,24 +388,11 @@ def _spread(times: Sequence[float]) -> float:
     return (ordered[-1 - quarter] - ordered[quarter]) / 2 / median(ordered)
 
 
-def verdict_of(measured: Mapping[int, float]) -> Verdict:
-    """The K that was the fastest; none, where that is hardly faster than plain decoding."""
+def verdict_of(measured: Mapping[Contender, float]) -> Verdict:
+    """What was the fastest; no speculation, where that is hardly faster than plain decoding."""
     best = max(measured, key=measured.__getitem__)
-    speed_up = measured[best] / measured[0]
-    return Verdict(best, speed_up) if speed_up >= WORTH_IT else Verdict(0, 1.0)
-
-
-def knowledge_of(probe: Probe, engine: Engine) -> dict[str, Knowledge]:
-    """By the name of the drafter, the first of several.
-
-    What the text proposes costs a pass that is waited for.
-    """
-    rows = sorted(probe.pass_s)
-    passes = [
-        float(np.interp(k + 1, rows, [probe.pass_s[r] for r in rows]))
-        for k in range(1, SIZES[-1] + 1)
-    ]
-    return {
-        next(iter(engine.drafts)): probe.knowledge(),
-        TEXT: Knowledge((probe.plain_s, *passes), ()),
-    }
+    speed_up = measured[best] / measured[PLAIN]
+    if speed_up < WORTH_IT:
+        return Verdict(0, 1.0)
+    drafter = "" if best.drafter == MODEL else best.drafter
+    return Verdict(best.draft_tokens, speed_up, drafter)

@@ -10,19 +10,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.probe import WORTH_IT, Option, Probe
+from mlxspec.drafters import MODEL
+from mlxspec.probe import PLAIN, WORTH_IT, Contender, Probe
 from mlxspec.tuning import Verdict
 
 WITHIN = 0.1  # how far a prediction may be off
 
 
 def show_probe(found: Probe, console: Console) -> None:
-    """The cost curve, what is expected of every K, and the verdict."""
+    """The cost curve, what is expected of every drafter's K, and the verdict."""
     console.print(_curve(found))
-    console.print(
-        f"plain round {1e3 * found.plain_s:.2f} ms · draft step {1e3 * found.draft_s:.2f} ms · "
-        f"host {1e3 * found.host_s:+.2f} ms of a round, less what overlaps"
-    )
+    console.print(f"plain round {1e3 * found.plain_s:.2f} ms")
+    for name, drafting in found.drafters.items():
+        if drafting.is_model:
+            console.print(
+                f"{name}: draft step {1e3 * drafting.step_s:.2f} ms · "
+                f"host {1e3 * drafting.host_s:+.2f} ms of a round, less what overlaps"
+            )
     console.print(_expected(found))
     if found.is_noisy:
         console.print(
@@ -32,27 +36,36 @@ def show_probe(found: Probe, console: Console) -> None:
         )
         return
     best = found.best()
-    console.print(str(Verdict(best.draft_tokens, best.speed_up)), style="bold")
+    drafter = "" if best.drafter == MODEL else best.drafter
+    console.print(str(Verdict(best.draft_tokens, best.speed_up, drafter)), style="bold")
 
 
-def show_trial(predicted: Option, measured: Mapping[int, float], console: Console) -> None:
-    """What was predicted beside what came."""
-    came = measured[predicted.draft_tokens] / measured[0]
-    off = predicted.speed_up / came - 1
-    remark = "" if abs(off) <= WITHIN else ": texts differ, or the machine was busy"
-    console.print(
-        f"predicted {predicted.speed_up:.2f} x, measured {came:.2f} x "
-        f"({measured[predicted.draft_tokens]:.0f} against {measured[0]:.0f} tokens/s), "
-        f"off by {off:+.0%}{remark}"
-    )
-
-
-def show_speeds(measured: Mapping[int, float], console: Console) -> None:
-    """Tokens per second with each K."""
-    table = Table("draft tokens", "tokens/s", "x plain", box=SIMPLE_HEAD, padding=(0, 1))
-    for count, speed in measured.items():
-        table.add_row(str(count), f"{speed:.0f}", f"{speed / measured[0]:.2f}")
+def show_trial(found: Probe, measured: Mapping[Contender, float], console: Console) -> None:
+    """What was expected beside what came, in tokens per second and times plain decoding."""
+    expected = {Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()}
+    table = Table("tried", "tokens/s", "x plain", "expected", "", box=SIMPLE_HEAD, padding=(0, 1))
+    for contender, speed in measured.items():
+        came, remark = speed / measured[PLAIN], ""
+        predicted = expected.get(contender)
+        if predicted is not None and contender != PLAIN:
+            off = predicted / came - 1
+            remark = f"off by {off:+.0%}"
+            remark += "" if abs(off) <= WITHIN else ": texts differ, or the machine was busy"
+        table.add_row(
+            described(contender),
+            f"{speed:.0f}",
+            f"{came:.2f}",
+            "" if predicted is None else f"{predicted:.2f}",
+            remark,
+        )
     console.print(table)
+
+
+def described(contender: Contender) -> str:
+    """A way to decode in words."""
+    if contender == PLAIN:
+        return "plain"
+    return f"{contender.drafter} {contender.draft_tokens}".strip()
 
 
 def _curve(found: Probe) -> Table:
@@ -69,25 +82,28 @@ def _curve(found: Probe) -> Table:
 
 def _expected(found: Probe) -> Table:
     table = Table(
+        "drafter",
         "draft tokens",
-        "last accepted",
-        "tokens per round",
-        "a round takes",
+        "accepted",
+        "a round brings",
+        "takes",
         "x plain",
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    best = found.best().draft_tokens
+    best = found.best()
     for option in found.options():
-        k = option.draft_tokens
-        style = "bold" if k == best else "" if option.speed_up >= WORTH_IT else "dim"
+        name, count = option.drafter, option.draft_tokens
+        rates = found.drafters[name].acceptance(count) if name else ()
+        style = "bold" if option == best else "" if option.speed_up >= WORTH_IT else "dim"
         table.add_row(
-            str(k),
-            f"{found.acceptance[k - 1][-1]:.0%}" if k else "",
-            f"{option.tokens:.2f}",
+            name or "plain",
+            str(count),
+            f"{rates[0]:.0%} … {rates[-1]:.0%}" if rates else "",
+            f"{option.tokens:.2f} tokens",
             f"{1e3 * option.seconds:.2f} ms",
             f"{option.speed_up:.2f}",
             style=style,
         )
-    table.title = Text("what is expected of each number of draft tokens")
+    table.title = Text("what is expected; of a round's tokens the first and the last are accepted")
     return table

@@ -22,6 +22,7 @@ from typing import Any
 from platformdirs import user_state_path
 
 from mlxspec.estimates import LENGTHS, Knowledge, Learned
+from mlxspec.pairs import AUTO, DraftTokens
 
 FORMAT = 1
 
@@ -43,16 +44,24 @@ class Setting:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a tuning found best: K, with its speed over plain decoding."""
+    """What is best: K, or "auto", with its speed over plain decoding.
 
-    draft_tokens: int
+    `drafter` tells which draft it is, where there may be several.
+    """
+
+    draft_tokens: DraftTokens
     speed_up: float
+    drafter: str = ""
 
     def __str__(self) -> str:
         if self.draft_tokens == 0:
             return "do not speculate: plain decoding is the fastest"
-        plural = "s" if self.draft_tokens > 1 else ""
-        return f"use {self.draft_tokens} draft token{plural}: {self.speed_up:.2f} x plain decoding"
+        plural = "" if self.draft_tokens == 1 else "s"
+        what = f"{self.draft_tokens} draft token{plural}"
+        if self.draft_tokens == AUTO:
+            what = f"--draft-tokens {AUTO}"
+        of = f" of {self.drafter}" if self.drafter else ""
+        return f"use {what}{of}: {self.speed_up:.2f} x plain decoding"
 
 
 @dataclass(frozen=True)

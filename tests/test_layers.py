@@ -13,8 +13,9 @@ PACKAGE = Path(mlxspec.__file__).parent
 
 LAYERS = [
     ["errors", "metrics", "estimates", "proposals", "suffix", "following", "lengths", "_version"],
-    ["pairs", "params", "prompts", "kernels", "memory", "noise", "control", "tuning"],
-    ["history", "prediction", "chain"],
+    ["pairs", "params", "prompts", "kernels", "memory", "noise", "control"],
+    ["tuning", "compiling"],
+    ["history", "prediction", "chain", "replay"],
     ["stopwatch"],
     ["caches.original", "caches.positional", "machine"],
     ["caches.hosted", "caches.recurrent"],

@@ -6,44 +6,57 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_tools import environment, is_one_error, mlxspec, save_model
 from conftest import draft_for, foreign, model
 from rich.console import Console
 
+from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.errors import PromptError, UsageError
-from mlxspec.estimates import TEXT
+from mlxspec.estimates import SIZES, TEXT
+from mlxspec.history import History
 from mlxspec.pairs import MAX_AUTO_TOKENS
 from mlxspec.probe import (
-    CANDIDATES,
+    LEFT_TO_AUTO,
+    PLAIN,
     ROWS,
     TOKENS,
     TOO_NOISY,
+    Contender,
+    Drafting,
     Option,
     Probe,
     agreement,
-    kept_along,
-    knowledge_of,
     probe,
-    rates_along,
     speeds,
     verdict_of,
 )
 from mlxspec.prompts import read_prompts
-from mlxspec.report import show_probe, show_trial
+from mlxspec.proposals import Proposal
+from mlxspec.replay import Proposed, along_model, along_text, rates, rounds, tokens_per_round
+from mlxspec.report import described, show_probe, show_trial
 from mlxspec.tuning import Verdict
 
+# Rounds of one, and of two: 0.8 of the first are right, and half of the second.
+ROUNDS = {
+    1: [Proposed(1, 1)] * 8 + [Proposed(1, 0)] * 2,
+    2: [Proposed(2, 2)] * 4 + [Proposed(2, 1)] * 4 + [Proposed(2, 0)] * 2,
+    3: [Proposed(3, 2)] * 4 + [Proposed(3, 1)] * 4 + [Proposed(3, 0)] * 2,
+}
+FROM_TEXT = {3: [Proposed(3, 3), Proposed(0, 0)]}
 FOUND = Probe(
     pass_s={rows: 1.0 + 0.1 * (rows - 1) for rows in ROWS},
-    draft_s=0.1,
-    host_s=0.05,
     plain_s=1.1,
-    acceptance=((0.8,), (0.8, 0.5), (0.8, 0.5, 0.5), (0.8, 0.5, 0.5, 0.1)),
     noise=0.01,
+    drafters={
+        MODEL: Drafting(step_s=0.1, host_s=0.05, rounds=ROUNDS),
+        "history": Drafting(step_s=0.0, host_s=0.0, rounds=FROM_TEXT),
+    },
 )
-DEAR = replace(FOUND, pass_s={rows: 0.9 * rows for rows in ROWS})
+DEAR = replace(FOUND, pass_s={rows: 0.9 * rows * rows for rows in ROWS})
 
 
 def printed(show, *arguments) -> str:
@@ -56,138 +69,216 @@ def printed(show, *arguments) -> str:
 
 
 def test_what_is_expected_follows_from_what_was_measured() -> None:
-    plain, one, two, *_ = FOUND.options()
-    assert plain == Option(0, 1.0, 1.1, 1.0)
+    plain, one, two, _, text = FOUND.options()
+    assert plain == Option("", 0, 1.0, 1.1, 1.0)
     # N(1) = 1 + 0.8; C(1) = 1 draft step + a pass of two rows + the host's share.
+    assert (one.drafter, one.draft_tokens) == (MODEL, 1)
     assert one.tokens == pytest.approx(1.8)
     assert one.seconds == pytest.approx(0.1 + 1.1 + 0.05)
     assert one.speed_up == pytest.approx(1.8 * 1.1 / 1.25)
-    assert two.tokens == pytest.approx(1 + 0.8 + 0.8 * 0.5)
+    assert two.tokens == pytest.approx(1 + 0.8 + 0.4)
     assert two.seconds == pytest.approx(0.2 + 1.2 + 0.05)
+    # A round of three that are all kept, and one where nothing is proposed.
+    assert (text.drafter, text.tokens) == ("history", 2.5)
+    assert text.seconds == pytest.approx((1.3 + 1.1) / 2)
 
 
 def test_the_fastest_is_recommended_and_plain_decoding_where_nothing_pays() -> None:
-    assert FOUND.best().draft_tokens == 2
-    assert FOUND.candidates()[0] == 2
-    assert len(set(FOUND.candidates())) == CANDIDATES
+    best = FOUND.best()
+    assert (best.drafter, best.draft_tokens) == ("history", 3)
+    model_alone = replace(FOUND, drafters={MODEL: FOUND.drafters[MODEL]})
+    assert model_alone.best().draft_tokens == 2
     assert DEAR.best() == DEAR.options()[0]
-    hardly = replace(FOUND, plain_s=FOUND.plain_s * 1.01 / FOUND.best().speed_up)
+    hardly = replace(model_alone, plain_s=1.1 * 1.01 / model_alone.best().speed_up)
     assert hardly.best().draft_tokens == 0
+    assert replace(FOUND, drafters={}).best().draft_tokens == 0
+
+
+def test_models_and_auto_are_tried() -> None:
+    assert FOUND.contenders(1) == [PLAIN, Contender(MODEL, 2), LEFT_TO_AUTO]
+    assert len(FOUND.contenders(3)) == 5
+    assert replace(FOUND, drafters={}).contenders(1) == [PLAIN, LEFT_TO_AUTO]
 
 
 def test_it_is_what_a_controller_starts_from() -> None:
-    known = replace(FOUND, acceptance=((0.9,), (0.8, 0.0))).knowledge()
-    assert known.costs == pytest.approx((1.1, 1.25, 1.45))
-    assert known.acceptance == (0.8, 0.01)
+    known = FOUND.knowledge()
+    assert set(known) == {MODEL, TEXT}
+    assert known[MODEL].costs == pytest.approx((1.1, 1.25, 1.45, 1.65))
+    assert known[MODEL].acceptance == pytest.approx((0.8, 0.6, 0.3))
+    assert min(known[MODEL].acceptance) >= 0.01
+    assert known[TEXT].costs == pytest.approx((1.1, *(1.0 + 0.1 * k for k in range(1, 32))))
+    assert known[TEXT].acceptance == ()
 
 
 def test_a_verdict_is_what_was_measured() -> None:
-    assert verdict_of({0: 10.0, 2: 19.0, 3: 18.0}) == Verdict(2, 1.9)
-    assert verdict_of({0: 10.0, 2: 10.1}) == Verdict(0, 1.0)
-    assert verdict_of({0: 10.0, 2: 5.0}) == Verdict(0, 1.0)
+    two, three = Contender(MODEL, 2), Contender("small", 3)
+    assert verdict_of({PLAIN: 10.0, two: 19.0, three: 18.0}) == Verdict(2, 1.9)
+    assert verdict_of({PLAIN: 10.0, two: 11.0, three: 18.0}) == Verdict(3, 1.8, "small")
+    assert verdict_of({PLAIN: 10.0, two: 11.0, LEFT_TO_AUTO: 18.0}) == Verdict("auto", 1.8)
+    assert verdict_of({PLAIN: 10.0, two: 10.1}) == Verdict(0, 1.0)
+    assert verdict_of({PLAIN: 10.0, two: 5.0}) == Verdict(0, 1.0)
+
+
+# --- replaying --------------------------------------------------------------------------
+
+
+def kept(replayed: list[Proposed]) -> list[int]:
+    return [one.right for one in replayed]
 
 
 @pytest.mark.parametrize(
-    ("count", "kept"), [(1, [1, 0, 1, 0, 1]), (2, [2, 1, 0]), (3, [2, 1]), (7, [2]), (8, [])]
+    ("count", "expected"), [(1, [1, 0, 1, 0, 1]), (2, [2, 1, 0]), (3, [2, 1]), (7, [2]), (8, [])]
 )
-def test_rounds_are_replayed_along_a_text(count: int, kept: list[int]) -> None:
+def test_rounds_are_replayed_along_a_text(count: int, expected: list[int]) -> None:
     # Right, right, wrong, right, wrong, …: a round ends with the target's own token.
-    along = [True, True, False, True, False, False, True, True]
-    assert kept_along(along, count) == kept
+    along = along_model([True, True, False, True, False, False, True, True], 8)
+    assert kept(rounds(along, [count])) == expected
 
 
 def test_every_k_is_counted_in_rounds_of_its_own() -> None:
     # Two right and one wrong, over and over: single proposals meet the wrong one in every other
     # round, rounds of two never.
-    along = [[True, True, False] * 40]
-    assert rates_along(along, 2) == pytest.approx((1.0, 1.0))
-    assert rates_along(along, 1)[0] == pytest.approx(0.5, abs=0.02)
-    assert rates_along([[True, False, False] * 40], 2)[1] < 0.5
+    along = along_model([True, True, False] * 40, 8)
+    assert rates(rounds(along, [2]), 2) == pytest.approx((1.0, 1.0))
+    assert rates(rounds(along, [1]), 1)[0] == pytest.approx(0.5, abs=0.02)
+    assert rates(rounds(along_model([True, False, False] * 40, 8), [2]), 2)[1] < 0.5
+
+
+def test_the_largest_number_is_proposed_that_there_is() -> None:
+    places = [Proposed(0, 0), Proposed(2, 1), Proposed(9, 9), Proposed(5, 2), *[Proposed(0, 0)] * 9]
+    replayed = rounds(places, [1, 3])
+    assert replayed[:3] == [Proposed(0, 0), Proposed(1, 1), Proposed(3, 2)]
+    assert tokens_per_round(replayed[:3]) == pytest.approx(2.0)
+
+
+class Twos:
+    """Proposes twos."""
+
+    name, most = "twos", 3
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def extend(self, tokens: list[int]) -> None:
+        self.seen += tokens
+
+    def propose(self, limit: int) -> Proposal:
+        return Proposal((2,) * min(limit, len(self.seen)), 0)
+
+
+def test_a_drafter_of_the_text_sees_what_is_before_each_token_only() -> None:
+    places = along_text(Twos(), [1], [2, 2, 5, 2], most=3)
+    assert places == [Proposed(1, 1), Proposed(2, 1), Proposed(3, 0), Proposed(3, 1)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_what_is_replayed_is_what_rounds_keep(count: int) -> None:
     target = model("llama")
     engine = Engine(target, draft_for(target, "half"), compiled=False)
-    prompt: str = [1, 2, 3]  # type: ignore[assignment]
-    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=count)
-    kept = []
+    session = engine.session([1, 2, 3], max_tokens=TOKENS, draft_tokens=count)
+    came = []
     while session.step():
         assert session.stats is not None
-        kept.append(session.stats.accepted)
-    replayed = kept_along(agreement(engine, prompt), count)
+        came.append(session.stats.accepted)
+    text = [1, 2, 3], session.text[3:]
+    replayed = kept(rounds(along_model(agreement(engine.networks[1], text), 8), [count]))
     assert len(replayed) > 5
-    assert kept[: len(replayed)] == replayed
+    assert came[: len(replayed)] == replayed
 
 
 # --- words ------------------------------------------------------------------------------
 
 
 def test_a_verdict_in_words() -> None:
-    assert "use 2 draft tokens: 1.67 x plain decoding" in printed(show_probe, FOUND)
+    assert "use 3 draft tokens of history: 2.29 x plain decoding" in printed(show_probe, FOUND)
+    model_alone = replace(FOUND, drafters={MODEL: FOUND.drafters[MODEL]})
+    assert "use 2 draft tokens: 1.67 x plain decoding" in printed(show_probe, model_alone)
     assert "do not speculate" in printed(show_probe, DEAR)
     noisy = printed(show_probe, replace(FOUND, noise=TOO_NOISY + 0.1))
     assert "too busy to tell" in noisy
-    assert "use 2" not in noisy
+    assert "use 3" not in noisy
     assert str(Verdict(1, 1.5)) == "use 1 draft token: 1.50 x plain decoding"
+    assert str(Verdict("auto", 1.5)) == "use --draft-tokens auto: 1.50 x plain decoding"
 
 
 def test_a_prediction_stands_beside_what_came() -> None:
-    best = FOUND.best()
-    close = printed(show_trial, best, {0: 100.0, 2: 165.0})
-    assert "predicted 1.67 x, measured 1.65 x" in close
+    two = Contender(MODEL, 2)
+    close = printed(show_trial, FOUND, {PLAIN: 100.0, two: 165.0, LEFT_TO_AUTO: 170.0})
+    words = [line.split() for line in close.splitlines()]
+    assert ["model", "2", "165", "1.65", "1.67", "off", "by", "+1%"] in words
+    assert ["auto", "170", "1.70"] in words
     assert "busy" not in close
-    assert "busy" in printed(show_trial, best, {0: 100.0, 2: 90.0})
+    assert "busy" in printed(show_trial, FOUND, {PLAIN: 100.0, two: 90.0})
+    assert [described(one) for one in (PLAIN, two, LEFT_TO_AUTO)] == ["plain", "model 2", "auto"]
 
 
 # --- measurements -----------------------------------------------------------------------
 
 
+def untexted(*arguments: Any, **options: Any) -> Engine:
+    """An engine whose prompts are token ids."""
+    engine = Engine(*arguments, compiled=False, **options)
+    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
+    return engine
+
+
+PROMPTS: Any = [[1, 2, 3], [4, 5]]
+
+
 def test_everything_is_measured() -> None:
     target = model("llama")
-    engine = Engine(target, draft_for(target, "half"), compiled=False)
-    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
-    found = probe(engine, [[1, 2, 3], [4, 5]])  # type: ignore[list-item]
+    found = probe(untexted(target, draft_for(target, "half"), texts=(History,)), PROMPTS)
     assert tuple(found.pass_s) == ROWS
     assert all(seconds > 0 for seconds in found.pass_s.values())
-    assert found.draft_s > 0
     assert found.plain_s > 0
-    assert len(found.acceptance) == MAX_AUTO_TOKENS
-    assert [len(rates) for rates in found.acceptance] == list(range(1, MAX_AUTO_TOKENS + 1))
-    assert all(0.3 < rates[0] < 0.95 for rates in found.acceptance)
     assert found.noise >= 0
+    assert list(found.drafters) == [MODEL, "history"]
+    drafted, texts = found.drafters.values()
+    assert drafted.step_s > 0
+    assert list(drafted.rounds) == list(range(1, MAX_AUTO_TOKENS + 1))
+    assert all(0.3 < drafted.acceptance(count)[0] < 0.95 for count in drafted.rounds)
+    assert not texts.is_model
+    assert list(texts.rounds) == list(SIZES)
+    assert len(found.options()) == 1 + MAX_AUTO_TOKENS + len(SIZES)
     json.dumps(found.as_dict())
 
 
 def test_a_draft_that_always_agrees_is_accepted_everywhere() -> None:
     target = model("llama")
-    engine = Engine(target, target, compiled=False)
-    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
-    found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
-    assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
-    assert set(speeds(engine, [[1, 2, 3]], (0, 3), repeats=1)) == {0, 3}  # type: ignore[list-item]
+    engine = untexted(target, target)
+    drafted = probe(engine, PROMPTS).drafters[MODEL]
+    assert drafted.acceptance(MAX_AUTO_TOKENS) == (1.0,) * MAX_AUTO_TOKENS
+    contenders = [PLAIN, Contender(MODEL, 3), LEFT_TO_AUTO]
+    measured = speeds(engine, PROMPTS, contenders, repeats=1)
+    assert list(measured) == contenders
+    assert all(speed > 0 for speed in measured.values())
 
 
 def test_a_draft_of_another_tokenizer_is_probed_in_the_targets_tokens() -> None:
     target = model("llama")
     draft, shared = foreign(target)
-    engine = Engine(target, draft, shared=shared, compiled=False)
-    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
-    found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
-    assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
+    found = probe(untexted(target, draft, shared=shared), PROMPTS)
+    assert found.drafters[MODEL].acceptance(MAX_AUTO_TOKENS) == (1.0,) * MAX_AUTO_TOKENS
 
 
-def test_of_several_drafts_the_first_is_probed() -> None:
+def test_every_draft_is_probed() -> None:
     target = model("llama")
-    engine = Engine(target, {"one": target, "two": draft_for(target, "never")}, compiled=False)
-    engine.encode = lambda prompt, **_: list(prompt)  # type: ignore[method-assign, assignment]
-    found = probe(engine, [[1, 2, 3]])  # type: ignore[list-item]
-    assert found.acceptance[-1] == (1.0,) * MAX_AUTO_TOKENS
-    assert set(knowledge_of(found, engine)) == {"one", TEXT}
+    engine = untexted(target, {"one": draft_for(target, "never"), "two": target})
+    found = probe(engine, PROMPTS)
+    assert found.drafters["one"].acceptance(1)[0] < 0.1
+    assert found.drafters["two"].acceptance(1) == (1.0,)
+    assert set(found.knowledge()) == {"one", "two", TEXT}
+    assert set(speeds(engine, PROMPTS, [Contender("two", 2)], repeats=1)) == {Contender("two", 2)}
 
 
-def test_there_must_be_a_draft() -> None:
-    with pytest.raises(UsageError, match="no draft"):
+def test_a_target_alone_is_probed_with_its_text() -> None:
+    found = probe(untexted(model("llama"), texts=(History,)), PROMPTS)
+    assert list(found.drafters) == ["history"]
+    assert set(found.knowledge()) == {TEXT}
+
+
+def test_something_must_draft() -> None:
+    with pytest.raises(UsageError, match="nothing to probe"):
         probe(Engine(model("llama"), compiled=False), ["x"])
 
 
@@ -210,13 +301,14 @@ def test_probe_prints_a_table_or_one_object(folder: str) -> None:
     arguments = ("probe", "--target", folder, "--draft", folder, "--no-compile")
     run = mlxspec(*arguments)
     assert run.returncode == 0, run.stderr
-    for words in ("T(M)/T(1)", "tokens per round", "predicted", "measured"):
+    for words in ("T(M)/T(1)", "a round brings", "history", "expected", "tried", "auto"):
         assert words in run.stdout.decode()
     run = mlxspec(*arguments, "--json")
     result = json.loads(run.stdout)
     assert result["pass_over_first"]["1"] == 1
-    assert len(result["options"]) == MAX_AUTO_TOKENS + 1
-    assert set(result["measured_tokens_per_second"]) == {"0", str(result["best"]["draft_tokens"])}
+    assert set(result["drafters"]) == {"model", "history"}
+    assert result["options"][0]["draft_tokens"] == 0
+    assert {"plain", "auto"} < set(result["measured_tokens_per_second"])
 
 
 def test_tune_remembers_what_it_found(table: Path, tmp_path: Path) -> None:
@@ -231,11 +323,11 @@ def test_tune_remembers_what_it_found(table: Path, tmp_path: Path) -> None:
     assert b"remembered: " in run.stdout
     shown = mlxspec("pairs", "show", "mine", *options, "--json", env=env)
     (kept,) = json.loads(shown.stdout)["learned"]
-    assert set(kept["verdict"]) == {"draft_tokens", "speed_up"}
+    assert set(kept["verdict"]) == {"draft_tokens", "speed_up", "drafter"}
     assert len(kept["learned"]["0"]["model"]["costs"]) == MAX_AUTO_TOKENS + 1
     said = mlxspec("pairs", "show", "mine", *options, env=env).stdout.decode()
     assert "is accepted" in said
-    assert "draft tokens" in said or "do not speculate" in said
+    assert str(Verdict(**kept["verdict"])) in said
     # A run begins with it, and adds to it.
     run = mlxspec("generate", "--pair", "mine", *options, "--no-compile", "abc", env=env)
     assert run.returncode == 0
@@ -259,8 +351,16 @@ def test_a_damaged_memory_is_a_warning_and_no_more(table: Path, tmp_path: Path) 
     assert json.loads((state / "tuning.json").read_text())["records"]
 
 
-def test_a_pair_without_a_draft_is_one_error(folder: str) -> None:
-    run = mlxspec("probe", "--target", folder)
+def test_a_target_alone_is_probed_by_the_command(folder: str) -> None:
+    run = mlxspec("probe", "--target", folder, "--no-compile", "--json")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert set(result["drafters"]) == {"history"}
+    assert set(result["measured_tokens_per_second"]) == {"plain", "auto"}
+
+
+def test_without_speculation_there_is_one_error(folder: str) -> None:
+    run = mlxspec("probe", "--target", folder, "--no-speculation")
     assert run.returncode == UsageError.exit_code
     assert is_one_error(run.stderr)
 
