@@ -314,6 +314,7 @@ def _probe(
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=True) as display:
         engine = _engine(pair, models, display, [], quiet=quiet)
         from mlxspec import probe, report
+        from mlxspec.forecast import verdict_of
 
         probe.require_drafter(engine)
         texts = own or probe.PROMPTS
@@ -326,7 +327,7 @@ def _probe(
         result = found.as_dict() | {"measured_tokens_per_second": named}
         if tunes:
             record = _recall(pair, engine, display)
-            verdict = probe.verdict_of(measured)
+            verdict = verdict_of(measured)
             result |= {"verdict": vars(verdict), "remembered": not found.is_noisy}
             if not found.is_noisy:
                 engine.learned.learn(0, found.knowledge())

@@ -37,13 +37,12 @@ from mlxspec import lengths, machine
 from mlxspec.bench import Decode, contenders, timed
 from mlxspec.bench_texts import Kind, kinds_of
 from mlxspec.caches.layers import Layers
-from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import SIZES, Learned
 from mlxspec.history import History
 from mlxspec.loading import load
 from mlxspec.network import Network
-from mlxspec.pairs import AUTO, DEFAULT_PAIR
+from mlxspec.pairs import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.probe import in_turns, stepper
 from mlxspec.round import Round
 from mlxspec.sampling import Sampler

@@ -31,11 +31,11 @@ from rich.table import Table
 
 from mlxspec import machine
 from mlxspec.bench import COUNTS, PROMPTS, timed
-from mlxspec.drafters import MODEL, ModelDrafter
+from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.loading import load
-from mlxspec.pairs import DEFAULT_PAIR
+from mlxspec.pairs import DEFAULT_PAIR, MODEL
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler

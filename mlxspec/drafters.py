@@ -13,7 +13,6 @@ from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.taps import Features
 from mlxspec.verify import Draft
 
-MODEL = "model"  # the name of a draft model, among drafters
 ROWS = 64  # that are read in a pass: a ring has room for no more beside its window
 
 

@@ -14,7 +14,7 @@ from mlxspec.caches.original import Model, require_quantizable
 from mlxspec.chain import Chain
 from mlxspec.compiling import Compiling
 from mlxspec.control import Controller
-from mlxspec.drafters import MODEL, Head, ModelDrafter
+from mlxspec.drafters import Head, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
 from mlxspec.identity import Identity, identity_of
@@ -27,6 +27,7 @@ from mlxspec.pairs import (
     DEFAULT_MAX_TOKENS,
     MAX_AUTO_TOKENS,
     MAX_DRAFT_TOKENS,
+    MODEL,
     DraftTokens,
 )
 from mlxspec.params import KVQuantization, Method, SamplingParams

@@ -21,10 +21,9 @@ from huggingface_hub.errors import (
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
 from mlxspec import plugins
-from mlxspec.drafters import MODEL
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
 from mlxspec.memory import watched
-from mlxspec.pairs import Pair, package_folder
+from mlxspec.pairs import MODEL, Pair, package_folder
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ DEFAULT_MAX_TOKENS = 256
 MAX_DRAFT_TOKENS = 64
 MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
+MODEL = "model"  # the name of the one draft model, among drafters
 HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
 
 _PACKAGE = Path(__file__).resolve().parent

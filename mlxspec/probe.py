@@ -1,10 +1,5 @@
 """What speculation would bring with a pair on this machine, measured before it is used.
 
-A round that proposes K tokens takes C(K) = K·t_draft + T(K + 1) + t_host, where T(M) is a pass of
-the target over M rows, t_draft a step of the draft, and t_host what is left of a round in a running
-text: Python's share, less what overlaps. What the text proposes takes no drafting, and is waited
-for. With N(K) tokens that it commits, N(K)·C(0)/C(K) is the speed-up.
-
 One pass of a draft over a greedy text tells what rounds of every K would have kept, and so does
 what drafters without a model propose along it (`replay`). Each K is counted for itself, because
 longer rounds begin oftener where the text is hard to guess.
@@ -16,26 +11,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, median
-from typing import Any, NamedTuple, cast
+from statistics import median
+from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlxspec import lengths, replay
-from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
-from mlxspec.estimates import SIZES, TEXT, Knowledge
+from mlxspec.estimates import SIZES
+from mlxspec.forecast import Contender, Drafting, Forecast
 from mlxspec.network import Network
-from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS, DraftTokens
+from mlxspec.pairs import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.proposals import TextDrafter
 from mlxspec.replay import Proposed
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler
 from mlxspec.timing import halves, round_seconds
-from mlxspec.tuning import Verdict
 
 ROWS = (*range(1, 17), 32)
 DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
@@ -43,10 +35,7 @@ REPEATS = 7
 TURNS = 3
 PROMPT = 64  # tokens before the passes that are timed
 TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
-# What speculation must bring to be recommended, and medians that vary more tell nothing.
-WORTH_IT = 1.02
 CANDIDATES = 4  # numbers of draft tokens that a tuning tries
-TOO_NOISY = 0.2
 
 PROMPTS = (
     "def merge(left, right):\n",
@@ -54,142 +43,6 @@ PROMPTS = (
     "The bicycle was invented in the nineteenth century, and",
     '{"name": "Ada", "roles": ["admin", "author"], "active": true}\n{"name": "',
 )
-
-
-class Contender(NamedTuple):
-    """A way to decode: a drafter with K, nothing with 0, or what `auto` makes of all of them."""
-
-    drafter: str
-    draft_tokens: DraftTokens
-
-
-PLAIN, LEFT_TO_AUTO = Contender("", 0), Contender("", AUTO)
-
-
-@dataclass(frozen=True)
-class Option:
-    """What a drafter's K is expected to do: tokens per round, seconds, times plain decoding."""
-
-    drafter: str
-    draft_tokens: int
-    tokens: float
-    seconds: float
-    speed_up: float
-
-
-@dataclass(frozen=True)
-class Drafting:
-    """What was measured of a drafter. Times are in seconds.
-
-    step_s: t_draft; 0 where the text proposes. host_s: t_host.
-    rounds: for each K, those that it would have run.
-    """
-
-    step_s: float
-    host_s: float
-    rounds: Mapping[int, Sequence[Proposed]]
-
-    @property
-    def is_model(self) -> bool:
-        return self.step_s > 0
-
-    def acceptance(self, draft_tokens: int) -> tuple[float, ...]:
-        """aⱼ of rounds with that K."""
-        return replay.rates(self.rounds[draft_tokens], draft_tokens)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """What was measured. Times are in seconds.
-
-    pass_s: T(M) for M rows. plain_s: a plain round of a running text.
-    noise: how far measurements of the same thing lie apart, as a fraction.
-    """
-
-    pass_s: dict[int, float]
-    plain_s: float
-    noise: float
-    drafters: Mapping[str, Drafting]
-
-    @property
-    def is_noisy(self) -> bool:
-        return self.noise > TOO_NOISY
-
-    def seconds(self, drafting: Drafting, draft_tokens: int) -> float:
-        """C(K)."""
-        if draft_tokens == 0:
-            return self.plain_s
-        verifying = float(np.interp(draft_tokens + 1, [*self.pass_s], [*self.pass_s.values()]))
-        return draft_tokens * drafting.step_s + verifying + drafting.host_s
-
-    def options(self) -> list[Option]:
-        """Plain decoding first, then every drafter's K."""
-        plain = Option("", 0, 1.0, self.plain_s, 1.0)
-        return [
-            plain,
-            *(
-                self._option(name, drafting, count)
-                for name, drafting in self.drafters.items()
-                for count, replayed in drafting.rounds.items()
-                if replayed
-            ),
-        ]
-
-    def _option(self, name: str, drafting: Drafting, count: int) -> Option:
-        replayed = drafting.rounds[count]
-        tokens = replay.tokens_per_round(replayed)
-        seconds = fmean(self.seconds(drafting, one.tokens) for one in replayed)
-        return Option(name, count, tokens, seconds, tokens * self.plain_s / seconds)
-
-    def best(self) -> Option:
-        """What is recommended: no speculation, where it is not expected to be worth it."""
-        plain, *others = self.options()
-        best = max(others, key=lambda option: option.speed_up, default=plain)
-        return best if best.speed_up >= WORTH_IT else plain
-
-    def contenders(self, count: int) -> list[Contender]:
-        """Plain decoding, `auto`, and the `count` models' K of which the most is expected."""
-        models = [one for one in self.options()[1:] if self.drafters[one.drafter].is_model]
-        ranked = sorted(models, key=lambda option: -option.speed_up)
-        best = [Contender(one.drafter, one.draft_tokens) for one in ranked[:count]]
-        return [PLAIN, *best, LEFT_TO_AUTO]
-
-    def knowledge(self) -> dict[str, Knowledge]:
-        """For a controller to start from, by the name of the drafter.
-
-        What the text proposes costs a pass that is waited for.
-        """
-        waited = Drafting(0.0, 0.0, {})
-        costs = (self.seconds(waited, count) for count in range(SIZES[-1] + 1))
-        known = {TEXT: Knowledge(tuple(costs), ())}
-        for name, drafting in self.drafters.items():
-            if drafting.is_model:
-                most = max(drafting.rounds)
-                costs = (self.seconds(drafting, count) for count in range(most + 1))
-                rates = (max(rate, 0.01) for rate in drafting.acceptance(most))
-                known[name] = Knowledge(tuple(costs), tuple(rates))
-        return known
-
-    def as_dict(self) -> dict[str, Any]:
-        first = self.pass_s[1]
-        return {
-            "pass_s": {str(rows): seconds for rows, seconds in self.pass_s.items()},
-            "pass_over_first": {str(rows): s / first for rows, s in self.pass_s.items()},
-            "plain_round_s": self.plain_s,
-            "drafters": {
-                name: {
-                    "draft_step_s": drafting.step_s,
-                    "host_s": drafting.host_s,
-                    "acceptance_by_position": {
-                        str(count): list(drafting.acceptance(count)) for count in drafting.rounds
-                    },
-                }
-                for name, drafting in self.drafters.items()
-            },
-            "noise": self.noise,
-            "options": [vars(option) for option in self.options()],
-            "best": vars(self.best()),
-        }
 
 
 def require_drafter(engine: Engine) -> None:
@@ -201,7 +54,7 @@ def require_drafter(engine: Engine) -> None:
         )
 
 
-def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
+def probe(engine: Engine, prompts: Sequence[str]) -> Forecast:
     """Measure everything on a pair: its draft models, and what proposes from the text.
 
     Raises:
@@ -218,7 +71,7 @@ def probe(engine: Engine, prompts: Sequence[str]) -> Probe:
         for name, one in engines.items()
     }
     from_text = {make().name: _from_text(make, texts) for make in engine.texts}
-    return Probe(pass_s, running[""], _spread(passes[1]), models | from_text)
+    return Forecast(pass_s, running[""], _spread(passes[1]), models | from_text)
 
 
 def alone(engine: Engine, name: str) -> Engine:
@@ -386,13 +239,3 @@ def _spread(times: Sequence[float]) -> float:
     ordered = sorted(times)
     quarter = len(ordered) // 4
     return (ordered[-1 - quarter] - ordered[quarter]) / 2 / median(ordered)
-
-
-def verdict_of(measured: Mapping[Contender, float]) -> Verdict:
-    """What was the fastest; no speculation, where that is hardly faster than plain decoding."""
-    best = max(measured, key=measured.__getitem__)
-    speed_up = measured[best] / measured[PLAIN]
-    if speed_up < WORTH_IT:
-        return Verdict(0, 1.0)
-    drafter = "" if best.drafter == MODEL else best.drafter
-    return Verdict(best.draft_tokens, speed_up, drafter)

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.drafters import MODEL
-from mlxspec.probe import PLAIN, WORTH_IT, Contender, Probe
+from mlxspec.forecast import PLAIN, WORTH_IT, Contender, Forecast
+from mlxspec.pairs import MODEL
 from mlxspec.tuning import Verdict
 
 WITHIN = 0.1  # how far a prediction may be off
 
 
-def show_probe(found: Probe, console: Console) -> None:
+def show_probe(found: Forecast, console: Console) -> None:
     """The cost curve, what is expected of every drafter's K, and the verdict."""
     console.print(_curve(found))
     console.print(f"plain round {1e3 * found.plain_s:.2f} ms")
@@ -40,7 +40,7 @@ def show_probe(found: Probe, console: Console) -> None:
     console.print(str(Verdict(best.draft_tokens, best.speed_up, drafter)), style="bold")
 
 
-def show_trial(found: Probe, measured: Mapping[Contender, float], console: Console) -> None:
+def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Console) -> None:
     """What was expected beside what came, in tokens per second and times plain decoding."""
     expected = {Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()}
     table = Table("tried", "tokens/s", "x plain", "expected", "", box=SIMPLE_HEAD, padding=(0, 1))
@@ -68,7 +68,7 @@ def described(contender: Contender) -> str:
     return f"{contender.drafter} {contender.draft_tokens}".strip()
 
 
-def _curve(found: Probe) -> Table:
+def _curve(found: Forecast) -> Table:
     """T(M)/T(1) as bars."""
     first = found.pass_s[1]
     largest = max(found.pass_s.values()) / first
@@ -80,7 +80,7 @@ def _curve(found: Probe) -> Table:
     return table
 
 
-def _expected(found: Probe) -> Table:
+def _expected(found: Forecast) -> Table:
     table = Table(
         "drafter",
         "draft tokens",

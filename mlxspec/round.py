@@ -18,8 +18,9 @@ import mlx.core as mx
 
 from mlxspec import noise, verify
 from mlxspec.caches.layers import Layers, capacity_of, grow
-from mlxspec.drafters import MODEL, Head, ModelDrafter, Past, Picks
+from mlxspec.drafters import Head, ModelDrafter, Past, Picks
 from mlxspec.network import Network
+from mlxspec.pairs import MODEL
 from mlxspec.sampling import Knobs, Sampler, uniform_if_broken
 from mlxspec.taps import Taps
 from mlxspec.verify import Draft, Rule, Verdict

@@ -8,9 +8,9 @@ from statistics import median
 
 import mlx.core as mx
 
-from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.metrics import Split
+from mlxspec.pairs import MODEL
 from mlxspec.session import Session
 
 SLOW_ROUND_S = 0.05

@@ -11,12 +11,11 @@ import pytest
 from conftest import draft_for, foreign, model, plain, prompt_of
 
 from mlxspec.control import PLAIN, Choice, Controller, Offer
-from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.estimates import Knowledge, Learned
 from mlxspec.metrics import Event, Parked, RoundStats
-from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS
+from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS, MODEL
 from mlxspec.params import SamplingParams
 from mlxspec.run import Run
 from mlxspec.session import Session

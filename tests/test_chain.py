@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from mlxspec.chain import WATCHED, Chain
 from mlxspec.control import PLAIN, Choice, Controller, Offer
-from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.history import History
-from mlxspec.pairs import AUTO
+from mlxspec.pairs import AUTO, MODEL
 from mlxspec.params import SamplingParams
 from mlxspec.proposals import Proposal
 from mlxspec.session import Session

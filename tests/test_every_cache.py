@@ -24,10 +24,11 @@ from mlxspec.caches.layers import flat
 from mlxspec.caches.original import Model, fresh_cache, quantized
 from mlxspec.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
 from mlxspec.caches.recurrent import RecurrentLayer
-from mlxspec.drafters import MODEL, ModelDrafter, Past
+from mlxspec.drafters import ModelDrafter, Past
 from mlxspec.engine import Engine
 from mlxspec.network import HostedNetwork, Network, network_of
 from mlxspec.opening import Opening
+from mlxspec.pairs import MODEL
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler

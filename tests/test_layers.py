@@ -14,8 +14,8 @@ PACKAGE = Path(mlxspec.__file__).parent
 LAYERS = [
     ["errors", "metrics", "estimates", "proposals", "suffix", "following", "lengths", "_version"],
     ["pairs", "params", "prompts", "kernels", "memory", "noise", "control"],
-    ["tuning", "compiling"],
-    ["history", "prediction", "chain", "replay"],
+    ["tuning", "compiling", "history", "prediction", "chain", "replay"],
+    ["forecast"],
     ["stopwatch"],
     ["caches.original", "caches.positional", "machine"],
     ["caches.hosted", "caches.recurrent"],

@@ -13,10 +13,9 @@ from mlxspec import lengths, models
 from mlxspec import session as session_module
 from mlxspec.caches.layers import capacity_of
 from mlxspec.control import PLAIN, Choice
-from mlxspec.drafters import MODEL
 from mlxspec.engine import GREEDY, Engine
 from mlxspec.estimates import Knowledge
-from mlxspec.pairs import AUTO
+from mlxspec.pairs import AUTO, MODEL
 from mlxspec.session import Session
 
 WINDOW, LENGTH = 16, 120

@@ -13,27 +13,22 @@ from cli_tools import environment, is_one_error, mlxspec, save_model
 from conftest import draft_for, foreign, model
 from rich.console import Console
 
-from mlxspec.drafters import MODEL
 from mlxspec.engine import Engine
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import SIZES, TEXT
-from mlxspec.history import History
-from mlxspec.pairs import MAX_AUTO_TOKENS
-from mlxspec.probe import (
+from mlxspec.forecast import (
     LEFT_TO_AUTO,
     PLAIN,
-    ROWS,
-    TOKENS,
     TOO_NOISY,
     Contender,
     Drafting,
+    Forecast,
     Option,
-    Probe,
-    agreement,
-    probe,
-    speeds,
     verdict_of,
 )
+from mlxspec.history import History
+from mlxspec.pairs import MAX_AUTO_TOKENS, MODEL
+from mlxspec.probe import ROWS, TOKENS, agreement, probe, speeds
 from mlxspec.prompts import read_prompts
 from mlxspec.proposals import Proposal
 from mlxspec.replay import Proposed, along_model, along_text, rates, rounds, tokens_per_round
@@ -47,7 +42,7 @@ ROUNDS = {
     3: [Proposed(3, 2)] * 4 + [Proposed(3, 1)] * 4 + [Proposed(3, 0)] * 2,
 }
 FROM_TEXT = {3: [Proposed(3, 3), Proposed(0, 0)]}
-FOUND = Probe(
+FOUND = Forecast(
     pass_s={rows: 1.0 + 0.1 * (rows - 1) for rows in ROWS},
     plain_s=1.1,
     noise=0.01,

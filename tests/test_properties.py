@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
-from mlxspec.drafters import MODEL, ModelDrafter
+from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
 from mlxspec.metrics import Event, Generation
+from mlxspec.pairs import MODEL
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.round import Round
 from mlxspec.sampling import Sampler

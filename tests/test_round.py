@@ -23,8 +23,9 @@ from conftest import (
 
 from mlxspec import lengths
 from mlxspec.caches.layers import capacity_of
-from mlxspec.drafters import MODEL, ModelDrafter
+from mlxspec.drafters import ModelDrafter
 from mlxspec.engine import Engine
+from mlxspec.pairs import MODEL
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import NO_TOKEN, Sampler

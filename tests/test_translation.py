@@ -21,11 +21,12 @@ from conftest import (
 )
 from mlx_lm.generate import generate_step
 
-from mlxspec.drafters import MODEL, ModelDrafter, Picks
+from mlxspec.drafters import ModelDrafter, Picks
 from mlxspec.engine import Engine
 from mlxspec.metrics import Generation
 from mlxspec.network import kind_of
 from mlxspec.noise import DRAFT, gumbel, keys_of
+from mlxspec.pairs import MODEL
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling import Sampler
 from mlxspec.translation import Translated

@@ -29,9 +29,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec import noise, verify
 from mlxspec import round as round_module
 from mlxspec.caches.layers import stack
-from mlxspec.drafters import MODEL, ModelDrafter, Past, Picks
+from mlxspec.drafters import ModelDrafter, Past, Picks
 from mlxspec.engine import Engine
 from mlxspec.network import FusedNetwork
+from mlxspec.pairs import MODEL
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.round import Round, RoundState
 from mlxspec.sampling import Sampler, knobs_of, normalised
