@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -44,6 +44,7 @@ from mlxspec.loading import load
 from mlxspec.network import Network
 from mlxspec.pairs import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.probe import in_turns, stepper
+from mlxspec.replay import along_text, shortest
 from mlxspec.round import Round
 from mlxspec.sampling import Sampler
 from mlxspec.timing import halves, round_seconds
@@ -166,7 +167,10 @@ def figures_of(kind: Kind) -> dict[str, Any]:
     """All that is measured with a kind of text."""
     speeds, texts = race(kind)
     seconds = costs(kind)
-    hindsight = [in_hindsight(*both, seconds) for both in zip(kind.prompts, texts, strict=True)]
+    hindsight = []
+    for prompt, text in zip(kind.prompts, texts, strict=True):
+        places = along_text(History(), prompt, text)
+        hindsight.append(len(text) * seconds[0] / shortest(places, seconds))
     return summed_up(speeds, kind.counts) | {
         "max_tokens": kind.max_tokens,
         "ceiling": max((size + 1) * seconds[0] / seconds[size] for size in SIZES),
@@ -187,26 +191,6 @@ def costs(kind: Kind) -> dict[int, float]:
         }
     )
     return {size: median(some) for size, some in times.items()}
-
-
-def in_hindsight(prompt: Sequence[int], text: Sequence[int], seconds: Mapping[int, float]) -> float:
-    """What `history` would bring to a text if it were known what each round will keep."""
-    history = History()
-    history.extend(prompt)
-    kept = []  # after every token: how many are proposed next, and are right
-    for at, token in enumerate(text):
-        proposed = history.propose(SIZES[-1]).tokens
-        pairs = zip(proposed, text[at:], strict=False)
-        right = next((n for n, (a, b) in enumerate(pairs) if a != b), len(proposed))
-        kept.append((len(proposed), right))
-        history.extend([token])
-    left = [0.0] * (len(text) + 1)  # the least time from there to the end
-    for at, (offered, right) in reversed(list(enumerate(kept))):
-        sizes = [0, *(size for size in SIZES if size <= offered)]
-        left[at] = min(
-            seconds[size] + left[min(at + 1 + min(size, right), len(text))] for size in sizes
-        )
-    return len(text) * seconds[0] / left[0]
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -6,7 +6,7 @@ every token, how many are proposed and how many of them are right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -63,6 +63,22 @@ def rounds(places: Sequence[Proposed], sizes: Sequence[int]) -> list[Proposed]:
         found.append(Proposed(size, min(size, right)))
         at += found[-1].right + 1
     return found
+
+
+def shortest(places: Sequence[Proposed], seconds: Mapping[int, float]) -> float:
+    """The least time that rounds along a text can take, if it is known what each would keep.
+
+    Args:
+        seconds: of a round that proposes so many tokens, 0 among them.
+    """
+    left = [0.0] * (len(places) + 1)  # from each place to the end
+    for at, (proposed, right) in reversed(list(enumerate(places))):
+        left[at] = min(
+            took + left[min(at + 1 + min(size, right), len(places))]
+            for size, took in seconds.items()
+            if size <= proposed
+        )
+    return left[0]
 
 
 def tokens_per_round(replayed: Sequence[Proposed]) -> float:

@@ -30,8 +30,7 @@ from mlxspec.history import History
 from mlxspec.pairs import MAX_AUTO_TOKENS, MODEL
 from mlxspec.probe import ROWS, TOKENS, agreement, probe, speeds
 from mlxspec.prompts import read_prompts
-from mlxspec.proposals import Proposal
-from mlxspec.replay import Proposed, along_model, along_text, rates, rounds, tokens_per_round
+from mlxspec.replay import Proposed, along_model, rounds
 from mlxspec.report import described, show_probe, show_trial
 from mlxspec.tuning import Verdict
 
@@ -114,56 +113,8 @@ def test_a_verdict_is_what_was_measured() -> None:
     assert verdict_of({PLAIN: 10.0, two: 5.0}) == Verdict(0, 1.0)
 
 
-# --- replaying --------------------------------------------------------------------------
-
-
 def kept(replayed: list[Proposed]) -> list[int]:
     return [one.right for one in replayed]
-
-
-@pytest.mark.parametrize(
-    ("count", "expected"), [(1, [1, 0, 1, 0, 1]), (2, [2, 1, 0]), (3, [2, 1]), (7, [2]), (8, [])]
-)
-def test_rounds_are_replayed_along_a_text(count: int, expected: list[int]) -> None:
-    # Right, right, wrong, right, wrong, …: a round ends with the target's own token.
-    along = along_model([True, True, False, True, False, False, True, True], 8)
-    assert kept(rounds(along, [count])) == expected
-
-
-def test_every_k_is_counted_in_rounds_of_its_own() -> None:
-    # Two right and one wrong, over and over: single proposals meet the wrong one in every other
-    # round, rounds of two never.
-    along = along_model([True, True, False] * 40, 8)
-    assert rates(rounds(along, [2]), 2) == pytest.approx((1.0, 1.0))
-    assert rates(rounds(along, [1]), 1)[0] == pytest.approx(0.5, abs=0.02)
-    assert rates(rounds(along_model([True, False, False] * 40, 8), [2]), 2)[1] < 0.5
-
-
-def test_the_largest_number_is_proposed_that_there_is() -> None:
-    places = [Proposed(0, 0), Proposed(2, 1), Proposed(9, 9), Proposed(5, 2), *[Proposed(0, 0)] * 9]
-    replayed = rounds(places, [1, 3])
-    assert replayed[:3] == [Proposed(0, 0), Proposed(1, 1), Proposed(3, 2)]
-    assert tokens_per_round(replayed[:3]) == pytest.approx(2.0)
-
-
-class Twos:
-    """Proposes twos."""
-
-    name, most = "twos", 3
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def extend(self, tokens: list[int]) -> None:
-        self.seen += tokens
-
-    def propose(self, limit: int) -> Proposal:
-        return Proposal((2,) * min(limit, len(self.seen)), 0)
-
-
-def test_a_drafter_of_the_text_sees_what_is_before_each_token_only() -> None:
-    places = along_text(Twos(), [1], [2, 2, 5, 2], most=3)
-    assert places == [Proposed(1, 1), Proposed(2, 1), Proposed(3, 0), Proposed(3, 1)]
 
 
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -311,10 +262,13 @@ def test_tune_remembers_what_it_found(table: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("abc\ndef ghi\n")
     options = ("--models", str(table))
-    run = mlxspec(
-        "tune", "--pair", "mine", *options, "--no-compile", "--prompts", str(prompts), env=env
-    )
-    assert run.returncode == 0, run.stderr
+    for _ in range(5):  # on a machine that is too busy nothing is remembered
+        run = mlxspec(
+            "tune", "--pair", "mine", *options, "--no-compile", "--prompts", str(prompts), env=env
+        )
+        assert run.returncode == 0, run.stderr
+        if b"not remembered" not in run.stdout:
+            break
     assert b"remembered: " in run.stdout
     shown = mlxspec("pairs", "show", "mine", *options, "--json", env=env)
     (kept,) = json.loads(shown.stdout)["learned"]
