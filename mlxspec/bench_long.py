@@ -2,11 +2,15 @@
 
     scripts/bench_long
     scripts/bench_long --repeats 5 --json FILE
+    LD_PRELOAD=libopenblas.so.0 scripts/bench_long --no-prompts
 
 Seconds per token are taken behind a text whose past is made up: the caches hold random numbers, as
 many as the text has tokens, because attention takes as long for those. Time to the first token is
 taken with real prompts, without a cache on disk, with one that is to be written, and with one that
 was. All contenders take turns; a median is quoted.
+
+On a CPU the product of several rows is that of the BLAS library. MLX's wheel carries the reference
+one, with which each row costs as much as the first; another can be loaded before it.
 """
 
 from __future__ import annotations
@@ -165,12 +169,16 @@ def in_turns(table: dict[str, Timed], repeats: int) -> dict[str, float]:
     return {name: median(some) for name, some in times.items()}
 
 
-def measure(engine: Engine, repeats: int) -> dict[str, Any]:
-    """All figures as one object, as `--json` writes it."""
-    grown = {
+def growing(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds of a token, or of a round, by the length of the text."""
+    return {
         str(length): in_turns(per_token(engine, length), repeats)
         for length in track(LENGTHS, "growing", transient=True)
     }
+
+
+def reading(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds to the first token, by the length of the prompt."""
     rng = random.Random(0)
     vocabulary = engine.networks[0].vocabulary
     # A target without a context of its own, for prompts longer than the embedded one's.
@@ -181,7 +189,7 @@ def measure(engine: Engine, repeats: int) -> dict[str, Any]:
             prompt = [rng.randrange(vocabulary) for _ in range(length)]
             few = repeats if length < max(PROMPTS) else 1  # which takes minutes on a CPU
             first[str(length)] = in_turns(to_first_token(endless, prompt, Path(folder)), few)
-    return {"machine": machine.about(), "per_token_s": grown, "first_token_s": first}
+    return first
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -192,6 +200,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         "first_token_s": ("ms to the first token after a prompt of so many tokens", PROMPTS),
     }
     for key, (title, counts) in units.items():
+        if key not in result:
+            continue
         figures = result[key]
         table = Table("", *(f"{length:,}" for length in counts), box=SIMPLE_HEAD, title=title)
         for name in figures[str(counts[0])]:
@@ -206,6 +216,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 def main(
     pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
     repeats: Annotated[int, typer.Option(min=1, help="Of everything.")] = 5,
+    prompts: Annotated[bool, typer.Option(help="Time the first token too; takes minutes.")] = True,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure long texts and long prompts."""
@@ -213,7 +224,10 @@ def main(
     engine = load(pair, compiled=True)
     engine.build_kernels(GREEDY, AUTO)
     engine.build_kernels(GREEDY, DRAFTED)
-    result = {"pair": pair, "repeats": repeats, **measure(engine, repeats)}
+    result: dict[str, Any] = {"pair": pair, "repeats": repeats, "machine": machine.about()}
+    result["per_token_s"] = growing(engine, repeats)
+    if prompts:
+        result["first_token_s"] = reading(engine, repeats)
     show(result, console)
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")

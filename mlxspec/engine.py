@@ -17,6 +17,7 @@ from mlxspec.control import Controller
 from mlxspec.drafters import Head, ModelDrafter
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.estimates import Learned
+from mlxspec.history import Prediction
 from mlxspec.identity import Identity, identity_of
 from mlxspec.metrics import Event, Generation, SpeculationStats
 from mlxspec.network import Network, kind_of, network_of, require_exact, why_it_waits
@@ -31,7 +32,6 @@ from mlxspec.pairs import (
     DraftTokens,
 )
 from mlxspec.params import KVQuantization, Method, SamplingParams
-from mlxspec.prediction import Prediction
 from mlxspec.prefill import Progress
 from mlxspec.prompt_cache import TARGET, PromptCache
 from mlxspec.proposals import MOST, Proposal, TextDrafter

@@ -1,4 +1,4 @@
-"""A drafter that proposes what followed in the text so far, prompt included."""
+"""Drafters that propose what followed in the text so far, or in one that is expected."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mlxspec.suffix import CAPACITY, Match, SuffixIndex
 # What a proposal's grade begins at: of its first token, how many tokens speak for it; and how many
 # tokens there are before the first doubtful one.
 STRENGTHS, SURE = (1, 2, 4, 8), (1, 4, 8, 16)
-SHORTEST = 2  # tokens that have to speak for a doubtful one where the prompt is not followed
+SHORTEST = 2  # tokens that have to speak for a doubtful one where the source is not followed
 # As many tokens speak for themselves, and so many times as many against another opinion.
 FIRM, STRONGER = 4, 16
-OWN, PROMPT = 1, 2  # where the output's tokens could have been taken from, as bits
+OWN, SOURCE = 1, 2  # where the output's tokens could have been taken from, as bits
 
 
 class Guess(NamedTuple):
@@ -41,39 +41,47 @@ class History:
 
     Args:
         capacity: how many of the last tokens it remembers.
+        source: what the output is taken to follow, in place of the prompt.
     """
 
     def __init__(
-        self, *, name: str = "history", most: int = MOST, capacity: int = CAPACITY
+        self,
+        *,
+        name: str = "history",
+        most: int = MOST,
+        capacity: int = CAPACITY,
+        source: Follower | None = None,
     ) -> None:
         self.name = name
         self.most = most
         self._capacity = capacity
         self._index = SuffixIndex(capacity=capacity)
         self._origins = bytearray(capacity)  # of the output's tokens, by place
-        self._prompt: Follower | None = None
-        self._begin = 0  # length of the prompt
+        self._source = source
+        self._begin: int | None = None  # length of the prompt, once that is known
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The prompt at first; then the output, bit by bit."""
-        if self._prompt is None:
-            self._prompt = Follower(tokens[-self._capacity :], begins=False)
+        if self._begin is None:
             self._index.extend(tokens)
             self._begin = len(tokens)
+            if self._source is None:
+                self._source = Follower(tokens[-self._capacity :], begins=False)
             return
+        assert self._source is not None
         for token in tokens:
             own = self._index.match(since=self._begin)
             right = OWN * (own is not None and own.token == token)
-            right |= PROMPT * (self._prompt.next == token)
+            right |= SOURCE * (self._source.next == token)
             self._origins[len(self._index) % self._capacity] = right
             self._index.extend([token])
-            self._prompt.take(token)
+            self._source.take(token)
 
     def propose(self, limit: int) -> Proposal:
         """At most `limit` and `most` tokens."""
-        if self._prompt is None:
+        if self._begin is None or self._source is None:
             return Proposal((), 0)
-        follower = self._prompt.copy()
+        follower = self._source.copy()
         ahead: list[int] = []
         first, sure = 0, 0
         while len(ahead) < min(limit, self.most) and (guess := self._guess(follower, ahead)):
@@ -89,7 +97,7 @@ class History:
 
     def _guess(self, follower: Follower, ahead: list[int]) -> Guess | None:
         """What follows the text with what is ahead."""
-        own = self._index.match(ahead, since=self._begin)
+        own = self._index.match(ahead, since=self._begin or 0)
         if own is not None and (guess := self._likewise(own, follower)):
             return guess
         guesses = [
@@ -109,7 +117,20 @@ class History:
         origin = self._origins[own.place % self._capacity] if known else 0
         if follower.next == own.token:
             return Guess(own.token, max(own.length, follower.followed), True)
-        trusted = origin & PROMPT or follower.followed > STRONGER * own.length
+        trusted = origin & SOURCE or follower.followed > STRONGER * own.length
         if trusted and follower.next is not None:
             return Guess(follower.next, follower.followed, True)
         return Guess(own.token, own.length, True) if origin & OWN else None
+
+
+class Prediction(History):
+    """The output is expected to be `expected`, as in OpenAI's predicted outputs.
+
+    It begins with it, and is found again after every difference; a difference that there was before
+    is expected again.
+    """
+
+    def __init__(
+        self, expected: Sequence[int], *, name: str = "prediction", most: int = MOST
+    ) -> None:
+        super().__init__(name=name, most=most, source=Follower(expected))

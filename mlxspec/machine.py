@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ def backend() -> str:
 
 def about() -> dict[str, Any]:
     """What a figure depends on beside the models."""
+    preloaded = os.environ.get("LD_PRELOAD")  # such as another BLAS library
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": chip(),
@@ -36,12 +38,14 @@ def about() -> dict[str, Any]:
         "python": platform.python_version(),
         "mlxspec": __version__,
         **{name: version(name) for name in ("mlx", "mlx-lm")},
+        **({"preloaded": Path(preloaded).name} if preloaded else {}),
     }
 
 
 def described(about: dict[str, Any]) -> str:
     """What `about` returned, as the beginning of a line."""
-    return f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}"
+    line = f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}"
+    return f"{line}, {about['preloaded']}" if "preloaded" in about else line
 
 
 def _processor() -> str:

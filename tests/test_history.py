@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.history import FIRM, SHORTEST, STRENGTHS, SURE, History
+from mlxspec.history import FIRM, SHORTEST, STRENGTHS, SURE, History, Prediction
 from mlxspec.proposals import GRADES, Proposal
 
 TEXT = list(range(100, 160))
@@ -155,3 +155,45 @@ def test_a_token_costs_the_same_after_100_000(kind):
         counts.append((extending(), proposing()))
     for short, long in zip(*counts, strict=True):
         assert long <= 1.5 * short
+
+
+# --- what is expected -------------------------------------------------------------------
+
+
+def expecting(expected, output, prompt=(1, 2, 3), **options):
+    prediction = Prediction(expected, **options)
+    prediction.extend(prompt)
+    prediction.extend(output)
+    return prediction
+
+
+def test_what_is_expected_is_proposed_from_the_first_token_on():
+    for prompt in ((), TEXT[:30]):
+        prediction = expecting(TEXT, [], prompt)
+        for at in range(len(TEXT) - 8):
+            assert prediction.propose(8).tokens == tuple(TEXT[at : at + 8])
+            prediction.extend([TEXT[at]])
+
+
+def test_what_is_expected_is_sure_while_it_comes():
+    assert expecting(TEXT, []).propose(31).grade >= 2
+    assert expecting(TEXT, TEXT[:20]).propose(31).grade == GRADES - 1
+    assert expecting(TEXT, [*TEXT[:20], 7]).propose(31).grade == 0
+
+
+def test_what_was_changed_in_what_is_expected_is_changed_again():
+    numbers = range(30, 45)
+    expected = [token for number in numbers for token in (1, 2, number, 3, 4, 10 * number, 6)]
+    wanted = [token for number in numbers for token in (1, 2, number, 3, 5, 4, 10 * number, 6)]
+    assert expecting(expected, wanted[:48], prompt=[9]).propose(24).tokens == tuple(wanted[48:72])
+
+
+def test_nothing_expected_is_silence_where_nothing_repeats():
+    for output in ([], [1], [5, 6, 7]):
+        assert expecting([], output).propose(8).tokens == ()
+
+
+def test_a_prediction_proposes_no_more_than_is_asked_for():
+    prediction = expecting(TEXT, [], name="other", most=5)
+    assert (prediction.name, prediction.most) == ("other", 5)
+    assert [len(prediction.propose(limit).tokens) for limit in (0, 1, 5, 40)] == [0, 1, 5, 5]

@@ -14,7 +14,7 @@ PACKAGE = Path(mlxspec.__file__).parent
 LAYERS = [
     ["errors", "metrics", "estimates", "proposals", "suffix", "following", "lengths", "_version"],
     ["pairs", "params", "prompts", "kernels", "memory", "noise", "control"],
-    ["tuning", "compiling", "history", "prediction", "chain", "replay"],
+    ["tuning", "compiling", "history", "chain", "replay"],
     ["forecast"],
     ["stopwatch"],
     ["caches.original", "caches.positional", "machine"],
@@ -69,7 +69,7 @@ def test_imports_point_down(path):
 
 @pytest.mark.parametrize(
     "module",
-    ["metrics", "errors", "params", "pairs", "display", "app", "history", "prediction", "chain"],
+    ["metrics", "errors", "params", "pairs", "display", "app", "history", "chain"],
 )
 def test_what_a_screen_needs_imports_no_mlx(module):
     code = f"import sys, mlxspec.{module}; sys.exit('mlx.core' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Proposals from a text that the caller expects, after every kind of difference."""
+"""Where in a text that is expected another has arrived, after every kind of difference."""
 
 from __future__ import annotations
 
@@ -10,30 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.following import FAR, FIRM, GUESSES, LONGEST, NEAREST, REACH
-from mlxspec.prediction import FOLLOWED, Prediction
-from mlxspec.proposals import GRADES, Proposal
+from mlxspec.following import FAR, FIRM, GUESSES, LONGEST, NEAREST, REACH, Follower
 
-PROMPT = [1, 2, 3]
 DIFFERENT = range(1000, 1200)  # a text in which every token is at one place only
 NEW = range(9000, 9100)  # tokens that are not expected
 
 
-def after(expected: Sequence[int], output: Sequence[int], chunk: int = 1) -> Prediction:
-    prediction = Prediction(expected)
-    prediction.extend(PROMPT)
-    for begin in range(0, len(output), chunk):
-        prediction.extend(output[begin : begin + chunk])
-    return prediction
+def after(expected: Sequence[int], output: Sequence[int], *, begins: bool = True) -> Follower:
+    follower = Follower(expected, begins=begins)
+    for token in output:
+        follower.take(token)
+    return follower
 
 
 def next_of(expected: Sequence[int], output: Sequence[int]) -> int | None:
-    return next(iter(after(expected, output).propose(1).tokens), None)
+    return after(expected, output).next
 
 
-def brute_force(expected: list[int], output: list[int], limit: int) -> Proposal:
-    """What `Prediction` says it does, with a search through all of `expected`."""
-    place, followed, firm, guesses = 0, FIRM, 0, 0
+def brute_force(expected: list[int], output: list[int], *, begins: bool) -> tuple[int, int]:
+    """What `Follower` says it does, with a search through all of `expected`: place and followed."""
+    place, followed, firm, guesses = (0, FIRM, 0, 0) if begins else (len(expected), 0, 0, 0)
     for at, token in enumerate(output):
         before = output[: at + 1]
         if place < len(expected) and expected[place] == token:
@@ -45,8 +41,7 @@ def brute_force(expected: list[int], output: list[int], limit: int) -> Proposal:
             followed, guesses = 0, guesses + 1
             place = place + 1 if guesses <= GUESSES else len(expected)
         firm = place if followed >= FIRM else firm
-    count = sum(followed >= bound for bound in FOLLOWED)
-    return Proposal(tuple(expected[place : place + limit]), count)
+    return place, followed
 
 
 def matches(expected, before, firm):
@@ -72,8 +67,8 @@ def matches(expected, before, firm):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(0, 200), st.integers(0, 6), st.integers(1, 9))
-def test_as_a_search_through_all_that_is_expected(rng, length, blocks, chunk):
+@given(st.randoms(use_true_random=False), st.integers(0, 200), st.integers(0, 6), st.booleans())
+def test_as_a_search_through_all_that_is_expected(rng, length, blocks, begins):
     alphabet = range(rng.choice([2, 3, 6, 40]))
     expected = rng.choices(alphabet, k=length)
     output: list[int] = []
@@ -81,42 +76,41 @@ def test_as_a_search_through_all_that_is_expected(rng, length, blocks, chunk):
         begin = rng.randrange(length + 1)
         output += expected[begin : begin + rng.randrange(40)]
         output += rng.choices(alphabet, k=rng.randrange(4))
-    assert after(expected, output, chunk).propose(5) == brute_force(expected, output, 5)
+    follower = after(expected, output, begins=begins)
+    assert (follower.place, follower.followed) == brute_force(expected, output, begins=begins)
+    assert follower.next == (expected[follower.place] if follower.place < length else None)
 
 
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 40))
-def test_what_comes_as_expected_is_proposed_throughout(expected, limit):
-    prediction = after(expected, [])
-    for at, token in enumerate(expected):
-        assert prediction.propose(limit).tokens == tuple(expected[at:])[: min(limit, 31)]
-        prediction.extend([token])
-    assert prediction.propose(limit).tokens == ()
+@given(st.lists(st.integers(0, 3), max_size=60))
+def test_what_comes_as_expected_is_followed_throughout(expected):
+    follower = after(expected, [])
+    for token in expected:
+        assert follower.next == token
+        follower.take(token)
+    assert follower.next is None
+    assert follower.followed == FIRM + len(expected)
 
 
-def test_the_prompt_is_not_part_of_what_is_expected():
-    expected = list(DIFFERENT)
-    prediction = Prediction(expected)
-    for prompt in (expected[:50], []):
-        prediction = Prediction(expected)
-        prediction.extend(prompt)
-        assert prediction.propose(2).tokens == (1000, 1001)
-    prediction.extend(expected[:1])
-    assert prediction.propose(2).tokens == (1001, 1002)
+def test_where_it_does_not_begin_it_has_to_be_found():
+    assert after(DIFFERENT, [], begins=False).next is None
+    assert after(DIFFERENT, DIFFERENT[3:4], begins=False).next == DIFFERENT[4]
+    assert after(DIFFERENT, DIFFERENT[90:92], begins=False).next is None
+    assert after(DIFFERENT, DIFFERENT[90 : 90 + FAR], begins=False).next == DIFFERENT[90 + FAR]
 
 
 def test_nothing_expected_is_silence():
     for output in ([], [1], [1, 2, 3, 1, 2, 3]):
-        assert after([], output).propose(8).tokens == ()
+        assert next_of([], output) is None
 
 
-def test_no_more_than_what_is_worth_it_and_what_is_asked_for():
-    prediction = Prediction(list(DIFFERENT), name="other", most=5)
-    prediction.extend([])
-    assert (prediction.name, prediction.most) == ("other", 5)
-    assert [len(prediction.propose(limit).tokens) for limit in (0, 1, 5, 40)] == [0, 1, 5, 5]
-    before = prediction.propose(5)
-    prediction.extend([])
-    assert prediction.propose(5) == before
+def test_a_copy_goes_its_own_way():
+    follower = after(DIFFERENT, DIFFERENT[:10])
+    other = follower.copy()
+    for token in [NEW[0], *DIFFERENT[30:40]]:
+        other.take(token)
+    assert (follower.next, other.next) == (DIFFERENT[10], DIFFERENT[40])
+    follower.take(DIFFERENT[12])
+    assert (follower.next, other.next) == (DIFFERENT[13], DIFFERENT[40])
 
 
 def test_token_ids_of_any_size():
@@ -200,16 +194,6 @@ def test_a_doubtful_match_does_not_move_where_the_next_search_begins():
     assert next_of(expected, [*DIFFERENT[:20], 5, NEW[0]]) == NEW[1]
 
 
-def test_grades_rise_with_what_is_followed():
-    far = [*NEW[:GUESSES], *DIFFERENT[40:80]]
-    grades = [after(DIFFERENT, far[:count]).propose(1).grade for count in range(GUESSES, len(far))]
-    assert after(DIFFERENT, []).propose(1).grade == sum(bound <= FIRM for bound in FOLLOWED)
-    assert after(DIFFERENT, NEW[:1]).propose(1).grade == 0
-    assert grades == sorted(grades)
-    assert set(grades[FAR:]) == set(range(sum(bound <= FAR for bound in FOLLOWED), GRADES))
-    assert len(FOLLOWED) == GRADES - 1
-
-
 def edited(expected: list[int], rng: random.Random) -> tuple[list[int], set[int]]:
     """A text with edits of every kind, and which of its tokens come less than six after one."""
     text: list[int] = []
@@ -234,22 +218,20 @@ def edited(expected: list[int], rng: random.Random) -> tuple[list[int], set[int]
     return text, unsure
 
 
-@pytest.mark.parametrize("chunk", [1, 7])
 @pytest.mark.parametrize("seed", range(4))
-def test_few_tokens_after_an_edit_proposals_are_right_again(seed, chunk):
+def test_few_tokens_after_an_edit_it_is_right_again(seed):
     """Frequencies of tokens as in a language: the n-th most frequent one in proportion to 1/n."""
     rng = random.Random(seed)
     weights = [1 / rank for rank in range(1, 2001)]
     expected = rng.choices(range(2000), weights, k=3000)
     text, unsure = edited(expected, rng)
-    prediction = after(expected, [])
+    follower = after(expected, [])
     right = []
-    for begin in range(0, len(text) - 1, chunk):
-        proposed = prediction.propose(1).tokens
-        if begin not in unsure:
-            right.append(proposed == (text[begin],))
-        prediction.extend(text[begin : begin + chunk])
-    assert len(right) > 1000 / chunk
+    for at, token in enumerate(text):
+        if at not in unsure:
+            right.append(follower.next == token)
+        follower.take(token)
+    assert len(right) > 1000
     assert sum(right) > 0.97 * len(right)
 
 
@@ -258,9 +240,8 @@ def test_a_token_costs_the_same_with_100_000_expected(kind):
     """Nothing is as expected for long, so that every few tokens there is a search."""
     most = 2 * 2 * NEAREST * LONGEST + 20
     for length in (1_000, 100_000):
-        prediction = after(looked(length)[kind], [])
+        follower = after(looked(length)[kind], [])
         for token in [0, 1, 1, 0, 0, 5, 0, 0, 1, 1, 1, 5, 5] * 4:
             with looks() as extending:
-                prediction.extend([Looked(token)])
-                prediction.propose(31)
+                follower.take(Looked(token))
             assert extending() <= most
