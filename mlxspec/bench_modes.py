@@ -9,8 +9,9 @@ interval that 95 of 100 such medians of resampled prompts lie in. `auto` has all
 with what the texts before it have taught, `auto, cold` with nothing; `history` and `model` are that
 drafter alone.
 
-Copy-heavy texts are dictated: the embedded models cannot copy, so the target is told what to write,
-and takes as long for it as ever. Of these there is one text, which is decoded again and again.
+Copy-heavy texts, and one in which nothing repeats, are dictated: the embedded models write neither,
+so the target is told what to write, and takes as long for it as ever. Of each of these there is one
+text, which is decoded again and again.
 
 The `ceiling` of `history` is what it would bring if all proposals were right, and `hindsight` if it
 were known beforehand how many of them are: what this machine's cost of several rows allows.
@@ -227,7 +228,7 @@ def main(
     count: Annotated[int, typer.Option(min=2, max=8, help="Prompts of each kind.")] = 6,
     max_tokens: Annotated[int, typer.Option(min=32, help="Tokens of each text.")] = 200,
     copied: Annotated[
-        int, typer.Option("--copy-tokens", min=32, help="Tokens of each copy-heavy text.")
+        int, typer.Option("--copy-tokens", min=32, help="Tokens of each dictated text.")
     ] = 400,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:

@@ -68,7 +68,7 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
     """So many prompts of each kind of text, as token ids.
 
     Args:
-        max_tokens: of each text. copied: of each of those that are copied with changes.
+        max_tokens: of each text. copied: of each of those that are dictated, at most.
     """
     code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
     rng = random.Random(0)
@@ -79,6 +79,7 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
     plain = entrants_of(engine, engine.target)
     kinds = {kind: Kind(plain, prompts, COUNTS, max_tokens) for kind, prompts in chosen.items()}
     for kind, (given, wanted) in {
+        "new": unlike(),
         "edit": edited(),
         "repeat": changed(),
         "JSON": reformatted(),
@@ -87,6 +88,12 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
         entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
         kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS, min(copied, len(text)))
     return kinds
+
+
+def unlike() -> tuple[str, str]:
+    """Sentences in which nothing repeats."""
+    first, *others = PROSE
+    return f"{first} ", ". ".join(others)
 
 
 def edited() -> tuple[str, str]:

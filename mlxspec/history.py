@@ -14,9 +14,11 @@ from mlxspec.suffix import CAPACITY, Match, SuffixIndex
 # tokens there are before the first doubtful one.
 STRENGTHS, SURE = (1, 2, 4, 8), (1, 4, 8, 16)
 SHORTEST = 2  # tokens that have to speak for a doubtful one where the source is not followed
+TENTATIVE = 3  # tokens that are proposed behind a doubtful beginning, the first one included
 # As many tokens speak for themselves, and so many times as many against another opinion.
 FIRM, STRONGER = 4, 16
-OWN, SOURCE = 1, 2  # where the output's tokens could have been taken from, as bits
+# Where a token of the output could have been taken from, as bits; or that it was a surprise.
+OWN, SOURCE, SURPRISE = 1, 2, 4
 
 
 class Guess(NamedTuple):
@@ -59,6 +61,7 @@ class History:
         self._origins = bytearray(capacity)  # of the output's tokens, by place
         self._source = source
         self._begin: int | None = None  # length of the prompt, once that is known
+        self._own: Match | None = None  # the likewise place of the next token
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The prompt at first; then the output, bit by bit."""
@@ -68,53 +71,73 @@ class History:
             if self._source is None:
                 self._source = Follower(tokens[-self._capacity :], begins=False)
             return
-        assert self._source is not None
         for token in tokens:
-            own = self._index.match(since=self._begin)
-            right = OWN * (own is not None and own.token == token)
-            right |= SOURCE * (self._source.next == token)
-            self._origins[len(self._index) % self._capacity] = right
-            self._index.extend([token])
-            self._source.take(token)
+            self._take(token, self._own)
 
     def propose(self, limit: int) -> Proposal:
         """At most `limit` and `most` tokens."""
-        if self._begin is None or self._source is None:
+        guesses = self._guesses(min(limit, self.most))
+        if not guesses:
             return Proposal((), 0)
-        follower = self._source.copy()
-        ahead: list[int] = []
-        first, sure = 0, 0
-        while len(ahead) < min(limit, self.most) and (guess := self._guess(follower, ahead)):
-            if not ahead:
-                doubtful = guess.strength < SHORTEST and not guess.is_sure
-                if doubtful and follower.next is None:
-                    break
-                first = guess.strength
-            sure += guess.is_sure and sure == len(ahead)
-            ahead.append(guess.token)
-            follower.take(guess.token)
-        return Proposal(tuple(ahead), min(grade(first, STRENGTHS), grade(sure, SURE)))
+        doubtful = (at for at, guess in enumerate(guesses) if not guess.is_sure)
+        sure = next(doubtful, len(guesses))
+        lower = min(grade(guesses[0].strength, STRENGTHS), grade(sure, SURE))
+        return Proposal(tuple(guess.token for guess in guesses), lower)
 
-    def _guess(self, follower: Follower, ahead: list[int]) -> Guess | None:
-        """What follows the text with what is ahead."""
-        own = self._index.match(ahead, since=self._begin or 0)
+    def _take(self, token: int, own: Match | None) -> None:
+        """The output goes on with a token."""
+        assert self._source is not None
+        assert self._begin is not None
+        origin = SOURCE * (self._source.next == token)
+        if own is not None:
+            origin |= OWN if own.token == token else SURPRISE * (own.length >= FIRM)
+        self._origins[len(self._index) % self._capacity] = origin
+        self._index.extend([token])
+        self._source.take(token)
+        self._own = self._index.match(since=self._begin)
+
+    def _guesses(self, limit: int) -> list[Guess]:
+        """What follows the text, token by token as if the ones before were right."""
+        if self._begin is None or self._source is None:
+            return []
+        guesses: list[Guess] = []
+        ahead: list[int] = []
+        follower, own = self._source.copy(), self._own
+        while len(ahead) < limit and (guess := self._guess(follower, own, ahead)):
+            if not guesses and not guess.is_sure:
+                if guess.strength < SHORTEST and follower.next is None:
+                    break
+                limit = min(limit, TENTATIVE)
+            guesses.append(guess)
+            ahead.append(guess.token)
+            if len(ahead) < limit:
+                follower.take(guess.token)
+                own = self._index.match(ahead, since=self._begin)
+        return guesses
+
+    def _guess(self, follower: Follower, own: Match | None, ahead: list[int]) -> Guess | None:
+        """What follows the text and the tokens that are ahead, at whose end `own` matches."""
         if own is not None and (guess := self._likewise(own, follower)):
             return guess
-        guesses = [
-            (match.length, match.token) for match in (own, self._index.match(ahead)) if match
-        ]
+        guesses = []
         if follower.next is not None:
-            guesses.insert(0, (follower.followed, follower.next))
+            guesses.append((follower.followed, follower.next))
+        matches = (own, self._index.match(ahead))
+        guesses += [(match.length, match.token) for match in matches if match is not None]
         if not guesses:
             return None
         strength, token = max(guesses, key=itemgetter(0))
-        # Where the output was in the like place, neither opinion was right.
-        return Guess(token, strength, own is None and strength >= FIRM)
+        surprised = own is not None and self._origin(own) & SURPRISE
+        return Guess(token, strength, strength >= FIRM and not surprised)
+
+    def _origin(self, own: Match) -> int:
+        """Where the token that followed in the likewise place could have been taken from."""
+        known = own.place < len(self._index)
+        return self._origins[own.place % self._capacity] if known else 0
 
     def _likewise(self, own: Match, follower: Follower) -> Guess | None:
         """What is taken because of what was right in the likewise place, if that tells."""
-        known = own.place < len(self._index)
-        origin = self._origins[own.place % self._capacity] if known else 0
+        origin = self._origin(own)
         if follower.next == own.token:
             return Guess(own.token, max(own.length, follower.followed), True)
         trusted = origin & SOURCE or follower.followed > STRONGER * own.length
