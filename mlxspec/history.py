@@ -127,17 +127,12 @@ class History:
         if not guesses:
             return None
         strength, token = max(guesses, key=itemgetter(0))
-        surprised = own is not None and self._origin(own) & SURPRISE
+        surprised = own is not None and self._origins[own.place % self._capacity] & SURPRISE
         return Guess(token, strength, strength >= FIRM and not surprised)
-
-    def _origin(self, own: Match) -> int:
-        """Where the token that followed in the likewise place could have been taken from."""
-        known = own.place < len(self._index)
-        return self._origins[own.place % self._capacity] if known else 0
 
     def _likewise(self, own: Match, follower: Follower) -> Guess | None:
         """What is taken because of what was right in the likewise place, if that tells."""
-        origin = self._origin(own)
+        origin = self._origins[own.place % self._capacity]
         if follower.next == own.token:
             return Guess(own.token, max(own.length, follower.followed), True)
         trusted = origin & SOURCE or follower.followed > STRONGER * own.length

@@ -109,8 +109,11 @@ def test_a_copy_goes_its_own_way():
     for token in [NEW[0], *DIFFERENT[30:40]]:
         other.take(token)
     assert (follower.next, other.next) == (DIFFERENT[10], DIFFERENT[40])
-    follower.take(DIFFERENT[12])
-    assert (follower.next, other.next) == (DIFFERENT[13], DIFFERENT[40])
+    follower.take(DIFFERENT[60])
+    other.take(DIFFERENT[41])
+    assert (follower.next, other.next) == (DIFFERENT[11], DIFFERENT[42])
+    follower.take(DIFFERENT[61])  # two together, that far ahead
+    assert (follower.next, other.next) == (DIFFERENT[62], DIFFERENT[42])
 
 
 def test_token_ids_of_any_size():

@@ -115,6 +115,22 @@ def test_a_change_that_is_made_again_is_proposed_again():
     assert after(prompt, wanted[:48]).propose(24).tokens == tuple(wanted[48:72])
 
 
+def test_what_was_followed_for_long_outweighs_what_the_output_did_after_one_token():
+    assert next_of(TEXT, [TEXT[30], 7] * 3 + TEXT[:31]) == TEXT[31]
+    assert next_of(TEXT, [TEXT[30], 7] * 3 + TEXT[28:31]) == 7
+
+
+def test_where_both_agree_it_is_sure():
+    agreed = after(TEXT, [*TEXT[40:42], *TEXT[38:41]])
+    assert agreed.propose(8).tokens == tuple(TEXT[41:49])
+    assert len(after(TEXT, TEXT[38:41]).propose(8).tokens) == TENTATIVE
+
+
+def test_two_tokens_are_found_anywhere_in_the_prompt():
+    prompt = list(range(100, 400))
+    assert after(prompt, prompt[200:202]).propose(8).tokens == tuple(prompt[202:205])
+
+
 def test_data_in_another_form():
     rows = [
         {"id": number, "name": f"row {number * 37 % 101}", "size": number * 7919 % 1000}
