@@ -330,7 +330,7 @@ class Engine:
     def _proposing(self, expected: Sequence[int], *, auto: bool) -> list[TextDrafter]:
         """What proposes from the text of one sequence."""
         predicting: list[TextDrafter] = [Prediction(expected)] if expected else []
-        # With a fixed K the first that has something to say is asked, and a model always has.
+        # With a fixed K a model is asked where nothing is predicted, and `history` never is.
         asked = self.texts if auto or not (self.drafts or self.heads) else ()
         return predicting + [make() for make in asked]
 
@@ -501,7 +501,7 @@ class _Zeros:
     def extend(self, tokens: Sequence[int]) -> None: ...
 
     def propose(self, limit: int) -> Proposal:
-        return Proposal((0,) * limit, 0)
+        return Proposal((0,) * limit, 1)
 
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs

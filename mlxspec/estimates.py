@@ -223,7 +223,7 @@ class Costs:
             curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
         last, cost = points[-1]
         first_step = FIRST_TEXT_STEP if drafter == TEXT else FIRST_STEP
-        step = (cost - 1) / last if last else first_step
+        step = max(cost - 1, 0.0) / last if last else first_step  # more is never for less
         return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
 
     def _meet(self, drafter: str, count: int, value: float, variance: float) -> None:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlxspec import lengths
 from mlxspec.caches.layers import grow
 from mlxspec.chain import Chain, Proposals
-from mlxspec.control import PLAIN, Choice, Controller
+from mlxspec.control import PLAIN, Choice, Controller, Offer
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.memory import watched
 from mlxspec.metrics import Parked, RoundStats
@@ -204,8 +204,8 @@ class Session:
         offers = list(self._offered())
         if self.controller is not None:
             choice = self.controller.choose(len(self.text), offers)
-        elif offers:
-            choice = Choice(offers[0].drafter, offers[0].tokens, offers[0].grade)
+        elif (offer := self._first(offers)) is not None:
+            choice = Choice(offer.drafter, offer.tokens, offer.grade)
         else:
             choice = next((Choice(name, self.draft_tokens) for name in self._drafting), PLAIN)
         return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
@@ -223,7 +223,13 @@ class Session:
         if latest.draft_tokens and latest.drafter not in self._drafting:
             return True  # a text that is followed is likely to be followed on
         offers = list(self._offered())
-        return self.controller.wants(offers) if self.controller is not None else bool(offers)
+        if self.controller is not None:
+            return self.controller.wants(offers)
+        return self._first(offers) is not None
+
+    def _first(self, offers: list[Offer]) -> Offer | None:
+        """The offer that is taken with a fixed K: a doubtful one only where nothing else drafts."""
+        return next((one for one in offers if one.grade or not self._drafting), None)
 
     def _dispatch(self) -> bool:
         """Dispatch the next round; False if what is in flight must be read first."""

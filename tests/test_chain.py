@@ -303,6 +303,16 @@ def test_with_a_fixed_number_the_model_is_asked_and_before_it_a_prediction() -> 
     assert session.text == REPETITIVE + expected
 
 
+@pytest.mark.parametrize("grade", [0, 1])
+def test_with_a_fixed_number_the_model_goes_before_what_is_doubtful(grade: int) -> None:
+    session = engine_for("llama", "half").session(REPETITIVE, max_tokens=LENGTH, draft_tokens=4)
+    wrong = Fake(lambda _, limit: Proposal((0,) * limit, grade))
+    session._chain = Chain([wrong], 10, [])
+    taken = set(sources_of(session))
+    assert session.text == REPETITIVE + plain(model("llama"), REPETITIVE, LENGTH)
+    assert taken - {""} == ({"fake"} if grade else {MODEL})
+
+
 def test_a_text_that_is_followed_is_followed_on_without_rounds_in_between() -> None:
     whole = REPETITIVE + plain(model("llama"), REPETITIVE, 61)
     engine = engine_for("llama", None, lambda: Fake(lambda text, n: whole[len(text) :][:n]))

@@ -399,6 +399,12 @@ def test_what_is_known_is_kept_apart_by_length() -> None:
     assert learned.at(10) == {"model": short, "history": long}
 
 
+def test_a_round_that_seems_cheaper_than_a_plain_one_makes_no_longer_one_free() -> None:
+    costs = Costs({"model": Knowledge((1.0, 0.5, 0.6), (0.5,))})
+    assert min(costs.curve("model", 200)) >= 0.9
+    costs.add("model", 200, 1.0)
+
+
 def test_a_round_that_was_read_too_late_makes_no_choice_look_cheap() -> None:
     controller = Controller({"model": MOST}, {"model": Knowledge((1.0, 1.3, 1.6), (0.7,))})
     used: list[int] = []
