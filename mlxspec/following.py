@@ -26,7 +26,8 @@ class Follower:
     is, until there is a match again. What a token costs does not depend on how much is expected.
 
     `place` is how many tokens are expected before the next one; `followed` tells how many the
-    output has followed for, those of the match included.
+    output has followed for, those of the match included; and `is_certain` that it ever followed for
+    FIRM tokens.
 
     Args:
         begins: whether the output is expected to begin as `expected` does.
@@ -37,7 +38,8 @@ class Follower:
         self._places = _places(self.expected)
         self._recent: list[int] = []  # the last tokens of the output
         self._firm = 0  # place of the last firm footing
-        if begins:
+        self.is_certain = False
+        if begins and self.expected:
             self._follow(0, FIRM)
         else:
             self._follow(len(self.expected), 0)
@@ -70,6 +72,7 @@ class Follower:
         self._guesses = 0
         if followed >= FIRM:
             self._firm = place
+            self.is_certain = True
 
     def _guess(self) -> None:
         self.followed = 0

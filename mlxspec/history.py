@@ -13,7 +13,7 @@ from mlxspec.suffix import CAPACITY, Match, SuffixIndex
 # What a proposal's grade begins at: of its first token, how many tokens speak for it; and how many
 # tokens there are before the first doubtful one.
 STRENGTHS, SURE = (1, 2, 4, 8), (1, 4, 8, 16)
-SHORTEST = 2  # tokens that have to speak for a doubtful one where the source is not followed
+SHORTEST = 2  # tokens that have to speak for a doubtful one before the source was ever followed
 TENTATIVE = 3  # tokens that are proposed behind a doubtful beginning, the first one included
 # As many tokens speak for themselves, and so many times as many against another opinion.
 FIRM, STRONGER = 4, 16
@@ -105,7 +105,7 @@ class History:
         follower, own = self._source.copy(), self._own
         while len(ahead) < limit and (guess := self._guess(follower, own, ahead)):
             if not guesses and not guess.is_sure:
-                if guess.strength < SHORTEST and follower.next is None:
+                if guess.strength < SHORTEST and not follower.is_certain:
                     break
                 limit = min(limit, TENTATIVE)
             guesses.append(guess)

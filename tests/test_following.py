@@ -29,7 +29,9 @@ def next_of(expected: Sequence[int], output: Sequence[int]) -> int | None:
 
 def brute_force(expected: list[int], output: list[int], *, begins: bool) -> tuple[int, int]:
     """What `Follower` says it does, with a search through all of `expected`: place and followed."""
-    place, followed, firm, guesses = (0, FIRM, 0, 0) if begins else (len(expected), 0, 0, 0)
+    place, followed, firm, guesses = (
+        (0, FIRM, 0, 0) if begins and expected else (len(expected), 0, 0, 0)
+    )
     for at, token in enumerate(output):
         before = output[: at + 1]
         if place < len(expected) and expected[place] == token:
@@ -81,7 +83,7 @@ def test_as_a_search_through_all_that_is_expected(rng, length, blocks, begins):
     assert follower.next == (expected[follower.place] if follower.place < length else None)
 
 
-@given(st.lists(st.integers(0, 3), max_size=60))
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
 def test_what_comes_as_expected_is_followed_throughout(expected):
     follower = after(expected, [])
     for token in expected:
@@ -96,6 +98,16 @@ def test_where_it_does_not_begin_it_has_to_be_found():
     assert after(DIFFERENT, DIFFERENT[3:4], begins=False).next == DIFFERENT[4]
     assert after(DIFFERENT, DIFFERENT[90:92], begins=False).next is None
     assert after(DIFFERENT, DIFFERENT[90 : 90 + FAR], begins=False).next == DIFFERENT[90 + FAR]
+
+
+def test_it_is_certain_once_it_has_followed_for_some_tokens():
+    assert after(DIFFERENT, []).is_certain
+    for count in range(FIRM + 1):
+        follower = after(DIFFERENT, DIFFERENT[:count], begins=False)
+        assert follower.is_certain == (count == FIRM)
+    follower.take(NEW[0])
+    assert follower.is_certain
+    assert not after([], []).is_certain
 
 
 def test_nothing_expected_is_silence():
