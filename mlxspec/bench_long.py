@@ -10,7 +10,8 @@ taken with real prompts, without a cache on disk, with one that is to be written
 was. All contenders take turns; a median is quoted.
 
 On a CPU the product of several rows is that of the BLAS library. MLX's wheel carries the reference
-one, with which each row costs as much as the first; another can be loaded before it.
+one, with which each row costs as much as the first; another can be loaded before it. What MLX's
+attention alone takes is shown beside.
 """
 
 from __future__ import annotations
@@ -118,7 +119,29 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
         return run
 
-    return {"mlx-lm plain": plain, "mlxspec plain": ours(0), f"round of {DRAFTED}": ours(DRAFTED)}
+    return {
+        "mlx-lm plain": plain,
+        "mlxspec plain": ours(0),
+        "of it attention": attending(engine.target, length, 1),
+        f"round of {DRAFTED}": ours(DRAFTED),
+        "of it the target's attention": attending(engine.target, length, DRAFTED + 1),
+    }
+
+
+def attending(model: Model, length: int, rows: int) -> Timed:
+    """What MLX's attention alone takes of a pass over so many rows, in all layers."""
+    heads = model.args.num_attention_heads
+
+    def run() -> float:
+        layers = [cache.state[:2] for cache in made_up(model, length)]
+        queries = [mx.random.normal((1, heads, rows, keys.shape[-1])) for keys, _ in layers]
+        mx.eval(queries)
+        started = time.perf_counter()
+        for query, (keys, values) in zip(queries, layers, strict=True):
+            mx.eval(mx.fast.scaled_dot_product_attention(query, keys, values, scale=1.0))
+        return time.perf_counter() - started
+
+    return run
 
 
 def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str, Timed]:

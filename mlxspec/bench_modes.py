@@ -2,6 +2,7 @@
 
     scripts/bench_modes
     scripts/bench_modes --count 8 --max-tokens 200 --json FILE
+    scripts/bench_modes --kind new --kind JSON
 
 All contenders write the same greedy text after the same prompt, in turns. A speed is tokens per
 second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with an
@@ -230,6 +231,7 @@ def main(
     copied: Annotated[
         int, typer.Option("--copy-tokens", min=32, help="Tokens of each dictated text.")
     ] = 400,
+    only: Annotated[list[str] | None, typer.Option("--kind", help="This kind; repeatable.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Compare every way to decode, for each kind of text."""
@@ -237,6 +239,11 @@ def main(
     engine = load(pair, compiled=True)
     engine.build_kernels(GREEDY, AUTO)
     kinds = kinds_of(engine, count, max_tokens, copied)
+    prompt = kinds["code"].prompts[0]
+    if only:
+        if unknown := set(only) - set(kinds):
+            raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(kinds)}.")
+        kinds = {name: kinds[name] for name in only}
     figures = {
         name: figures_of(kind) for name, kind in track(kinds.items(), "decoding", transient=True)
     }
@@ -245,7 +252,7 @@ def main(
         "machine": machine.about(),
         "prompts": count,
         "kinds": figures,
-        "profile_ms": profile(engine, kinds["code"].prompts[0], PROFILED),
+        "profile_ms": profile(engine, prompt, PROFILED),
     }
     show(result, console)
     if output is not None:

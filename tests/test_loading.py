@@ -53,7 +53,7 @@ def refused(kind, target, draft=None):
 
 def test_a_local_pair_loads_and_generates(target):
     engine = load(pair_of(target, target))
-    result = engine.generate("abc", max_tokens=12)
+    result = engine.generate("abc", max_tokens=12, draft_tokens=3)
     assert len(result.tokens) == len(result.text) == 12
     assert result.speculation.acceptance_rate == 1.0
     assert engine.load_s > 0
