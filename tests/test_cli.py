@@ -481,7 +481,7 @@ def test_folders_take_the_place_of_a_pairs_models(generate, letters):
     draft = generate("def f(x):", "--json", "--draft", str(demo / "draft")).json
     assert draft["tokens"] == own["tokens"]
     assert (draft["pair"], draft["draft"]) == ("demo", str(demo / "draft"))
-    pair = generate("abc", "--json", *letters).json
+    pair = generate("abc", "--json", "--draft-tokens", "3", *letters).json
     assert pair["speculation"]["acceptance_rate"] == 1.0
 
 
@@ -737,7 +737,7 @@ def test_a_terminal_shows_text_live_line_and_summary(letters, text_of):
     summary = run.text[run.text.index("400 tokens") :]
     for words in ("tok/s", "length limit", "drafted", "chosen", "of rounds", "peak memory"):
         assert words in summary
-    assert re.search(r"100% of \d\.\d drafted", summary)
+    assert re.search(r"\d+% of \d+\.\d drafted", summary)
     assert text_of(*arguments)[:1] in run.text
 
 
