@@ -330,7 +330,7 @@ class Engine:
     def _proposing(self, expected: Sequence[int], *, auto: bool) -> list[TextDrafter]:
         """What proposes from the text of one sequence."""
         predicting: list[TextDrafter] = [Prediction(expected)] if expected else []
-        # With a fixed K a model is asked where nothing is predicted, and `history` never is.
+        # With a fixed K a model is asked where nothing is predicted; `history` where there is none.
         asked = self.texts if auto or not (self.drafts or self.heads) else ()
         return predicting + [make() for make in asked]
 
