@@ -9,9 +9,9 @@ from mlxspec._version import __version__
 from mlxspec.errors import BackendMissing, MlxspecError
 
 if TYPE_CHECKING:
-    from mlxspec.engine import Engine
-    from mlxspec.loading import load
+    from mlxspec.decode.engine import Engine
     from mlxspec.metrics import Event, Generation
+    from mlxspec.pairs.loading import load
     from mlxspec.params import SamplingParams
 
 __all__ = [
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Engine": "mlxspec.engine",
+    "Engine": "mlxspec.decode.engine",
     "Event": "mlxspec.metrics",
     "Generation": "mlxspec.metrics",
     "SamplingParams": "mlxspec.params",
-    "load": "mlxspec.loading",
+    "load": "mlxspec.pairs.loading",
 }
 
 

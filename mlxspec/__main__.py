@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; a person may interrupt it even while it is imported."""
     try:
-        from mlxspec.app import main as run
+        from mlxspec.cli.app import main as run
     except KeyboardInterrupt:
         sys.exit(130)
     run()

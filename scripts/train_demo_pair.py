@@ -483,7 +483,7 @@ def main() -> None:
         }
         export(model, tokenizer, arguments.out / name)
     prompts = json.dumps(held_out_prompts(corpus, 64), indent=1)
-    (REPOSITORY / "scripts" / "held_out_prompts.json").write_text(prompts + "\n")
+    (REPOSITORY / "mlxspec" / "bench" / "held_out_prompts.json").write_text(prompts + "\n")
     results = REPOSITORY / "docs" / "results"
     results.mkdir(parents=True, exist_ok=True)
     (results / "demo_pair_training.json").write_text(json.dumps(report, indent=2) + "\n")

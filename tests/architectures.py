@@ -32,11 +32,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.audit import audit
-from mlxspec.engine import GREEDY, Engine
+from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.run import Run
+from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import UnsupportedModel
-from mlxspec.kernels import on_cpu
-from mlxspec.run import Run
+from mlxspec.measure.audit import audit
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "architectures.md"

@@ -16,12 +16,12 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxspec.caches.layers import stack
-from mlxspec.drafters import Past
+from mlxspec.decode.round import RoundState
+from mlxspec.drafters.graph import Past
+from mlxspec.drafters.vocabulary import Shared
+from mlxspec.models.caches.layers import stack
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.round import RoundState
-from mlxspec.sampling import Knobs, Processor
-from mlxspec.vocabulary import Shared
+from mlxspec.sampling.sampler import Knobs, Processor
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
 WINDOW = 16

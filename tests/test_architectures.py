@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from architectures import PAGE, TABLE, Result, attempt, names, page
 
-from mlxspec import network
-from mlxspec.network import FusedNetwork
+from mlxspec.models import network
+from mlxspec.models.network import FusedNetwork
 
 DOZEN = {
     "qwen3_5": "fused",  # gated deltas beside attention
@@ -39,7 +39,7 @@ def test_every_architecture_has_a_configuration() -> None:
 
 def test_what_is_silently_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its masks are wrong for passes of several rows, and nobody tries it first.
-    monkeypatch.setattr("mlxspec.engine.network_of", FusedNetwork)
+    monkeypatch.setattr("mlxspec.decode.engine.network_of", FusedNetwork)
     result = attempt("phi3small", tokens=40)
     assert "no draft" in result.differs
     monkeypatch.setattr(architectures, "_attempted", lambda *_: result)

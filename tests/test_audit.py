@@ -11,9 +11,9 @@ import pytest
 from conftest import build, draft_for, foreign, model, prompt_of
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.audit import Audit, audit
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
+from mlxspec.measure.audit import Audit, audit
 from mlxspec.params import Penalties, SamplingParams, Verify
 
 WARM = SamplingParams(temperature=0.8, top_p=0.9, seed=4, verify="coupled")

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from conftest import draft_for, foreign, model, plain, prompt_of
 
-from mlxspec.control import PLAIN, Choice, Controller, Offer
-from mlxspec.engine import Engine
+from mlxspec.control.controller import PLAIN, Choice, Controller, Offer
+from mlxspec.control.estimates import Knowledge, Learned
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.run import Run
+from mlxspec.decode.session import Session
 from mlxspec.errors import UsageError
-from mlxspec.estimates import Knowledge, Learned
 from mlxspec.metrics import Event, Parked, RoundStats
-from mlxspec.pairs import AUTO, MAX_AUTO_TOKENS, MODEL
+from mlxspec.pairs.table import AUTO, MAX_AUTO_TOKENS, MODEL
 from mlxspec.params import SamplingParams
-from mlxspec.run import Run
-from mlxspec.session import Session
 
 LENGTH = 120
 SAMPLED = SamplingParams(temperature=1.0, seed=3)

@@ -9,9 +9,9 @@ from conftest import model, prompt_of
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.caches.layers import adopt, capacity_of, grow, stack
-from mlxspec.caches.positional import FullCache, FullLayer
-from mlxspec.network import FusedNetwork
+from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack
+from mlxspec.models.caches.positional import FullCache, FullLayer
+from mlxspec.models.network import FusedNetwork
 
 
 def layer_of(batch: int, capacity: int = 12) -> FullLayer:

@@ -11,14 +11,14 @@ from conftest import draft_for, model, plain, prompt_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxspec.chain import WATCHED, Chain
-from mlxspec.control import PLAIN, Choice, Controller, Offer
-from mlxspec.engine import Engine
-from mlxspec.history import History
-from mlxspec.pairs import AUTO, MODEL
+from mlxspec.control.controller import PLAIN, Choice, Controller, Offer
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.session import Session
+from mlxspec.drafters.chain import WATCHED, Chain
+from mlxspec.drafters.history import History
+from mlxspec.drafters.proposals import Proposal
+from mlxspec.pairs.table import AUTO, MODEL
 from mlxspec.params import SamplingParams
-from mlxspec.proposals import Proposal
-from mlxspec.session import Session
 
 LENGTH = 100
 # Attention, windows, states of both kinds, and mlx-lm's own caches.

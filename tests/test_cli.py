@@ -27,10 +27,12 @@ from cli_tools import (
 )
 from tokenizers import Tokenizer
 
-from mlxspec import __version__, kernels, verify
-from mlxspec.app import main
+from mlxspec import __version__
+from mlxspec.cli.app import main
+from mlxspec.device import kernels
 from mlxspec.errors import PromptError
-from mlxspec.pairs import find_pair, package_folder
+from mlxspec.pairs.table import find_pair, package_folder
+from mlxspec.sampling import verify
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 FOREVER = ("--max-tokens", "100000")
@@ -680,7 +682,7 @@ WITHOUT_MODELS = (["--help"], ["--version"], ["generate", "-h"], ["pairs", "list
 def test_what_needs_no_model_imports_no_model_library():
     code = f"""
 import sys
-from mlxspec.app import main
+from mlxspec.cli.app import main
 for arguments in {WITHOUT_MODELS!r}:
     sys.argv = ["mlxspec", *arguments]
     try:

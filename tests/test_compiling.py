@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxspec import kernels
-from mlxspec.compiling import Compiling, Kind
+from mlxspec.device import kernels
+from mlxspec.device.compiling import Compiling, Kind
 from mlxspec.params import SamplingParams
 
 GREEDY = SamplingParams().with_seed().method(None)

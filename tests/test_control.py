@@ -16,7 +16,7 @@ from statistics import mean
 
 import pytest
 
-from mlxspec.control import (
+from mlxspec.control.controller import (
     LAST_RETRY,
     OPENING,
     PLAIN,
@@ -25,7 +25,7 @@ from mlxspec.control import (
     Controller,
     Offer,
 )
-from mlxspec.estimates import (
+from mlxspec.control.estimates import (
     CHEAPEST,
     LENGTHS,
     SIZES,

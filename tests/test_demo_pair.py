@@ -8,15 +8,17 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 
-from mlxspec import SamplingParams, kernels, load
-from mlxspec.engine import GREEDY
-from mlxspec.pairs import AUTO
-from mlxspec.probe import agreement
-from mlxspec.replay import along_model, rounds
+from mlxspec import SamplingParams, load
+from mlxspec.control.replay import along_model, rounds
+from mlxspec.decode.engine import GREEDY
+from mlxspec.device import kernels
+from mlxspec.measure.probe import agreement
+from mlxspec.pairs.table import AUTO
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [
-    entry["text"] for entry in json.loads((ROOT / "scripts/held_out_prompts.json").read_text())
+    entry["text"]
+    for entry in json.loads((ROOT / "mlxspec/bench/held_out_prompts.json").read_text())
 ]
 COUNT = 12
 TOKENS = 48

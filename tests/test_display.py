@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcwidth
 
-from mlxspec import display as display_module
-from mlxspec.display import Display, Split, _live_parts, _summary, open_display
+from mlxspec.cli import display as display_module
+from mlxspec.cli.display import Display, Split, _live_parts, _summary, open_display
 from mlxspec.metrics import (
     Event,
     FinishReason,

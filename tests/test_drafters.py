@@ -13,15 +13,16 @@ import pytest
 from cli_tools import environment, is_one_error, mlxspec, save_model
 from conftest import draft_for, model, plain
 
-from mlxspec import load, plugins
-from mlxspec.control import PLAIN, Choice
-from mlxspec.engine import Engine
+from mlxspec import load
+from mlxspec.control.controller import PLAIN, Choice
+from mlxspec.decode.engine import Engine
+from mlxspec.drafters import plugins
+from mlxspec.drafters.history import History
+from mlxspec.drafters.proposals import Proposal
 from mlxspec.errors import LoadError, UnsupportedModel
-from mlxspec.history import History
-from mlxspec.pairs import AUTO, Pair
+from mlxspec.models.taps import Taps
+from mlxspec.pairs.table import AUTO, Pair
 from mlxspec.params import SamplingParams
-from mlxspec.proposals import Proposal
-from mlxspec.taps import Taps
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "drafters.md"
 PROMPT = [5, 9, 2, 7, 1] * 4
@@ -174,7 +175,7 @@ def test_a_target_without_such_a_module_is_refused(name: str) -> None:
 
 MODULE = """
 import mlx.core as mx
-from mlxspec.proposals import Proposal
+from mlxspec.drafters.proposals import Proposal
 
 {shown}
 

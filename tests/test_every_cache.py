@@ -18,21 +18,21 @@ from conftest import VOCABULARY, build, draft_for, prompt_of, side_by_side
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
-from mlxspec import lengths
-from mlxspec.caches.hosted import HostedLayers
-from mlxspec.caches.layers import flat
-from mlxspec.caches.original import Model, fresh_cache, quantized
-from mlxspec.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
-from mlxspec.caches.recurrent import RecurrentLayer
-from mlxspec.drafters import ModelDrafter, Past
-from mlxspec.engine import Engine
-from mlxspec.network import HostedNetwork, Network, network_of
-from mlxspec.opening import Opening
-from mlxspec.pairs import MODEL
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.opening import Opening
+from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.session import Session
+from mlxspec.device import lengths
+from mlxspec.drafters.graph import ModelDrafter, Past
+from mlxspec.models.caches.hosted import HostedLayers
+from mlxspec.models.caches.layers import flat
+from mlxspec.models.caches.original import Model, fresh_cache, quantized
+from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
+from mlxspec.models.caches.recurrent import RecurrentLayer
+from mlxspec.models.network import HostedNetwork, Network, network_of
+from mlxspec.pairs.table import MODEL
 from mlxspec.params import KVQuantization, SamplingParams
-from mlxspec.round import Round, RoundState
-from mlxspec.sampling import Sampler
-from mlxspec.session import Session
+from mlxspec.sampling.sampler import Sampler
 
 LONG = 300
 PROMPT = prompt_of(9)

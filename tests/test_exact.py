@@ -23,8 +23,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxspec import verify
-from mlxspec.verify import BLOCK, TOKEN, Acceptance, Draft, Rule
+from mlxspec.sampling import verify
+from mlxspec.sampling.verify import BLOCK, TOKEN, Acceptance, Draft, Rule
 
 TOLERANCE = 1e-12
 NOTICED = 1e-6

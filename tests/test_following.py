@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.following import FAR, FIRM, GUESSES, LONGEST, NEAREST, REACH, Follower
+from mlxspec.drafters.following import FAR, FIRM, GUESSES, LONGEST, NEAREST, REACH, Follower
 
 DIFFERENT = range(1000, 1200)  # a text in which every token is at one place only
 NEW = range(9000, 9100)  # tokens that are not expected

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.history import FIRM, SHORTEST, STRENGTHS, SURE, TENTATIVE, History, Prediction
-from mlxspec.proposals import GRADES, Proposal
+from mlxspec.drafters.history import FIRM, SHORTEST, STRENGTHS, SURE, TENTATIVE, History, Prediction
+from mlxspec.drafters.proposals import GRADES, Proposal
 
 TEXT = list(range(100, 160))
 

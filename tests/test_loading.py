@@ -15,11 +15,11 @@ from mlx_lm.utils import _get_classes
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mlxspec.audit import audit
-from mlxspec.engine import GREEDY
+from mlxspec.decode.engine import GREEDY
 from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
-from mlxspec.loading import load, setting_of
-from mlxspec.pairs import Pair
+from mlxspec.measure.audit import audit
+from mlxspec.pairs.loading import load, setting_of
+from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
@@ -518,7 +518,7 @@ def test_a_target_that_cannot_speculate_decodes_plainly_unless_it_is_asked_to(ta
     def refuse(network):
         raise UnsupportedModel("llama says something else.", hint="Use another.")
 
-    monkeypatch.setattr("mlxspec.engine.require_exact", refuse)
+    monkeypatch.setattr("mlxspec.decode.engine.require_exact", refuse)
     said = []
     assert load(Pair("mine", str(target)), leave_out=said.append).texts == ()
     assert said == ["no speculation: llama says something else."]

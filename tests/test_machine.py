@@ -2,7 +2,7 @@
 
 import mlx.core as mx
 
-from mlxspec import machine
+from mlxspec.device import machine
 
 
 def test_what_a_figure_depends_on(monkeypatch):

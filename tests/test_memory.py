@@ -15,10 +15,11 @@ import pytest
 from conftest import draft_for, model, plain, prompt_of
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec import prefill, session
-from mlxspec.engine import Engine
+from mlxspec.decode import session
+from mlxspec.decode.engine import Engine
+from mlxspec.device.memory import watched
 from mlxspec.errors import OutOfMemory
-from mlxspec.memory import watched
+from mlxspec.models import prefill
 from mlxspec.params import SamplingParams
 
 MESSAGE = "[metal::malloc] Attempting to allocate 48736917632 bytes which is greater than ..."

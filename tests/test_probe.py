@@ -13,10 +13,15 @@ from cli_tools import environment, is_one_error, mlxspec, save_model
 from conftest import draft_for, foreign, model
 from rich.console import Console
 
-from mlxspec.engine import Engine
+from mlxspec.cli.prompts import read_prompts
+from mlxspec.cli.report import described, show_probe, show_trial
+from mlxspec.control.estimates import SIZES, TEXT
+from mlxspec.control.replay import Proposed, along_model, rounds
+from mlxspec.control.tuning import Verdict
+from mlxspec.decode.engine import Engine
+from mlxspec.drafters.history import History
 from mlxspec.errors import PromptError, UsageError
-from mlxspec.estimates import SIZES, TEXT
-from mlxspec.forecast import (
+from mlxspec.measure.forecast import (
     LEFT_TO_AUTO,
     PLAIN,
     TOO_NOISY,
@@ -26,13 +31,8 @@ from mlxspec.forecast import (
     Option,
     verdict_of,
 )
-from mlxspec.history import History
-from mlxspec.pairs import MAX_AUTO_TOKENS, MODEL
-from mlxspec.probe import ROWS, TOKENS, agreement, probe, speeds
-from mlxspec.prompts import read_prompts
-from mlxspec.replay import Proposed, along_model, rounds
-from mlxspec.report import described, show_probe, show_trial
-from mlxspec.tuning import Verdict
+from mlxspec.measure.probe import ROWS, TOKENS, agreement, probe, speeds
+from mlxspec.pairs.table import MAX_AUTO_TOKENS, MODEL
 
 # Rounds of one, and of two: 0.8 of the first are right, and half of the second.
 ROUNDS = {

@@ -28,13 +28,13 @@ from mlx_lm.sample_utils import (
     make_repetition_penalty,
 )
 
-from mlxspec import noise
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import Round
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import Generation
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.round import Round
-from mlxspec.sampling import NO_TOKEN, Processor, Sampler, knobs_of
+from mlxspec.sampling import noise
+from mlxspec.sampling.sampler import NO_TOKEN, Processor, Sampler, knobs_of
 
 BIAS = {0: 1.5, 7: -2.0, 9: float("-inf"), VOCABULARY - 1: 0.5}
 

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec import identity, prefill, prompt_cache, prompt_file, session
-from mlxspec.audit import audit
-from mlxspec.engine import GREEDY, Engine
+from mlxspec.decode import prompt_cache, prompt_file, session
+from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.errors import UsageError
-from mlxspec.identity import digest_of
+from mlxspec.measure.audit import audit
 from mlxspec.metrics import Generation
+from mlxspec.models import identity, prefill
+from mlxspec.models.identity import digest_of
 from mlxspec.params import KVQuantization
 
 PROMPT = prompt_of(40)

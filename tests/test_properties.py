@@ -26,13 +26,13 @@ from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
-from mlxspec.drafters import ModelDrafter
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import Round
+from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.metrics import Event, Generation
-from mlxspec.pairs import MODEL
+from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.round import Round
-from mlxspec.sampling import Sampler
+from mlxspec.sampling.sampler import Sampler
 
 
 def examples(count: int) -> Any:

@@ -13,11 +13,11 @@ from conftest import KINDS, build, draft_for, model, plain, prompt_of
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import QuantizedKVCache
 
-from mlxspec.audit import audit
-from mlxspec.caches.layers import adopt, capacity_of, grow
-from mlxspec.caches.positional import QuantizedLayer
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
+from mlxspec.measure.audit import audit
+from mlxspec.models.caches.layers import adopt, capacity_of, grow
+from mlxspec.models.caches.positional import QuantizedLayer
 from mlxspec.params import KVQuantization, SamplingParams
 
 SHAPE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}

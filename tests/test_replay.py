@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxspec.proposals import Proposal
-from mlxspec.replay import (
+from mlxspec.control.replay import (
     Proposed,
     along_model,
     along_text,
@@ -18,6 +17,7 @@ from mlxspec.replay import (
     shortest,
     tokens_per_round,
 )
+from mlxspec.drafters.proposals import Proposal
 
 
 def kept(replayed: list[Proposed]) -> list[int]:

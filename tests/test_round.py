@@ -21,15 +21,15 @@ from conftest import (
     with_vocabulary,
 )
 
-from mlxspec import lengths
-from mlxspec.caches.layers import capacity_of
-from mlxspec.drafters import ModelDrafter
-from mlxspec.engine import Engine
-from mlxspec.pairs import MODEL
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.session import Session
+from mlxspec.device import lengths
+from mlxspec.drafters.graph import ModelDrafter
+from mlxspec.models.caches.layers import capacity_of
+from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams, Verify
-from mlxspec.round import Round, RoundState
-from mlxspec.sampling import NO_TOKEN, Sampler
-from mlxspec.session import Session
+from mlxspec.sampling.sampler import NO_TOKEN, Sampler
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=1.0, seed=3)
@@ -150,7 +150,7 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     engine = engine_of("llama", kind)
     monkeypatch.setattr(lengths, "attended", lambda length: length)
     monkeypatch.setattr(lengths, "reserved", lambda length: length)
-    monkeypatch.setattr("mlxspec.opening.MAX_DRAFT_TOKENS", 0)
+    monkeypatch.setattr("mlxspec.decode.opening.MAX_DRAFT_TOKENS", 0)
     session = engine.session(prompt_of(7), max_tokens=40, draft_tokens=draft_tokens)
     run = Round.__call__
 

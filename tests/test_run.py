@@ -12,7 +12,7 @@ from conftest import TOKENIZER, build, cut, draft_for, plain, prompt_of, tokens_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Event, Generation, Piece, SpeculationStats
 from mlxspec.params import SamplingParams

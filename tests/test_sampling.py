@@ -11,10 +11,10 @@ import pytest
 from conftest import draft_for, model, prompt_of
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, apply_xtc
 
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.params import VERIFY, Penalties, SamplingParams
-from mlxspec.sampling import Knobs, Sampler, knobs_of, uniform_if_broken
+from mlxspec.sampling.sampler import Knobs, Sampler, knobs_of, uniform_if_broken
 
 VOCABULARY = 50
 

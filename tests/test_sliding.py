@@ -15,12 +15,12 @@ import pytest
 from conftest import SLIDING, WINDOW, draft_for, model, plain, prompt_of
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlxspec.audit import audit
-from mlxspec.caches.layers import adopt, capacity_of, grow, stack, unknown
-from mlxspec.caches.positional import SPARE, UNBOUNDED, FullLayer, RingLayer
-from mlxspec.engine import Engine
-from mlxspec.network import FusedNetwork
-from mlxspec.pairs import MAX_DRAFT_TOKENS
+from mlxspec.decode.engine import Engine
+from mlxspec.measure.audit import audit
+from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack, unknown
+from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, RingLayer
+from mlxspec.models.network import FusedNetwork
+from mlxspec.pairs.table import MAX_DRAFT_TOKENS
 from mlxspec.params import SamplingParams
 
 LONG = 300

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 from conftest import model, prompt_of
 
-from mlxspec.engine import Engine
-from mlxspec.stopwatch import Marks, Stopwatch
+from mlxspec.control.stopwatch import Marks, Stopwatch
+from mlxspec.decode.engine import Engine
 
 
 def simulated(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from looks import Looked, looked, looks
 
-from mlxspec.suffix import LENGTHS, LONGEST, PLACES, Match, SuffixIndex
+from mlxspec.drafters.suffix import LENGTHS, LONGEST, PLACES, Match, SuffixIndex
 
 LIMIT = 12
 

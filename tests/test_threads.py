@@ -13,7 +13,7 @@ import mlx.core as mx
 import pytest
 from conftest import draft_for, model, plain_of, prompt_of
 
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.params import SamplingParams
 
 WARM = SamplingParams(temperature=1.0, seed=7)

@@ -21,16 +21,16 @@ from conftest import (
 )
 from mlx_lm.generate import generate_step
 
-from mlxspec.drafters import ModelDrafter, Picks
-from mlxspec.engine import Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.drafters.graph import ModelDrafter, Picks
+from mlxspec.drafters.translation import Translated
+from mlxspec.drafters.vocabulary import Shared
 from mlxspec.metrics import Generation
-from mlxspec.network import kind_of
-from mlxspec.noise import DRAFT, gumbel, keys_of
-from mlxspec.pairs import MODEL
+from mlxspec.models.network import kind_of
+from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.sampling import Sampler
-from mlxspec.translation import Translated
-from mlxspec.vocabulary import Shared
+from mlxspec.sampling.noise import DRAFT, gumbel, keys_of
+from mlxspec.sampling.sampler import Sampler
 
 LENGTH = 60
 FEW, MANY = (4, 17, 40, 63), range(0, 60, 10)  # 6% and 9% of the tokens

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxspec import tuning
-from mlxspec.estimates import Knowledge, Learned
-from mlxspec.tuning import Record, Setting, Verdict, recall, records, remember
+from mlxspec.control import tuning
+from mlxspec.control.estimates import Knowledge, Learned
+from mlxspec.control.tuning import Record, Setting, Verdict, recall, records, remember
 
 SETTING = Setting(
     target="org/big",

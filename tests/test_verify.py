@@ -26,19 +26,19 @@ import pytest
 from conftest import Contrary, build, prompt_of, reference_p
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec import noise, verify
-from mlxspec import round as round_module
-from mlxspec.caches.layers import stack
-from mlxspec.drafters import ModelDrafter, Past, Picks
-from mlxspec.engine import Engine
-from mlxspec.network import FusedNetwork
-from mlxspec.pairs import MODEL
+from mlxspec.decode import round as round_module
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import Round, RoundState
+from mlxspec.drafters.graph import ModelDrafter, Past, Picks
+from mlxspec.drafters.translation import Translated
+from mlxspec.drafters.vocabulary import Shared
+from mlxspec.models.caches.layers import stack
+from mlxspec.models.network import FusedNetwork
+from mlxspec.pairs.table import MODEL
 from mlxspec.params import SamplingParams, Verify
-from mlxspec.round import Round, RoundState
-from mlxspec.sampling import Sampler, knobs_of, normalised
-from mlxspec.translation import Translated
-from mlxspec.verify import Acceptance, Draft, Rule
-from mlxspec.vocabulary import Shared
+from mlxspec.sampling import noise, verify
+from mlxspec.sampling.sampler import Sampler, knobs_of, normalised
+from mlxspec.sampling.verify import Acceptance, Draft, Rule
 
 FALSE_ALARM = 1e-9
 FIRST = 2  # the token that every row continues

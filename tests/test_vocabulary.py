@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxspec.vocabulary import ENOUGH, Shared, shared_tokens
+from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens
 
 SENTENCE_PIECE = decoders.Sequence(
     [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

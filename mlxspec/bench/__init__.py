@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m mlxspec.bench.rounds` and its neighbours."""

@@ -1,0 +1,1 @@
+"""The command line: options, prompts, display and commands."""

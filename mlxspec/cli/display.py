@@ -1,0 +1,322 @@
+"""Shows a generation as it happens: the text on stdout, everything for people on stderr.
+
+Where both are one terminal, a live line is kept below the text as it grows. A stdout that is not
+a terminal gets the text exactly; a stderr that is not a terminal gets one final line.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from math import inf
+from threading import Timer
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from mlxspec.cli.terminal import (
+    ASIDE,
+    GONE,
+    ExactText,
+    LineAlone,
+    LineBelow,
+    LiveLine,
+    TerminalText,
+    TextOut,
+    visible,
+)
+from mlxspec.metrics import (
+    Event,
+    FinishReason,
+    Generation,
+    RoundStats,
+    SpeculationStats,
+    Split,
+)
+
+SPINNER_AFTER_S = 0.3
+LONG_PROMPT_TOKENS = 1024
+POSITIONS = 8  # whose acceptance is said in the summary
+MOST_OFTEN = 3  # of what rounds did: said in the summary
+STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
+
+_STOPPED: dict[FinishReason, str] = {
+    "stop": "end of text",
+    "length": "length limit",
+    "interrupted": "interrupted",
+}
+
+
+class Display:
+    """What a generation looks like while it runs; `open_display` makes one.
+
+    As a context manager it leaves the terminal clean however the block ends. Only `show` raises,
+    and only when stdout cannot be written to.
+    """
+
+    def __init__(
+        self, *, text: TextOut, line: LiveLine, people: Console | None, terminal: bool
+    ) -> None:
+        self._text = text
+        self._line = line
+        self._people = people
+        self._terminal = terminal
+        self._progress: Progress | None = None
+        self._status: list[str] = []
+        self._status_s = -inf
+        self._notes: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def status(self, message: str) -> Iterator[None]:
+        """A spinner with `message` while the block runs, unless that is over in no time."""
+        if self._people is None or not self._terminal:
+            yield
+            return
+        spinner = self._people.status(Text(visible(message)))
+        timer = Timer(SPINNER_AFTER_S, spinner.start)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            with suppress(*GONE):
+                spinner.stop()
+
+    def prefill(self, done: int, total: int) -> None:
+        """`done` of the prompt's `total` tokens are read: a bar when the prompt is long."""
+        if self._people is None or not self._terminal or total < LONG_PROMPT_TOKENS:
+            return
+        if done >= total:
+            self._end_progress()
+            return
+        if self._progress is None:
+            self._progress = _progress(self._people)
+            self._progress.add_task("reading the prompt", total=total)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=done, refresh=True)
+
+    def note(self, message: str) -> None:
+        """One line for people. It waits for the end of a line of text that it would cut."""
+        self._notes.append(message)
+        if not self._text.in_line:
+            self._tell_notes()
+
+    def show(self, event: Event, generation: Generation, elapsed_s: float) -> None:
+        """Write the event's text.
+
+        `generation` has the event added already. `elapsed_s` counts from the end of prefill.
+        """
+        self._end_progress()
+        self._line.make_way()
+        self._text.write(event.pieces, marked=_speculates(generation))
+        if elapsed_s - self._status_s >= STATUS_EVERY_S:
+            parts = _live_parts(generation, event.round, elapsed_s)
+            self._status, self._status_s = parts, elapsed_s
+        self._line.draw(self._status)
+        for note in event.notes:
+            self.note(note)
+
+    def finish(self, generation: Generation, split: Split | None) -> None:
+        """End the text and sum the generation up. Never raises."""
+        self.close()
+        if self._people is None:
+            return
+        rows = _summary(generation, split)
+        with suppress(*GONE):
+            if self._terminal:
+                self._people.print(_table(rows))
+            else:
+                line = "; ".join(f"{label}: {' · '.join(parts)}" for label, parts in rows)
+                self._people.print(Text(line), soft_wrap=True)
+
+    def close(self) -> None:
+        """Take away everything that is live. May be called at any time, and again. Never raises."""
+        self._end_progress()
+        for clean_up in (self._text.flush, self._line.erase, self._text.end):
+            with suppress(*GONE):
+                clean_up()
+        self._tell_notes()
+        self._status_s = -inf
+
+    def _tell_notes(self) -> None:
+        if self._people is not None and self._notes:
+            with suppress(*GONE):
+                self._line.erase()
+                for note in self._notes:
+                    self._people.print(Text(visible(note), ASIDE), soft_wrap=True)
+        self._notes.clear()
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            with suppress(*GONE):
+                self._progress.stop()
+            self._progress = None
+
+
+def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> Display:
+    """The display that fits what the two streams are.
+
+    Args:
+        quiet: nothing on stderr.
+        json: nothing on stdout, which the caller keeps for an object.
+    """
+    capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+    colours = capable and _has_colours()
+    terminal = stderr.isatty() and capable and not quiet
+    text, line = TextOut(), LiveLine()
+    if terminal and (json or not _is_pipe(stdout)):
+        # What reads a pipe, `tee` for one, may write to this very terminal: nothing may then
+        # move its cursor.
+        line = LineAlone(stderr, colours)
+    if not json and not stdout.isatty():
+        text = ExactText(stdout, stderr if terminal and _is_pipe(stdout) else None)
+    elif not json and terminal and _same_file(stdout, stderr):
+        text = below = TerminalText(stdout, end_on=stderr, colours=colours)
+        line = LineBelow(stderr, below, colours)
+    elif not json:
+        text = TerminalText(stdout, end_on=stdout, colours=colours)
+    people = None if quiet else _console(stderr, terminal=terminal, colours=colours)
+    return Display(text=text, line=line, people=people, terminal=terminal)
+
+
+def _live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: float) -> list[str]:
+    tokens, stats = len(generation.tokens), generation.speculation
+    # The first token is there when decoding begins: at once, it would look like a rate.
+    parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
+    if _speculates(generation) and stats.acceptance_rate is not None:
+        parts.append(f"acceptance {stats.acceptance_rate:.0%}")
+        parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
+        parts += [] if stats.is_exact else ["not exact"]
+    if stats.auto and latest is not None:
+        parts.append(_doing(latest))
+    return [*parts, f"{elapsed_s:.1f} s"]
+
+
+def _doing(latest: RoundStats) -> str:
+    """What a controller has rounds do."""
+    if latest.drafted:
+        return f"{latest.drafter} drafts {latest.drafted}"
+    if latest.parked is None:
+        return "nothing drafted"
+    rounds = latest.parked.retry_in
+    return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
+
+
+def _summary(generation: Generation, split: Split | None) -> list[tuple[str, list[str]]]:
+    """Labels and what to say about each."""
+    stats = generation.speculation
+    rows = [("output", _output(generation))]
+    if _speculates(generation) and stats.acceptance_rate is not None:
+        counts = zip(stats.accepted_by_position, stats.drafted_by_position, strict=True)
+        kept = [accepted / drafted for accepted, drafted in counts if drafted][:POSITIONS]
+        accepted = [
+            f"{stats.acceptance_rate:.0%} of {_drafted(stats)} drafted",
+            f"{stats.tokens_per_round:.2f} tokens per round",
+            f"by position {' '.join(f'{100 * share:.0f}' for share in kept)}%",
+        ]
+        if len(stats.by_source) > 1:
+            accepted += [
+                f"{name} {source.acceptance_rate:.0%} of {source.drafted}"
+                for name, source in stats.by_source.items()
+            ]
+        accepted += [] if stats.is_exact else [f"not exact: {stats.rule} verification"]
+        rows.append(("accepted", accepted))
+    if stats.auto and stats.rounds:
+        rows.append(("chosen", _chosen(stats)))
+    cost = []
+    if split is not None:
+        cost += [f"draft {split.draft:.0%}", f"verify {split.verify:.0%}"]
+        cost += [f"host {split.host:.0%} of a round"]
+    if generation.peak_gb:
+        cost.append(f"peak memory {generation.peak_gb:.2f} GB")
+    return [*rows, ("cost", cost)] if cost else rows
+
+
+def _drafted(stats: SpeculationStats) -> str:
+    if not stats.auto:
+        return str(stats.draft_tokens)
+    return f"{stats.drafted / max(stats.drafted_by_position):.1f}"
+
+
+def _chosen(stats: SpeculationStats) -> list[str]:
+    """How often rounds did what."""
+    ends = [visit.round for visit in stats.history[1:]] + [stats.rounds]
+    shares: dict[str, int] = {}
+    for visit, end in zip(stats.history, ends, strict=True):
+        what = f"{visit.drafter} {visit.draft_tokens}" if visit.draft_tokens else "nothing drafted"
+        shares[what] = shares.get(what, 0) + end - visit.round
+    often = sorted(shares.items(), key=lambda one: -one[1])[:MOST_OFTEN]
+    return [f"{what} in {count / stats.rounds:.0%} of rounds" for what, count in often]
+
+
+def _output(generation: Generation) -> list[str]:
+    timing, count = generation.timing, len(generation.tokens)
+    tokens = f"{count} token{'' if count == 1 else 's'}"
+    parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
+    if generation.tokens_per_second:
+        parts.append(f"{generation.tokens_per_second:.0f} tok/s")
+    if count and timing.time_to_first_token_s:
+        parts.append(f"first after {timing.time_to_first_token_s:.2f} s")
+    return [*parts, _STOPPED[generation.finish_reason]]
+
+
+def _speculates(generation: Generation) -> bool:
+    return generation.speculation.enabled and generation.speculation.draft_tokens > 0
+
+
+def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for label, parts in rows:
+        table.add_row(Text(label, ASIDE), Text(" · ".join(parts)))
+    return table
+
+
+def _progress(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Progress(*columns, console=console, transient=True, auto_refresh=False)
+
+
+def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        color_system="auto" if terminal and colours else None,
+        highlight=False,
+    )
+
+
+def _has_colours() -> bool:
+    term = os.environ.get("TERM", "").lower()
+    return not os.environ.get("NO_COLOR") and not term.startswith("vt") and term[-2:] != "-m"
+
+
+def _same_file(one: TextIO, other: TextIO) -> bool:
+    with suppress(*GONE):
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    return False
+
+
+def _is_pipe(stream: TextIO) -> bool:
+    with suppress(*GONE):
+        mode = os.fstat(stream.fileno()).st_mode
+        return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return False

@@ -1,0 +1,327 @@
+"""Which drafter proposes in the next round and how many tokens, by expected tokens per second.
+
+The controller expects N(K) tokens of a round that costs C(K) (`estimates`) and picks the best
+N(K)/C(K). Plain decoding, K = 0, always competes; where it wins, speculation is *parked*. What is
+not in use is tried again from time to time, at distances that double and that its last loss can
+pay for; a longer round is tried as soon as its costs, continued from shorter ones, promise a gain.
+Proposals from the text cost no drafting, and what they would bring is counted whether they are used
+or not. They are taken in the rounds where they are offered and expected to be better than what the
+controller has settled on.
+
+Plain Python without a clock or random numbers: the same reports give the same choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp, sqrt
+
+from mlxspec.control.estimates import PRIOR_WEIGHT, SIZES, TEXT, Acceptance, Costs, Knowledge
+from mlxspec.drafters.proposals import PRIORS
+from mlxspec.metrics import Parked
+
+# Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
+TRIAL, OPENING = 2, 3
+# Rounds between trials of the same: first, and at most; so few because texts change.
+FIRST_RETRY, LAST_RETRY = 16, 96
+# The share of the time that trials of the same may lose.
+BUDGET = 0.005
+# In a trial the rounds before it count no more than so many.
+RETRY_WEIGHT = 3.0
+# Another choice must be so much better, or rounds would flap between equals.
+HYSTERESIS, PARKING_HYSTERESIS = 1.03, 1.01
+# A drafter that was in use for so many rounds is retried soon again.
+PROVEN = 32
+# Rounds between trials of one proposal more or less, at first; and how many standard deviations
+# below its estimate a cost may well lie.
+FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
+# The most that is proposed from the text before such rounds were measured.
+FIRST_TEXT = 3
+# More of them are taken to cost so much of what the last measured ones did, each: a pass of many
+# rows is often no dearer than one of some, and to find out costs one round.
+HOPE = 0.5
+# What a model is taken to save of the time without it, before it was tried.
+PROMISE = 0.33
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round does. `drafter` is "" when nothing is proposed.
+
+    `grade` tells apart what a drafter proposes from the text; acceptance is counted for each.
+    """
+
+    drafter: str
+    draft_tokens: int
+    grade: int = 0
+
+
+PLAIN = Choice("", 0)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A drafter can propose so many tokens from the text."""
+
+    drafter: str
+    tokens: int
+    grade: int
+
+
+@dataclass
+class _Rest:
+    """When something was last left or tried, and for how many rounds it rests from then on."""
+
+    since: int
+    distance: int = FIRST_RETRY
+
+    def tried(self, now: int) -> None:
+        self.since, self.distance = now, min(2 * self.distance, LAST_RETRY)
+
+
+class Controller:
+    """Picks what every round does.
+
+    Args:
+        most: the models that draft, each with its largest K.
+        known: of drafters, from earlier runs.
+        start: K of a first trial.
+
+    What proposes from the text need not be named: it is offered round by round.
+    """
+
+    def __init__(
+        self,
+        most: Mapping[str, int],
+        known: Mapping[str, Knowledge] | None = None,
+        *,
+        start: int = 1,
+    ) -> None:
+        known = {name: one for name, one in (known or {}).items() if name in (*most, TEXT)}
+        self._most = dict(most)
+        self._start = start
+        self._costs = Costs(known)
+        self._acceptance = {
+            name: Acceptance(count, known[name].acceptance if name in known else ())
+            for name, count in most.items()
+        }
+        self._graded: dict[tuple[str, int], Acceptance] = {}
+        self._round = 0
+        self._followed = 0  # rounds that followed the text, one after the other
+        self._current = PLAIN
+        self._entered = 0  # the round in which the current drafter came into use
+        self._trial, self._left = PLAIN, 0
+        self._neighbours = _Rest(0, FIRST_NEIGHBOUR)
+        first_trial = (0 if not self._costs.unknown else OPENING) - FIRST_RETRY
+        self._rests = {"": _Rest(0)} | {
+            name: _Rest(0 if one.tried else first_trial) for name, one in self._acceptance.items()
+        }
+        self._rank()
+
+    def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
+        """What the next round of a text of so many tokens does."""
+        self._costs.enter(length)
+        taken = self._taken(offers)
+        # What a round costs is known beside others only, so these come up now and then.
+        self._followed = self._followed + 1 if taken else 0
+        choice = taken or self._next_trial() or self._settled()
+        self._round += 1
+        return choice
+
+    def wants(self, offers: Sequence[Offer]) -> bool:
+        """Whether the next round would be one of these offers."""
+        return self._taken(offers) is not None
+
+    def kept(self, choice: Choice, accepted: int) -> None:
+        """A round kept so many of its proposals, or would have kept those from the text."""
+        if choice.drafter in self._most:
+            self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
+            self._rank()
+        elif choice.drafter:
+            self._of_grade(choice.drafter, choice.grade).add(choice.draft_tokens, accepted)
+
+    def took(self, choice: Choice, seconds: float) -> None:
+        """A round took so long, more than nothing."""
+        self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
+        self._rank()
+
+    @property
+    def current(self) -> Choice:
+        """What rounds do but for trials."""
+        return self._current
+
+    def seconds(self, choice: Choice) -> float | None:
+        """What such a round takes, at the present pace; None before any was timed."""
+        plain_s = self._costs.plain_s
+        if plain_s is None:
+            return None
+        return plain_s * self._costs.curve(self._payer(choice), choice.draft_tokens)[-1]
+
+    def promise(self, name: str) -> float:
+        """What a model is expected to save, as a fraction of the time without it."""
+        if not self._acceptance[name].tried:
+            return PROMISE
+        return max(1 - 1 / self._rate(self._best(name)), 0.0)
+
+    def leave_out(self, name: str) -> None:
+        """A model is not to be chosen any more."""
+        for about in (self._most, self._acceptance, self._rests, self._rates):
+            about.pop(name, None)
+        if name in (self._current.drafter, self._trial.drafter):
+            self._current, self._trial, self._left = PLAIN, PLAIN, 0
+
+    def parked(self) -> Parked | None:
+        """Why nothing is proposed and when it is tried again; None while something is."""
+        tried = [name for name, one in self._acceptance.items() if one.tried]
+        if self._current != PLAIN or self._left or not tried:
+            return None
+        loss = 1 - max(self._rate(self._best(name)) for name in tried)
+        retry = min(self._next_retry(name) for name in tried)
+        return Parked(max(loss, 0.0), max(retry - self._round, 0))
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        """What is known of the drafters that were tried, for the next run."""
+        plain_s = self._costs.plain_s
+        if plain_s is None:
+            return {}
+        rates = {name: one.rates() for name, one in self._acceptance.items() if one.tried}
+        # What is accepted from the text is the text's alone.
+        rates |= {TEXT: []} if self._costs.measured(TEXT) else {}
+        return {
+            name: Knowledge(
+                tuple(plain_s * c for c in self._costs.curve(name, self._costs.measured(name))),
+                tuple(accepted),
+            )
+            for name, accepted in rates.items()
+        }
+
+    # --- what is expected -----------------------------------------------------------------
+
+    def _rank(self) -> None:
+        """N(K)/C(K) of every drafter, in tokens per plain round, as far as it may be tried."""
+        self._curves: dict[str, list[float]] = {}
+        self._rates: dict[str, list[float]] = {}
+        for name, most in self._most.items():
+            reach = min(most, max(self._start, self._costs.measured(name) + 1))
+            curve = self._curves[name] = self._costs.curve(name, reach)
+            tokens = self._acceptance[name].tokens()[: reach + 1]
+            self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
+        known = self._costs.measured(TEXT)
+        reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
+        curve = self._costs.curve(TEXT, reach)
+        if known:
+            curve[known:] = [curve[known] + HOPE * (cost - curve[known]) for cost in curve[known:]]
+        self._text_curve = curve
+
+    def _payer(self, choice: Choice) -> str:
+        """The name that the costs of such rounds go by."""
+        return choice.drafter if choice.drafter in self._most or not choice.drafter else TEXT
+
+    def _of_grade(self, name: str, grade: int) -> Acceptance:
+        if (name, grade) not in self._graded:
+            # Where one token follows the text, the next ones are the likelier to.
+            rates = [1 - (1 - PRIORS[grade]) / sqrt(j) for j in range(1, SIZES[-1] + 1)]
+            self._graded[name, grade] = Acceptance(SIZES[-1], rates, PRIOR_WEIGHT)
+        return self._graded[name, grade]
+
+    def _rate(self, choice: Choice) -> float:
+        return self._rates[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
+
+    def _best(self, name: str) -> Choice:
+        if not name:
+            return PLAIN
+        rates = self._rates[name]
+        return Choice(name, max(range(1, len(rates)), key=rates.__getitem__))
+
+    # --- what is done ---------------------------------------------------------------------
+
+    def _taken(self, offers: Sequence[Offer]) -> Choice | None:
+        """The best of the offers, if it is better than what rounds do without them."""
+        if self._left or self._costs.plain_s is None or self._followed >= LAST_RETRY:
+            return None
+        best, least = None, self._rate(self._current) * HYSTERESIS
+        for offer in offers:
+            tokens = self._of_grade(offer.drafter, offer.grade).tokens()
+            for size in SIZES:
+                if size > offer.tokens or size >= len(self._text_curve):
+                    break
+                rate = tokens[size] / self._text_curve[size]
+                if rate > least:
+                    best, least = Choice(offer.drafter, size, offer.grade), rate
+        return best
+
+    def _settled(self) -> Choice:
+        """The best choice, or the current one where that is hardly worse."""
+        options = [self._best(name) for name, one in self._acceptance.items() if one.tried]
+        best = max([PLAIN, *options], key=self._rate)
+        margin = PARKING_HYSTERESIS if best == PLAIN else HYSTERESIS
+        if self._rate(best) < self._rate(self._current) * margin:
+            return self._current
+        if best != self._current:
+            self._neighbours = _Rest(self._round, FIRST_NEIGHBOUR)
+        if best.drafter != self._current.drafter:
+            self._leave(self._current.drafter)
+        self._current = best
+        return best
+
+    def _leave(self, name: str) -> None:
+        rest = self._rests[name]
+        if self._round - self._entered >= PROVEN:
+            rest.distance = FIRST_RETRY
+        rest.since = self._entered = self._round
+
+    def _next_trial(self) -> Choice | None:
+        """What is on trial, if anything is."""
+        if not self._left:
+            resting = [name for name in self._rests if name != self._current.drafter]
+            due = [name for name in resting if self._round >= self._next_retry(name)]
+            neighbour = self._neighbour()
+            if due:
+                self._begin(due[0])
+            elif neighbour is not None:
+                self._neighbours.tried(self._round)
+                self._trial, self._left = neighbour, TRIAL
+            else:
+                return None
+        self._left -= 1
+        return self._trial
+
+    def _neighbour(self) -> Choice | None:
+        """One proposal more or less than now, if it is due and may well be better."""
+        if (
+            self._current == PLAIN
+            or self._round < self._neighbours.since + self._neighbours.distance
+        ):
+            return None
+        name, count = self._current.drafter, self._current.draft_tokens
+        near = [Choice(name, k) for k in (count - 1, count + 1) if self._costs.knows(name, k)]
+        best = max(near, key=self._optimistic, default=None)
+        if best is None or self._optimistic(best) < self._rate(self._current):
+            return None
+        return best
+
+    def _optimistic(self, choice: Choice) -> float:
+        doubt = self._costs.doubt(choice.drafter, choice.draft_tokens)
+        return self._rate(choice) * exp(OPTIMISM * doubt)
+
+    def _next_retry(self, name: str) -> int:
+        """The round from which on it may be tried; plain decoding too, however bad it looks."""
+        rest = self._rests[name]
+        if name and not self._acceptance[name].tried:
+            return rest.since + rest.distance
+        best = self._best(name)
+        cost = self._curves[name][best.draft_tokens] if name else 1.0
+        lost = TRIAL * cost * (1 - self._rate(best) / self._rate(self._current))
+        return rest.since + max(rest.distance, int(lost / BUDGET))
+
+    def _begin(self, name: str) -> None:
+        if not name:
+            self._trial = PLAIN
+        elif self._acceptance[name].tried:
+            self._trial = self._best(name)
+            self._acceptance[name].soften(RETRY_WEIGHT)
+        else:
+            self._trial = Choice(name, min(self._start, self._most[name]))
+        self._left = TRIAL
+        self._rests[name].tried(self._round)

@@ -1,0 +1,202 @@
+"""What was learned on this machine, kept between runs in the platform's state folder.
+
+One JSON file holds a record for each setting: the pair, its quantisation, the chip, the backend and
+the versions of MLX and mlx-lm. A record of another setting is never read, so what an update or
+another machine made untrue is not believed. Writing takes a lock, reads the file again and
+replaces it whole; a file that makes no sense is set aside.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_state_path
+
+from mlxspec.control.estimates import LENGTHS, Knowledge, Learned
+from mlxspec.pairs.table import AUTO, DraftTokens
+
+FORMAT = 1
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a record holds for. Measurements of another setting say nothing about this one."""
+
+    target: str
+    draft: str | None
+    quantisation: str
+    chip: str
+    backend: str
+    mlx: str
+    mlx_lm: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is best: K, or "auto", with its speed over plain decoding.
+
+    `drafter` tells which draft it is, where there may be several.
+    """
+
+    draft_tokens: DraftTokens
+    speed_up: float
+    drafter: str = ""
+
+    def __str__(self) -> str:
+        if self.draft_tokens == 0:
+            return "do not speculate: plain decoding is the fastest"
+        plural = "" if self.draft_tokens == 1 else "s"
+        what = f"{self.draft_tokens} draft token{plural}"
+        if self.draft_tokens == AUTO:
+            what = f"--draft-tokens {AUTO}"
+        of = f" of {self.drafter}" if self.drafter else ""
+        return f"use {what}{of}: {self.speed_up:.2f} x plain decoding"
+
+
+@dataclass(frozen=True)
+class Record:
+    setting: Setting
+    learned: Learned = field(default_factory=Learned)
+    verdict: Verdict | None = None
+
+
+def file() -> Path:
+    return user_state_path("mlxspec") / "tuning.json"
+
+
+def recall(setting: Setting, note: Note) -> Record:
+    """What is known of a setting; nothing, where it was never tried.
+
+    `note` gets a line where the file could not be read.
+    """
+    return next((one for one in records(note) if one.setting == setting), Record(setting))
+
+
+def records(note: Note) -> list[Record]:
+    """All that is kept."""
+    try:
+        return _read(file())
+    except _Unreadable as error:
+        note(str(error))
+        return []
+
+
+def remember(record: Record, note: Note) -> None:
+    """Keep a record in place of what was kept for its setting. Never raises: see `note`.
+
+    A verdict that there is stays where the new record has none.
+    """
+    try:
+        with _locked():
+            kept = _kept(note)
+            before = next((one for one in kept if one.setting == record.setting), record)
+            merged = Record(record.setting, record.learned, record.verdict or before.verdict)
+            others = [one for one in kept if one.setting != record.setting]
+            _write([*others, merged])
+    except (OSError, _Unreadable) as error:
+        note(f"what was learned could not be kept in {file()}: {error}")
+
+
+class _Unreadable(Exception):
+    """A file that is not to be used, and may not be replaced."""
+
+
+class _Damaged(_Unreadable):
+    """A file that makes no sense."""
+
+
+def _kept(note: Note) -> list[Record]:
+    try:
+        return _read(file())
+    except _Damaged as error:
+        aside = file().with_suffix(f".damaged-{os.getpid()}.json")
+        file().rename(aside)
+        note(f"{error}; it is kept as {aside.name}, and a new one begun")
+        return []
+
+
+def _read(path: Path) -> list[Record]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise _Unreadable(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _Damaged(f"{path} is damaged") from error
+    if isinstance(content, dict) and isinstance(content.get("format"), int):
+        if content["format"] > FORMAT:
+            raise _Unreadable(f"{path} is of a newer mlxspec, and left alone")
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            return [_record(entry) for entry in content["records"]]
+    raise _Damaged(f"{path} is damaged")
+
+
+def described_length(there: int) -> str:
+    """Which texts `Learned.by_length[there]` is about."""
+    if there < len(LENGTHS):
+        return f"texts up to {LENGTHS[there]:,} tokens"
+    return "longer texts"
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    by_length = {
+        int(there): {
+            str(name): Knowledge(_numbers(one["costs"]), _numbers(one["acceptance"]))
+            for name, one in drafters.items()
+        }
+        for there, drafters in entry["learned"].items()
+    }
+    verdict = Verdict(**entry["verdict"]) if entry["verdict"] else None
+    return Record(Setting(**entry["setting"]), Learned(by_length), verdict)
+
+
+def _numbers(values: list[Any]) -> tuple[float, ...]:
+    numbers = tuple(map(float, values))
+    if not all(isfinite(number) and number > 0 for number in numbers):
+        raise ValueError("neither costs nor rates are zero")
+    return numbers
+
+
+def _write(kept: list[Record]) -> None:
+    content = {"format": FORMAT, "records": [as_dict(record) for record in kept]}
+    with tempfile.NamedTemporaryFile(
+        "w", dir=file().parent, prefix="tuning-", suffix=".json", delete=False, encoding="utf-8"
+    ) as new:
+        try:
+            json.dump(content, new, indent=1)
+            new.flush()
+            os.fsync(new.fileno())
+            Path(new.name).replace(file())
+        except BaseException:
+            Path(new.name).unlink(missing_ok=True)
+            raise
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    learned = {
+        str(there): {name: asdict(one) for name, one in drafters.items()}
+        for there, drafters in record.learned.by_length.items()
+    }
+    verdict = asdict(record.verdict) if record.verdict else None
+    return {"setting": asdict(record.setting), "learned": learned, "verdict": verdict}
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    """Of all processes, this one alone."""
+    file().parent.mkdir(parents=True, exist_ok=True)
+    with file().with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

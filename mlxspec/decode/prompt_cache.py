@@ -1,0 +1,236 @@
+"""The past of a prompt on disk, for the next run whose prompt begins with the same tokens.
+
+The file holds the tokens that were read and the caches that they left, the target's and the
+draft's, each with the number of its tokens and whom it belongs to. Each takes what it can use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
+
+from mlxspec.cli.prompts import require_no_folder
+from mlxspec.decode import prompt_file
+from mlxspec.decode.prompt_file import Damaged, Unusable
+from mlxspec.models.caches.original import fresh_cache
+from mlxspec.models.identity import Identity
+from mlxspec.models.network import agrees
+from mlxspec.models.prefill import CHUNK, Begun, Note, Reading, afresh
+
+TARGET = "target"
+
+
+class _Past(NamedTuple):
+    """What a network's caches held after so many of the file's tokens, from `start` on."""
+
+    network: str
+    model: str
+    start: int
+    read: int
+    states: list[Any]
+
+
+class _Held(NamedTuple):
+    """What a file holds: token ids, and the past of each network after some of them."""
+
+    tokens: list[int]
+    pasts: dict[str, _Past]
+
+
+class _Read(NamedTuple):
+    """What a network has read, to be kept: the text from `start` on, of which some was taken."""
+
+    reading: Reading
+    start: int
+    taken: int
+    caches: list[Any]
+
+
+class PromptCache:
+    """A file that a session begins from, and keeps its prompt in.
+
+    Networks go by name: TARGET, and those of the drafts.
+
+    Args:
+        path: of the file, which need not exist.
+        identity: of the networks that read.
+        prompt_tokens: a text that is longer is not kept, because it is no prompt any more.
+
+    `taken` says how many tokens each network last took from the file.
+
+    Raises:
+        UsageError: the path is that of a folder.
+    """
+
+    def __init__(self, path: Path, identity: Identity, *, prompt_tokens: int) -> None:
+        require_no_folder(path)
+        self.taken: dict[str, int] = {}
+        self._path = path
+        self._identity = identity
+        self._prompt_tokens = prompt_tokens
+        self._may_write = True
+        self._held: _Held | None = None  # the drafts' part of the file, until they read
+        self._read: dict[str, _Read] = {}
+        self._told: set[str] = set()
+
+    def begun(self, name: str, reading: Reading, note: Note, start: int = 0) -> Begun:
+        """What a network has read of its tokens, in caches of its own at every call.
+
+        Args:
+            start: where its tokens begin in the text.
+            note: called with what came of the file.
+        """
+        note = self._once(note)
+        if name == TARGET:
+            self._may_write = True
+            self._held = self._sound(note) if reading.tokens else None
+        begun, held = afresh(reading), self._held
+        past = held.pasts.get(name) if held is not None else None
+        if held is not None and past is not None and past.start == start:
+            if past.model == self._identity.models[name]:
+                begun = _used(reading, past, held.tokens[start:]) or begun
+            else:
+                what = "target" if name == TARGET else "draft"
+                note(f"{self._path} is of another {what}: this one reads the prompt afresh")
+        if held is not None and name == TARGET:
+            self._tell(note, reading, begun, held)
+            del held.pasts[TARGET]
+        self.taken[name] = begun.read
+        return begun
+
+    def _once(self, note: Note) -> Note:
+        """Reading may begin several times: what was told of the file is not told again."""
+
+        def tell(line: str) -> None:
+            if line not in self._told:
+                self._told.add(line)
+                note(line)
+
+        return tell
+
+    def has_read(self, name: str, reading: Reading, caches: list[Any], start: int = 0) -> None:
+        """What a network has read now, which `keep` writes."""
+        self._read[name] = _Read(reading, start, self.taken[name], caches)
+
+    def keep(self, note: Note) -> None:
+        """Write what was read, if it is worth it; from then on there is nothing to be kept.
+
+        It is worth it where a network read a chunk, or as much as it took from the file: so what
+        is read again and again stays short, and a large file is not written anew for every
+        question about one document. Never raises for a file that cannot be written.
+        """
+        read, self._read = self._read, {}
+        worth = any(
+            len(one.reading.tokens) - one.taken >= max(1, min(CHUNK, one.taken))
+            for one in read.values()
+        )
+        is_prompt = TARGET in read and len(read[TARGET].reading.tokens) < self._prompt_tokens
+        if not (worth and is_prompt and self._may_write):
+            return
+        if lasting := _without_form([one.caches for one in read.values()]):
+            note(f"the prompt is not kept in {self._path}: there is no form for {lasting} on disk")
+            return
+        try:
+            prompt_file.write(self._path, self._values(read))
+        except OSError as error:
+            note(f"the prompt could not be kept in {self._path}: {error.strerror}")
+
+    def _sound(self, note: Note) -> _Held | None:
+        """What the file holds, if it is sound and these networks' tokens are its own."""
+        try:
+            values = prompt_file.read(self._path)
+            if values is None:
+                return None
+            for name, setting in _settings(self._identity).items():
+                if values[name] != setting:
+                    raise Damaged(f"was written with another {name}")
+        except Unusable as error:
+            self._may_write = error.ours
+            then = "and it is replaced" if error.ours else "and it is left as it is"
+            note(f"{self._path} {error}: the prompt is read afresh, {then}")
+            return None
+        pasts = [_Past(**past) for past in values["pasts"]]
+        return _Held(values["tokens"].tolist(), {past.network: past for past in pasts})
+
+    def _values(self, read: Mapping[str, _Read]) -> dict[str, Any]:
+        pasts = [
+            _Past(
+                name,
+                self._identity.models[name],
+                one.start,
+                len(one.reading.tokens),
+                [cache.state for cache in one.caches],
+            )._asdict()
+            for name, one in read.items()
+        ]
+        tokens = mx.array(list(read[TARGET].reading.tokens), mx.int32)
+        return {**_settings(self._identity), "tokens": tokens, "pasts": pasts}
+
+    def _tell(self, note: Note, reading: Reading, begun: Begun, held: _Held) -> None:
+        """Say what the target took, or why nothing."""
+        length = len(reading.tokens) + 1
+        if begun.read:
+            note(f"read {begun.read:,} of {length:,} tokens of the prompt from {self._path}")
+        elif held.pasts[TARGET].model == self._identity.models[TARGET]:
+            common = _common(held.tokens, reading.tokens)
+            alone = ", which cannot be had without those after them" if common else ""
+            note(f"{self._path} has {common:,} of {length:,} tokens of the prompt{alone}")
+
+
+def _settings(identity: Identity) -> dict[str, str]:
+    """What holds for all networks, by its name in a remark."""
+    return {
+        "version of MLX or mlx-lm": identity.versions,
+        "tokenizer": identity.tokenizer,
+        "quantisation of keys and values": identity.kv,
+    }
+
+
+def _used(reading: Reading, past: _Past, tokens: Sequence[int]) -> Begun | None:
+    """The caches after as many of the text's tokens as its past can give, or None."""
+    network = reading.network
+    common = _common(tokens[: past.read], reading.tokens)
+    if common < len(reading.tokens) and not _can_go_on(reading, common):
+        return None
+    caches = fresh_cache(network.model, network.kv)
+    for cache, state in zip(caches, past.states, strict=True):
+        cache.state = tree_map(_handle, state)
+    if common < past.read:
+        # Of a fused network it is known that what lies past a position leaves no trace.
+        if not (network.fused and can_trim_prompt_cache(caches)):
+            return None
+        trim_prompt_cache(caches, past.read - common)
+    return Begun(caches, common)
+
+
+def _handle(value: Any) -> Any:
+    """Of an array another one with its contents, so that what is held is not written to."""
+    return mx.array(value) if isinstance(value, mx.array) else value
+
+
+def _can_go_on(reading: Reading, read: int) -> bool:
+    """Whether a text that is read on from there is as one that was read from its beginning."""
+    network = reading.network
+    # The first chunk attends to keys and values that are not quantised yet.
+    if network.kv is not None and read < CHUNK:
+        return False
+    return network.fused or agrees(network)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common before they part."""
+    shorter = min(len(one), len(other))
+    differs = np.array(one[:shorter]) != np.array(other[:shorter])
+    return int(np.argmax(differs)) if differs.any() else shorter
+
+
+def _without_form(caches: list[list[Any]]) -> str:
+    """Kinds of caches whose state can be read and not be set, in words."""
+    kinds = {type(cache) for some in caches for cache in some}
+    return ", ".join(sorted(kind.__name__ for kind in kinds if not kind.state.fset))

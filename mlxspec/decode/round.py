@@ -1,0 +1,315 @@
+"""The fused round: propose, verify, commit, as one lazily built graph.
+
+    state ── draft ──▶ K tokens, q ──┐
+      │                              ▼
+      └──── target over [last, d1 … dK] ──▶ p ──▶ verdict ──▶ state after, result
+
+The host never decides anything in here. It dispatches a round from the arrays of the one before
+and reads `result`, one small array, a round late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+import mlx.core as mx
+
+from mlxspec.drafters.graph import Head, ModelDrafter, Past, Picks
+from mlxspec.models.caches.layers import Layers, capacity_of, grow
+from mlxspec.models.network import Network
+from mlxspec.models.taps import Taps
+from mlxspec.pairs.table import MODEL
+from mlxspec.sampling import noise, verify
+from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
+from mlxspec.sampling.verify import Draft, Rule, Verdict
+
+BROKEN = -1  # in place of the number of accepted tokens: the target's scores are no distribution
+
+
+class RoundState(NamedTuple):
+    """All that a round needs and changes, for B sequences side by side.
+
+    position: int32 [B], of the last committed token, which is not in the target's cache yet.
+    last_two: int32 [B, 2], the token before it, and it.
+    recent: int32 [B, W], the last W tokens up to it, with NO_TOKEN before the first; the whole
+        text where the sampler sees it.
+    keys: uint32 [B, 2], of the random numbers; they never change.
+    knobs: the sampling parameters, float32 [B] each.
+    target: the caches' storage. drafts: what each draft model has read, by its name; one that has
+        read nothing is not among them. heads: the pasts of the heads, by name.
+    """
+
+    position: mx.array
+    last_two: mx.array
+    recent: mx.array
+    keys: mx.array
+    knobs: Knobs
+    target: Layers
+    drafts: dict[str, Past]
+    heads: dict[str, Any]
+
+    @property
+    def capacity(self) -> int:
+        """Positions of the text that there is room for with the target."""
+        return capacity_of(self.target)
+
+    def with_draft(self, name: str, past: Past) -> RoundState:
+        return self._replace(drafts={**self.drafts, name: past})
+
+
+class Shape(NamedTuple):
+    """What tells one graph of a round from another.
+
+    drafter: the model that proposes; "" where the proposals are given, or there are none.
+    length, draft_length: how far the caches are attended.
+    """
+
+    drafter: str
+    draft_tokens: int
+    length: int
+    draft_length: int
+    is_given: bool
+
+
+Propose = Callable[[RoundState], tuple[Draft, RoundState]]
+Commit = Callable[[RoundState, Draft], tuple[RoundState, mx.array]]
+
+
+class Round:
+    """Rounds of one target, its drafters and one way of sampling.
+
+    Args:
+        target: the model.
+        drafters: models that may propose, by name. heads: and heads.
+        sampler: how the target's tokens are picked, and a drafter's too.
+        compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
+            build their graph anew every time.
+
+    `waits` says whether building a round computes it, so that none can be dispatched ahead.
+    """
+
+    def __init__(
+        self,
+        target: Network,
+        drafters: Mapping[str, ModelDrafter],
+        sampler: Sampler,
+        *,
+        compiled: bool,
+        heads: Mapping[str, Head] | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.drafters = dict(drafters)
+        self.heads = dict(heads or {})
+        self._taps = Taps(target.model, [tap for head in self.heads.values() for tap in head.taps])
+        self._target = target
+        networks = [target, *(drafter.network for drafter in drafters.values())]
+        # A caller's processors may look at values, which a trace does not have.
+        self.waits = sampler.sees_whole_text or not all(network.fused for network in networks)
+        self._compiled = compiled and not self.waits
+        self._of_shape = cache(self._build)
+        self._shapes: set[Shape] = set()
+
+    def __call__(
+        self,
+        state: RoundState,
+        *,
+        draft_tokens: int,
+        length: int,
+        drafter: str = MODEL,
+        draft_length: int | None = None,
+        given: mx.array | None = None,
+    ) -> tuple[RoundState, mx.array]:
+        """Build one round; nothing is computed until its arrays are evaluated.
+
+        Drop every reference to the old state before that, or its caches are copied.
+
+        Args:
+            draft_tokens: K; 0 decodes plainly.
+            length: how far the target's caches are attended, at least position + K + 1 of every
+                row. draft_length: the same of the drafter's, less its start; None is no less.
+            drafter: the model that proposes.
+            given: int32 [B, K], proposed in place of what a model would.
+
+        Returns:
+            The state after the round, and `result`, int32 [B, K + 2]: the committed tokens, of
+            which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
+        """
+        shape = self.shape(draft_tokens, length, drafter, draft_length, given=given is not None)
+        return self.run(state, shape, given)
+
+    def run(
+        self, state: RoundState, shape: Shape, given: mx.array | None
+    ) -> tuple[RoundState, mx.array]:
+        """The same of a shape that is known."""
+        # A graph is given what it uses alone: what another draft has read does not shape it.
+        used = {name: past for name, past in state.drafts.items() if name == shape.drafter}
+        after, result = self._of_shape(shape)(state._replace(drafts=used), given)
+        self._shapes.add(shape)
+        after = RoundState(*after)
+        drafts = {name: Past(*past) for name, past in after.drafts.items()}
+        return after._replace(drafts=state.drafts | drafts), result
+
+    def grown(self, state: RoundState, capacity: int) -> RoundState:
+        """`state` with room for a text of so many tokens with the target, and the heads."""
+        heads = {name: self.heads[name].grown(past, capacity) for name, past in state.heads.items()}
+        return state._replace(target=grow(state.target, capacity), heads=heads)
+
+    def shape(
+        self,
+        draft_tokens: int,
+        length: int,
+        drafter: str = MODEL,
+        draft_length: int | None = None,
+        *,
+        given: bool = False,
+    ) -> Shape:
+        """The shape of such a round; see `__call__`."""
+        if draft_tokens == 0 or given:
+            return Shape("", draft_tokens, length, 0, given)
+        return Shape(drafter, draft_tokens, length, draft_length or length, given)
+
+    def is_new(self, shape: Shape) -> bool:
+        """Whether such a round has not been built before: it would take longer than others."""
+        return shape not in self._shapes
+
+    def halves(
+        self, draft_tokens: int, length: int, drafter: str = MODEL
+    ) -> tuple[Propose, Commit]:
+        """The same round as two graphs, so that each can be waited for and timed."""
+        shape = self.shape(draft_tokens, length, drafter)
+
+        def propose(state: RoundState) -> tuple[Draft, RoundState]:
+            return self._propose(_typed(state), shape)
+
+        def commit(state: RoundState, draft: Draft) -> tuple[RoundState, mx.array]:
+            return self._both_committed(_typed(state), Draft(*draft), shape)
+
+        return (mx.compile(propose), mx.compile(commit)) if self._compiled else (propose, commit)
+
+    def _build(self, shape: Shape) -> Callable[..., Any]:
+        def body(state: RoundState, given: mx.array | None) -> tuple[RoundState, mx.array]:
+            state = _typed(state)
+            if given is not None:
+                return self._commit(state, Draft(given, None), shape.length)
+            draft, state = self._propose(state, shape)
+            return self._both_committed(state, draft, shape)
+
+        return mx.compile(body) if self._compiled else body
+
+    def _propose(self, state: RoundState, shape: Shape) -> tuple[Draft, RoundState]:
+        name, count = shape.drafter, shape.draft_tokens
+        if not name:
+            return Draft(mx.zeros((state.position.shape[0], 0), mx.int32), None), state
+        picks = Picks(self.sampler, state.recent, state.knobs, self._draft_noise(state, count))
+        asked = (state.last_two, state.position, picks, count)
+        if name in self.heads:
+            after = self.heads[name].propose(state.heads[name], *asked)
+            return picks.draft, state._replace(heads={**state.heads, name: after})
+        past = self.drafters[name].propose(state.drafts[name], *asked, length=shape.draft_length)
+        return picks.draft, state.with_draft(name, past)
+
+    def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
+        method = self.sampler.method
+        if method.greedy:
+            return None
+        if method.rule == "coupled":
+            return self._target_noise(state, mx.arange(count))
+        streams = noise.DRAFT + mx.arange(count)
+        keys = noise.keys_of(state.keys, streams, state.position[:, None])
+        return noise.gumbel(keys, self.sampler.vocabulary)
+
+    def _target_noise(self, state: RoundState, after: mx.array) -> mx.array:
+        """Noise [B, N, V] of the tokens that follow `after` proposed ones, int32 [N] or [B, N]."""
+        keys = noise.keys_of(state.keys, noise.TARGET, state.position[:, None] + 1 + after)
+        return noise.gumbel(keys, self.sampler.vocabulary)
+
+    def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
+        rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
+        with self._taps.watching() as features:
+            logits, layers = self._target.forward(rows, state.target, state.position, length)
+        recent = mx.concatenate([state.recent, draft.tokens], axis=1)
+        scores = self.sampler.scores(logits, recent, state.knobs)
+        verdict = self._judge(scores, draft, state)
+        result = _result(draft.tokens, verdict, scores)
+        last = mx.take_along_axis(rows, verdict.accepted[:, None], axis=1)
+        kept = verdict.accepted + 1
+        after = state._replace(
+            position=state.position + kept,
+            last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
+            recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
+            target=self._target.commit(layers, kept),
+            heads={
+                name: self.heads[name].commit(past, rows, features, state.position, kept)
+                for name, past in state.heads.items()
+            },
+        )
+        return after, result
+
+    def _both_committed(
+        self, state: RoundState, draft: Draft, shape: Shape
+    ) -> tuple[RoundState, mx.array]:
+        """As `_commit`, where the drafter has read what it proposed, and goes back too."""
+        after, result = self._commit(state, draft, shape.length)
+        name = shape.drafter
+        if name in self.drafters:
+            kept = after.position - state.position
+            after = after.with_draft(name, self.drafters[name].commit(after.drafts[name], kept))
+        return after, result
+
+    def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
+        method = self.sampler.method
+        if method.rule == "greedy":
+            return verify.greedy(scores, draft)
+        log_p = uniform_if_broken(scores)  # `_result` tells where it matters
+        if not method.greedy:
+            log_p = self.sampler.log_probs(log_p, state.knobs)
+        if method.rule == "coupled":
+            following = mx.arange(draft.tokens.shape[1] + 1)
+            return verify.greedy(log_p + self._target_noise(state, following), draft)
+        rule = _RULES.get(method.rule) or verify.relaxed(state.knobs.threshold)
+        return self._tested(rule, log_p, draft, state)
+
+    def _tested(self, rule: Rule, log_p: mx.array, draft: Draft, state: RoundState) -> Verdict:
+        """The verdict of a rule that tests proposals and then chooses what follows."""
+        batch, count = draft.tokens.shape
+        if count == 0:
+            accepted, log_weights = mx.zeros((batch,), mx.int32), log_p[:, 0]
+        else:
+            keys = noise.keys_of(state.keys, noise.ACCEPT, state.position[:, None])
+            acceptance = rule.accept(log_p, draft)
+            accepted = rule.kept(mx.log(noise.uniform(keys, count)[:, 0]) < acceptance.log_h)
+            log_weights = rule.follow(log_p, draft, acceptance, accepted)
+        if not self.sampler.method.greedy:
+            log_weights = log_weights + self._target_noise(state, accepted[:, None])[:, 0]
+        return Verdict(accepted, mx.argmax(log_weights, axis=-1).astype(mx.int32))
+
+    def _recent(self, recent: mx.array, committed: mx.array, accepted: mx.array) -> mx.array:
+        if self.sampler.sees_whole_text:
+            # This waits for the round, because its outcome shapes the next one.
+            kept = cast(int, accepted.item()) + 1
+            return mx.concatenate([recent, committed[:, :kept]], axis=1)
+        if recent.shape[1] == 0:
+            return recent
+        places = accepted[:, None] + 1 + mx.arange(recent.shape[1])
+        return mx.take_along_axis(mx.concatenate([recent, committed], axis=1), places, axis=1)
+
+
+def _typed(state: Any) -> RoundState:
+    """A compiled function is given plain tuples."""
+    typed = RoundState(*state)
+    return typed._replace(drafts={name: Past(*past) for name, past in typed.drafts.items()})
+
+
+_RULES = {"token": verify.TOKEN, "block": verify.BLOCK}
+
+
+def _result(tokens: mx.array, verdict: Verdict, scores: mx.array) -> mx.array:
+    batch, count = tokens.shape
+    accepted = verdict.accepted[:, None]
+    committed = mx.concatenate([tokens, mx.zeros((batch, 1), mx.int32)], axis=1)
+    committed = mx.where(mx.arange(count + 1) == accepted, verdict.next_token[:, None], committed)
+    sound = mx.isfinite(mx.max(scores, axis=-1)) | (mx.arange(count + 1) > accepted)
+    accepted = mx.where(mx.all(sound, axis=-1, keepdims=True), accepted, BROKEN)
+    return mx.concatenate([committed, accepted], axis=1)

@@ -1,0 +1,1 @@
+"""The machine: memory, kernels, what is compiled, and how long caches are."""

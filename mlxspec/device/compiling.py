@@ -1,0 +1,66 @@
+"""Which rounds of an engine are compiled, and the kernels that have to be built for them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from mlxspec.device import kernels
+from mlxspec.params import Method
+
+MANY = 2  # draft steps: from a second one on no operation is new
+
+
+class Kind(NamedTuple):
+    """Rounds that have the same operations: so many draft steps, or what the text proposes."""
+
+    draft_tokens: int
+    from_text: bool
+
+
+class Compiling:
+    """Decides for each way of sampling and drafting whether its rounds are compiled.
+
+    Args:
+        models: what of the models decides which operations a round has; told apart by its `str`.
+        models_draft, text_drafts: what may propose.
+        asked: what a caller has decided; None compiles where no kernel is missing.
+    """
+
+    def __init__(
+        self, models: Any, *, models_draft: bool, text_drafts: bool, asked: bool | None
+    ) -> None:
+        self._models = models
+        self._models_draft = models_draft
+        self._text_drafts = text_drafts
+        self._asked = asked
+
+    def holds(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
+        """Whether such rounds are compiled: of K proposals, or with `auto` of at most as many."""
+        if self._asked is not None:
+            return self._asked
+        return kernels.can_compile() and not self._unbuilt(method, draft_tokens, auto=auto)
+
+    def would_hold(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
+        """Whether they are not yet, but were if their kernels were built."""
+        may = self._asked is None and kernels.can_compile()
+        return may and self._unbuilt(method, draft_tokens, auto=auto)
+
+    def built(self, method: Method, kind: Kind) -> None:
+        """The kernels of a kind of rounds are there from now on."""
+        kernels.mark_built(self._name(method, kind))
+
+    def kinds(self, draft_tokens: int, *, auto: bool) -> list[Kind]:
+        """All that may be run."""
+        counts = range(min(draft_tokens, MANY) + 1) if auto else [draft_tokens]
+        kinds = [Kind(count, False) for count in counts if count == 0 or self._models_draft]
+        if draft_tokens and self._text_drafts:
+            kinds += [Kind(0, False), Kind(1, True)]
+        return list(dict.fromkeys(kinds))
+
+    def _unbuilt(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
+        kinds = self.kinds(draft_tokens, auto=auto)
+        return not all(kernels.are_built(self._name(method, kind)) for kind in kinds)
+
+    def _name(self, method: Method, kind: Kind) -> str:
+        what = "text" if kind.from_text else min(kind.draft_tokens, MANY)
+        return f"{self._models} {method} {what}"

@@ -1,0 +1,1 @@
+"""Sources of proposals: draft models, heads, and drafters that read the text alone."""

@@ -1,0 +1,177 @@
+"""What proposes inside the round's graph: draft models, and heads on the target's own features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import mlx.core as mx
+
+from mlxspec.models.caches.layers import Layers
+from mlxspec.models.network import Network
+from mlxspec.models.taps import Features
+from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
+from mlxspec.sampling.verify import Draft
+
+ROWS = 64  # that are read in a pass: a ring has room for no more beside its window
+
+
+class Past(NamedTuple):
+    """What a draft has read of the text.
+
+    layers: its caches' storage. start: int32 [B], the position of the first token in them; a draft
+        that reads the end of a long text alone counts its positions from there.
+    """
+
+    layers: Layers
+    start: mx.array
+
+
+class Picks:
+    """Picks the tokens of a proposal one after the other, the way the target's own are picked.
+
+    Args:
+        recent: int32 [B, W], the last tokens of the text, as many as a penalty looks back on.
+        noise: float32 [B, K, V], Gumbel; None for a greedy method.
+    """
+
+    def __init__(
+        self, sampler: Sampler, recent: mx.array, knobs: Knobs, noise: mx.array | None
+    ) -> None:
+        self._sampler = sampler
+        self._recent = recent
+        self._knobs = knobs
+        self._noise = noise
+        self._tokens: list[mx.array] = []
+        self._log_qs: list[mx.array] = []
+
+    def pick(self, logits: mx.array) -> mx.array:
+        """The next token, int32 [B, 1].
+
+        Args:
+            logits: [B, 1, V'], of any floating dtype, over the first V' ≤ V tokens.
+        """
+        scores = self._sampler.scores(logits, self._recent, self._knobs)
+        if self._noise is not None:
+            log_q = self._sampler.log_probs(uniform_if_broken(scores), self._knobs)
+            at = len(self._tokens)
+            scores = log_q + self._noise[:, at : at + 1, : scores.shape[-1]]
+            self._log_qs.append(log_q)
+        token = mx.argmax(scores, axis=-1).astype(mx.int32)
+        self._tokens.append(token)
+        self._recent = mx.concatenate([self._recent, token], axis=1)
+        return token
+
+    @property
+    def draft(self) -> Draft:
+        """What was picked."""
+        log_q = mx.concatenate(self._log_qs, axis=1) if self._log_qs else None
+        return Draft(mx.concatenate(self._tokens, axis=1), log_q)
+
+
+class Head(Protocol):
+    """A drafter on the target's features, such as trained heads are. See docs/drafters.md.
+
+    taps: names of the target's modules whose output it is given. most: K, at most.
+    A head keeps what it wants in a tree of arrays, a *past*, and changes none that it is given.
+    """
+
+    taps: Sequence[str]
+    most: int
+
+    def begin(self, tokens: mx.array, features: Features, capacity: int) -> Any:
+        """The past after a prompt: int32 [1, N] `tokens`, and features [1, N, D] by tap.
+
+        Args:
+            capacity: tokens that a text may reach before `grown` is called.
+        """
+
+    def grown(self, past: Any, capacity: int) -> Any:
+        """The past with room for a text of so many tokens."""
+
+    def propose(
+        self, past: Any, last_two: mx.array, position: mx.array, picks: Picks, count: int
+    ) -> Any:
+        """Call `picks.pick` `count` times, and return the past.
+
+        Args:
+            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
+                the last. position: int32 [B], of the last.
+        """
+
+    def commit(
+        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
+    ) -> Any:
+        """The past after a round, whoever proposed in it.
+
+        Args:
+            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
+                features are [B, R, D]. kept: int32 [B], how many of them stay, at least 1.
+        """
+
+
+class ModelDrafter:
+    """A smaller model over the same tokens.
+
+    Args:
+        network: the model. It proposes from the part of its vocabulary that it shares with the
+            target, and is shown its last token in place of one that it does not have.
+        vocabulary: V, of the target.
+    """
+
+    def __init__(self, network: Network, vocabulary: int) -> None:
+        self.network = network
+        self._own = network.vocabulary
+        self._common = min(self._own, vocabulary)
+        self._clamps = self._own < vocabulary
+
+    def propose(
+        self,
+        past: Past,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Past:
+        """Pick `count` ≥ 1 tokens after `last_two`, whose last stands at `position`.
+
+        The cache ends before both: whether the former was fed depends on the last verdict, and
+        feeding it always keeps shapes constant. Of the `count` + 1 rows that are fed, as many are
+        to be kept as the target keeps of its own.
+
+        Args:
+            last_two: int32 [B, 2]. position: int32 [B].
+            length: how far its own caches are attended, at least position - start + K of every row.
+        """
+        layers = past.layers
+        position = position - past.start
+        start = mx.maximum(position - 1, 0)
+        # Positions as data: a constant for each step would be a kernel for each step.
+        steps = position[:, None] + mx.arange(count)
+        fed, offset = last_two, start
+        if not self.network.fused:
+            # Such a network goes back to the end of any pass at no cost, but not into one.
+            _, layers = self.network.forward(self._known(fed[:, :1]), layers, start, length)
+            fed, offset = fed[:, 1:], position
+        for i in range(count):
+            logits, layers = self.network.forward(self._known(fed), layers, offset, length)
+            fed = picks.pick(logits[:, -1:, : self._common])
+            offset = steps[:, min(i + 1, count - 1)]
+        return past._replace(layers=layers)
+
+    def commit(self, past: Past, kept: mx.array) -> Past:
+        """Take back all but the first `kept` rows since the last commit: int32 [B]."""
+        return past._replace(layers=self.network.commit(past.layers, kept))
+
+    def read(self, past: Past, tokens: Sequence[int], at: int, length: int) -> Past:
+        """The past of one sequence after `tokens` too, the first of which is the `at`-th in it."""
+        layers = past.layers
+        for i in range(0, len(tokens), ROWS):
+            rows = self._known(mx.array([tokens[i : i + ROWS]], mx.int32))
+            _, layers = self.network.forward(rows, layers, mx.array([at + i], mx.int32), length)
+            layers = self.network.commit(layers, None)
+        return past._replace(layers=layers)
+
+    def _known(self, tokens: mx.array) -> mx.array:
+        return mx.minimum(tokens, self._own - 1) if self._clamps else tokens

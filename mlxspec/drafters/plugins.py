@@ -1,0 +1,46 @@
+"""Drafters from outside the package, by the names under which they are installed.
+
+A distribution names them in the entry point group `mlxspec.drafters`. What an entry point leads to
+is called with the target, an mlx-lm model, and its tokenizer, and returns a `Head`, or what makes a
+`TextDrafter` for each text. See docs/drafters.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from mlxspec.drafters.graph import Head
+from mlxspec.drafters.proposals import TextDrafter
+from mlxspec.errors import LoadError
+from mlxspec.models.caches.original import Model
+from mlxspec.text import Tokenizer
+
+GROUP = "mlxspec.drafters"
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The drafters that there are, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def made(name: str, target: Model, tokenizer: Tokenizer) -> Head | Callable[[], TextDrafter]:
+    """A drafter for a target.
+
+    Raises:
+        LoadError: it cannot be imported, or refuses the target.
+    """
+    point = installed()[name]
+    try:
+        drafter: Any = point.load()(target, tokenizer)
+    except Exception as error:  # it may come from anywhere, and raise anything
+        raise LoadError(
+            f"The drafter {name} ({point.value}) cannot be used: {type(error).__name__}: {error}",
+            hint="Ask whoever made it, or leave it out.",
+        ) from error
+    return drafter  # type: ignore[no-any-return]
+
+
+def is_head(drafter: Head | Callable[[], TextDrafter] | None) -> bool:
+    return hasattr(drafter, "taps")

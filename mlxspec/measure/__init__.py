@@ -1,0 +1,1 @@
+"""Measuring models on this machine: time of a round, forecasts, and audits."""

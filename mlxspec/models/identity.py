@@ -1,0 +1,88 @@
+"""Telling models, tokenizers and versions apart by what is loaded, without reading all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlxspec.models.caches.original import Model
+from mlxspec.models.network import Network
+from mlxspec.text import Tokenizer
+
+SAMPLES = 64  # values of each array of weights: fine-tuning changes nearly all of them
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides which past a text has: equal where one may stand for the other.
+
+    Args:
+        versions: of MLX and mlx-lm.
+        tokenizer: a digest of its vocabulary, or empty.
+        kv: how keys and values are quantised, in words.
+        models: a digest of each network's model, by the network's name.
+    """
+
+    versions: str
+    tokenizer: str
+    kv: str
+    models: Mapping[str, str]
+
+
+def identity_of(networks: Mapping[str, Network], tokenizer: Tokenizer | None) -> Identity:
+    return Identity(
+        versions=f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}",
+        tokenizer=_digest_of_vocabulary(tokenizer) if tokenizer is not None else "",
+        kv=str(next(iter(networks.values())).kv),
+        models={name: digest_of(network.model) for name, network in networks.items()},
+    )
+
+
+def digest_of(model: Model) -> str:
+    """Of its configuration, its modules' settings, and names, shapes, types and some weights.
+
+    It takes as long for a large model as for a small one of as many arrays.
+    """
+    digest = blake2b(repr(getattr(model, "args", None)).encode(), digest_size=16)
+    for name, module in model.named_modules():
+        digest.update(f"{name} {type(module)} {_settings_of(module)}\n".encode())
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    samples = [_sample_of(array) for array in weights.values()]
+    mx.eval(samples)
+    for (name, array), sample in zip(weights.items(), samples, strict=True):
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.asarray(sample.view(mx.uint8)).data)
+    return digest.hexdigest()
+
+
+def _settings_of(module: Any) -> list[tuple[str, Any]]:
+    """Its plain values, such as bits, scales and widths."""
+    return sorted(
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str) and not name.startswith("_")
+    )
+
+
+def _sample_of(array: mx.array) -> mx.array:
+    """Up to SAMPLES values from all over an array, in one dimension."""
+    if array.ndim == 0:
+        return array.reshape(1)
+    # By coordinates: to flatten an array may be to copy it.
+    places = np.linspace(0, array.size - 1, min(SAMPLES, array.size)).astype(np.int64)
+    coordinates = np.unravel_index(places, array.shape)
+    return array[tuple(mx.array(axis.astype(np.int32)) for axis in coordinates)]
+
+
+def _digest_of_vocabulary(tokenizer: Tokenizer) -> str:
+    digest = blake2b(digest_size=16)
+    for token, index in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{index} {token}\n".encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

@@ -1,0 +1,248 @@
+"""A model together with the way its past is kept.
+
+Two kinds do the same for a round: `FusedNetwork`, whose past is arrays and part of the round's
+graph, and `HostedNetwork`, whose past is mlx-lm's own caches, for models that the first would
+not run exactly. `network_of` tries a model and chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlxspec.errors import UnsupportedModel
+from mlxspec.models.caches.hosted import HostedLayers, Pass
+from mlxspec.models.caches.layers import Layers, adopt, commit, each, flat, grow, unknown, unread
+from mlxspec.models.caches.original import Model, fresh_cache
+from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
+from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
+from mlxspec.models.caches.recurrent import RecurrentCache
+from mlxspec.params import KVQuantization
+
+# Entries, for passes that are not of a text: more than any indexer selects, so that it does.
+_TRIAL = 2304
+
+
+class Network(Protocol):
+    """What a round needs of a model.
+
+    model: mlx-lm's. kv: how its keys and values are quantised. vocabulary: rows of its output.
+    fused: whether its passes can be part of a graph that never waits for the host.
+    obstacle: what keeps it from that, in words; empty where nothing does.
+    """
+
+    model: Model
+    kv: KVQuantization | None
+    vocabulary: int
+    fused: bool
+    obstacle: str
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        """Layers from mlx-lm caches that have read so many tokens, with room for `capacity`."""
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        """Run int32 [B, N] `tokens` at the positions from `offset`, int32 [B], on.
+
+        Args:
+            length: how far entries are attended, at least offset + N of every row. It shapes
+                the graph, so it should change rarely.
+
+        Returns:
+            Logits [B, N, V], and the layers with these rows, to be committed.
+        """
+
+    def commit(self, layers: Layers, kept: mx.array | None) -> Layers:
+        """Take back all but the first `kept` rows since the last commit: int32 [B], at least 1.
+
+        None keeps all of them.
+        """
+
+
+class FusedNetwork:
+    """Keeps a model's past in arrays: every cache of it must be of a known kind."""
+
+    fused = True
+    obstacle = ""
+
+    def __init__(self, model: Model, kv: KVQuantization | None = None) -> None:
+        self.model = model
+        self.kv = kv
+        self._hooks = hooks_of(model, RECURRENCES)
+        # A cache has no shape before its first row, and a state's kind shows in the second.
+        row = mx.zeros((1, 1), mx.int32)
+        caches = fresh_cache(model, kv)
+        self.vocabulary = int(model(row, cache=caches).shape[-1])
+        _, layers = self.forward(row, adopt(caches, 2), mx.array([1], mx.int32), 2)
+        self._unread = unread(layers)
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        return adopt(caches, capacity) if read else grow(self._unread, capacity)
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        caches = each(lambda layer: layer.opened(offset, length), layers)
+        recurrent = [cache for cache in flat(caches) if isinstance(cache, RecurrentCache)]
+        if recurrent:
+            with recording(self._hooks) as record:
+                logits = self.model(tokens, cache=caches)
+            record.settle(recurrent, rows=tokens.shape[1])
+        else:
+            logits = self.model(tokens, cache=caches)
+        return logits, each(lambda cache: cache.layer, caches)
+
+    def commit(self, layers: Layers, kept: mx.array | None) -> Layers:
+        return commit(layers, kept)
+
+    def trace(self) -> None:
+        """Build a pass as a compiled round does; raises where a model asks for a number."""
+
+        def build(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
+            return self.forward(tokens, layers, offset, _TRIAL)[0]
+
+        layers = grow(self._unread, _TRIAL)
+        mx.compile(build)(mx.zeros((1, 2), mx.int32), layers, mx.zeros((1,), mx.int32))
+
+
+class HostedNetwork:
+    """Keeps a model's past in mlx-lm's own caches, for one sequence."""
+
+    fused = False
+
+    def __init__(
+        self, model: Model, kv: KVQuantization | None = None, obstacle: str = "it was asked for"
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.obstacle = obstacle
+        rows = mx.zeros((1, 1), mx.int32)
+        self.vocabulary = int(model(rows, cache=fresh_cache(model, kv)).shape[-1])
+
+    def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
+        return [HostedLayers(caches)]
+
+    def forward(
+        self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
+    ) -> tuple[mx.array, Layers]:
+        (held,) = layers
+        caches = held.copied()
+        logits = self.model(tokens, cache=caches)
+        return logits, [HostedLayers(caches, (*held.passes, Pass(held.caches, tokens)))]
+
+    def commit(self, layers: Layers, kept: mx.array | None) -> Layers:
+        (held,) = layers
+        fed = sum(one.tokens.shape[1] for one in held.passes)
+        # One row at least is kept, so there is nothing to wait for where only one was fed.
+        left = cast(int, kept.item()) if kept is not None and fed > 1 else fed
+        if left == fed:
+            return [HostedLayers(held.caches)]
+        for one in held.passes:
+            rows = one.tokens.shape[1]
+            if left < rows:
+                return self._again(one, left)
+            left -= rows
+        raise AssertionError("more rows are kept than were fed")
+
+    def _again(self, back: Pass, rows: int) -> Layers:
+        """The layers after the first `rows` of a pass."""
+        before = HostedLayers(back.caches)
+        if rows == 0:
+            return [before]
+        _, (after,) = self.forward(back.tokens[:, :rows], [before], mx.array([0]), 0)
+        return [HostedLayers(after.caches)]
+
+
+def network_of(model: Model, kv: KVQuantization | None = None) -> Network:
+    """The network that runs `model` exactly, fused if it can be.
+
+    A model of known caches is tried: passes whose rows are partly taken back must say what plain
+    decoding says. So neither an unknown way of using a cache nor a recurrence that is recorded
+    wrongly can go unnoticed.
+    """
+    strangers = unknown(fresh_cache(model, kv))
+    if strangers:
+        return HostedNetwork(model, kv, f"its past is kept in {', '.join(strangers)}")
+    if why := obstacle_of(model):
+        return HostedNetwork(model, kv, why)
+    try:
+        network = FusedNetwork(model, kv)
+        network.trace()
+        if agrees(network):
+            return network
+        why = "rounds of it would differ from plain decoding"
+    except Unrecognised:
+        why = "its recurrence is not one that can be recorded"
+    except (TypeError, ValueError, AttributeError) as error:
+        # Where a model computes with a cache's numbers instead of arrays, anything may be raised.
+        why = f"it asks for numbers while a round is built ({type(error).__name__})"
+    return HostedNetwork(model, kv, why)
+
+
+def agrees(network: Network) -> bool:
+    """Whether passes of several rows, and taking rows back, say what plain decoding says."""
+    tokens = mx.array([[(7 * i + 1) % network.vocabulary for i in range(7)]], mx.int32)
+    caches = fresh_cache(network.model, network.kv)
+    rows = [network.model(tokens[:, i : i + 1], cache=caches) for i in range(tokens.shape[1])]
+    plain = mx.concatenate(rows, axis=1)
+    layers = network.adopt(fresh_cache(network.model, network.kv), 0, _TRIAL)
+    # Three rows in one pass as a target has them, in two as a draft, and again after those.
+    for start, passes, kept in ((0, (3,), 2), (2, (2, 1), 2), (4, (3,), 1)):
+        found: list[mx.array] = []
+        for count in passes:
+            at = start + sum(logits.shape[1] for logits in found)
+            logits, layers = network.forward(
+                tokens[:, at : at + count], layers, mx.array([at], mx.int32), _TRIAL
+            )
+            found.append(logits)
+        layers = network.commit(layers, mx.array([kept], mx.int32))
+        if not _close(mx.concatenate(found, axis=1), plain[:, start : start + 3]):
+            return False
+    return True
+
+
+def _close(found: mx.array, expected: mx.array) -> bool:
+    """Whether most rows differ by rounding only: [1, N, V] each.
+
+    Rounding may send a row to another expert. What is wrong with a past, or with a mask, shows in
+    more rows than one.
+    """
+    tolerance = 1e-2 if expected.dtype == mx.float32 else 0.1
+    found, expected = (mx.nan_to_num(x.astype(mx.float32), 0, 0, 0) for x in (found, expected))
+    spread = mx.linalg.norm(expected - expected.mean(axis=-1, keepdims=True), axis=-1)
+    error = mx.linalg.norm(found - expected, axis=-1)
+    return 2 * int(mx.sum(error <= tolerance * spread + 1e-6)) > found.shape[1]
+
+
+def require_exact(network: Network) -> None:
+    """Raise UnsupportedModel unless what is proposed to a network, or by it, can be taken back."""
+    # A fused network was tried when it was chosen.
+    if not network.fused and not agrees(network):
+        raise UnsupportedModel(
+            f"{_type_of(network.model)} says something else when it is fed several tokens at once, "
+            "so that it cannot speculate exactly.",
+            hint="Use --no-speculation, or another model.",
+        )
+
+
+def why_it_waits(network: Network) -> str:
+    """What a person should know of a network that is not fused."""
+    return (
+        f"{_type_of(network.model)} runs on mlx-lm's own caches, and rounds wait for it: "
+        f"{network.obstacle}"
+    )
+
+
+def kind_of(model: Model) -> str:
+    """What decides which operations a round of it has: its type, its numbers' and its caches'."""
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    numbers = sorted({str(array.dtype) for array in arrays.values()})
+    caches = sorted({type(cache).__name__ for cache in fresh_cache(model, None)})
+    return f"{_type_of(model)} {numbers} {caches}"
+
+
+def _type_of(model: Model) -> str:
+    return str(getattr(model, "model_type", type(model).__module__.rpartition(".")[2]))

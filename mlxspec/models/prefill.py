@@ -1,0 +1,106 @@
+"""Reading a text: mlx-lm's own caches, filled in chunks, before the first round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from mlxspec.device.memory import watched
+from mlxspec.errors import OutOfMemory
+from mlxspec.models.caches.original import fresh_cache, quantized
+from mlxspec.models.network import Network
+from mlxspec.models.taps import Features, Taps
+
+# Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
+CHUNK = 512
+SMALLEST_CHUNK = 16
+
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+
+class Reading(NamedTuple):
+    """What a network has to read. Tokens that it does not have it is shown its last one for."""
+
+    network: Network
+    tokens: Sequence[int]
+
+
+class Begun(NamedTuple):
+    """mlx-lm's caches of a network that has read the first `read` of its tokens."""
+
+    caches: list[Any]
+    read: int
+
+
+Begin = Callable[[Reading], Begun]
+
+
+def afresh(reading: Reading) -> Begun:
+    """Nothing read yet."""
+    return Begun(fresh_cache(reading.network.model, None), 0)
+
+
+def prefill(
+    reading: Reading,
+    *,
+    begin: Begin = afresh,
+    progress: Progress | None = None,
+    note: Note | None = None,
+    taps: Taps | None = None,
+) -> tuple[list[Any], Features]:
+    """Let a network read its tokens.
+
+    Where memory runs out, it begins again with chunks of half the size. Keys and values are
+    quantised after every chunk, where a network's are.
+
+    Args:
+        begin: gives what was read before, in caches that are written to; called whenever reading
+            begins.
+        progress: called with (tokens read, tokens in all) after every chunk.
+        note: called with what a person should know.
+        taps: modules that are watched while it reads.
+
+    Returns:
+        mlx-lm's caches, and what the taps saw, [1, N, D] of all N tokens, evaluated.
+
+    Raises:
+        OutOfMemory: not even the smallest chunk fits.
+    """
+    chunk = CHUNK
+    while True:
+        try:
+            return _read(reading, begin, chunk, progress or (lambda *_: None), taps)
+        except OutOfMemory:
+            chunk //= 2
+            if chunk < SMALLEST_CHUNK:
+                raise
+        if note is not None:
+            note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
+
+
+def _read(
+    reading: Reading, begin: Begin, chunk: int, progress: Progress, taps: Taps | None
+) -> tuple[list[Any], Features]:
+    network, tokens = reading
+    taps = taps or Taps(network.model, ())
+    seen: list[Features] = []
+    with watched("reading the prompt"):
+        caches, read = begin(reading)
+    length = len(tokens)
+    for start in range(read // chunk * chunk, length, chunk):
+        with watched("reading the prompt"):
+            if new := tokens[max(start, read) : start + chunk]:
+                rows = mx.minimum(mx.array([new], mx.int32), network.vocabulary - 1)
+                with taps.watching() as features:
+                    network.model(rows, cache=caches)
+                seen.append(features)
+                caches[:] = quantized(caches, network.kv)
+            mx.eval([layer.state for layer in caches], seen)
+        mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
+        progress(min(start + chunk, length), length)
+    names = seen[0] if seen else ()
+    joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
+    return quantized(caches, network.kv), joined

@@ -1,0 +1,81 @@
+"""What modules inside a model put out during a pass, without a change to the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+
+from mlxspec.errors import UnsupportedModel
+from mlxspec.models.caches.original import Model
+
+_LOCK = threading.RLock()  # a module is replaced by one thread at a time
+
+Features = dict[str, mx.array]
+
+
+class Taps:
+    """Watches modules of a model by name, such as `model.norm` or `model.layers.3`.
+
+    Raises:
+        UnsupportedModel: the model has no such module.
+    """
+
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
+        self._places = {name: _place(model, name) for name in names}
+
+    @contextmanager
+    def watching(self) -> Iterator[Features]:
+        """Passes that this thread builds leave each module's output here, by its name."""
+        seen: Features = {}
+        if not self._places:
+            yield seen
+            return
+        with _LOCK:
+            modules = {name: owner[key] for name, (owner, key) in self._places.items()}
+            for name, (owner, key) in self._places.items():
+                owner[key] = _Watched(modules[name], name, seen)
+            try:
+                yield seen
+            finally:
+                for name, (owner, key) in self._places.items():
+                    owner[key] = modules[name]
+
+
+class _Watched:
+    """In a module's place: it does what the module does, and has what the module has."""
+
+    def __init__(self, module: Any, name: str, seen: Features) -> None:
+        self._module = module
+        self._name = name
+        self._seen = seen
+        self._builder = threading.get_ident()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._module(*args, **kwargs)
+        if threading.get_ident() == self._builder:
+            self._seen[self._name] = output[0] if isinstance(output, tuple) else output
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def _place(model: Model, name: str) -> tuple[Any, Any]:
+    """The container of a module, which is a module or a list, and its key there."""
+    owner: Any = None
+    inner: Any = model
+    key: Any = ""
+    for part in name.split("."):
+        owner, key = inner, int(part) if part.isdigit() else part
+        try:
+            inner = owner[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise UnsupportedModel(
+                f"{type(model).__module__} has no module {name!r}, which a drafter asks for.",
+                hint="Use a target that the drafter was made for.",
+            ) from error
+    return owner, key

@@ -1,0 +1,1 @@
+"""Pairs of models: the table, the folders and repositories, and loading them."""

@@ -1,0 +1,1 @@
+"""From logits to the next token: scores, random numbers, and the rules of verification."""
