@@ -20,6 +20,7 @@ from conftest import (
     side_by_side,
     with_vocabulary,
 )
+from mlx.utils import tree_flatten
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import Round, RoundState
@@ -194,6 +195,33 @@ def test_number_of_proposals_may_change_between_steps() -> None:
         assert stats.accepted <= stats.drafted
         session.draft_tokens = 1 if session.draft_tokens == 8 else 8
     assert tokens == plain_of("llama", 7, 300)
+
+
+# --- back ends ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 2])
+@pytest.mark.parametrize("verify", [None, "coupled", "token", "block", "relaxed"])
+def test_nothing_is_computed_without_elements(verify: Verify | None, draft_tokens: int) -> None:
+    # MLX's CUDA back end divides by the size of what a fused kernel computes.
+    engine = engine_of("llama", "half")
+    sampling = SamplingParams(temperature=float(verify is not None), verify=verify)
+    rounds = rounds_of(engine, sampling)
+    state = engine.prefilled(prompt_of(9), sampling)
+    mx.eval(state)
+
+    def body(position: mx.array) -> list[mx.array]:
+        after, result = rounds(
+            state._replace(position=position), draft_tokens=draft_tokens, length=64
+        )
+        return [result, *(array for _, array in tree_flatten(after))]
+
+    steps: list[dict[str, Any]] = []
+    mx.export_function(steps.append, body, state.position)
+    computed = [step for step in steps if step["type"] == "primitive"]
+    assert len(computed) > 100
+    empty = {step["name"] for step in computed if any(0 in one[1] for one in step["outputs"])}
+    assert empty <= {"Slice"}
 
 
 # --- vocabularies that differ ---------------------------------------------------------------

@@ -201,7 +201,7 @@ class Round:
     def _propose(self, state: RoundState, shape: Shape) -> tuple[Draft, RoundState]:
         name, count = shape.drafter, shape.draft_tokens
         if not name:
-            return Draft(mx.zeros((state.position.shape[0], 0), mx.int32), None), state
+            return Draft(state.last_two[:, :0], None), state
         picks = Picks(self.sampler, state.recent, state.knobs, self._draft_noise(state, count))
         asked = (state.last_two, state.position, picks, count)
         if name in self.heads:

@@ -72,6 +72,9 @@ def greedy(scores: mx.array, draft: Draft) -> Verdict:
         scores: [B, K + 1, V].
     """
     best = mx.argmax(scores, axis=-1).astype(mx.int32)
+    if draft.tokens.shape[1] == 0:
+        # Nothing is compared: a fused kernel without elements ends the process on CUDA.
+        return Verdict(mx.zeros(best.shape[:1], mx.int32), best[:, 0])
     accepted = leading(best[:, :-1] == draft.tokens)
     return Verdict(accepted, _pick(best, accepted))
 
