@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from conftest import draft_for, foreign, model, plain, prompt_of
 
-from mlxspec.control.controller import PLAIN, Choice, Controller, Offer
+from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Knowledge, Learned
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
+from mlxspec.defaults import AUTO, MAX_AUTO_TOKENS, MODEL
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.errors import UsageError
 from mlxspec.metrics import Event, Parked, RoundStats
-from mlxspec.pairs.table import AUTO, MAX_AUTO_TOKENS, MODEL
 from mlxspec.params import SamplingParams
 
 LENGTH = 120

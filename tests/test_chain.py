@@ -11,13 +11,13 @@ from conftest import draft_for, model, plain, prompt_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxspec.control.controller import PLAIN, Choice, Controller, Offer
+from mlxspec.control.controller import Controller
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session
+from mlxspec.defaults import AUTO, MODEL
 from mlxspec.drafters.chain import WATCHED, Chain
 from mlxspec.drafters.history import History
-from mlxspec.drafters.proposals import Proposal
-from mlxspec.pairs.table import AUTO, MODEL
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer, Proposal
 from mlxspec.params import SamplingParams
 
 LENGTH = 100

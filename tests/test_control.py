@@ -16,15 +16,7 @@ from statistics import mean
 
 import pytest
 
-from mlxspec.control.controller import (
-    LAST_RETRY,
-    OPENING,
-    PLAIN,
-    TRIAL,
-    Choice,
-    Controller,
-    Offer,
-)
+from mlxspec.control.controller import LAST_RETRY, OPENING, TRIAL, Controller
 from mlxspec.control.estimates import (
     CHEAPEST,
     LENGTHS,
@@ -35,6 +27,7 @@ from mlxspec.control.estimates import (
     Learned,
     expected_tokens,
 )
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 
 MOST = 8
 DRAFT_STEP, HOST = 0.12, 0.02  # in plain passes

@@ -11,9 +11,9 @@ from mlx_lm.generate import generate_step
 from mlxspec import SamplingParams, load
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.engine import GREEDY
+from mlxspec.defaults import AUTO
 from mlxspec.device import kernels
 from mlxspec.measure.probe import agreement
-from mlxspec.pairs.table import AUTO
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [

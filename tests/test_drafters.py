@@ -14,14 +14,14 @@ from cli_tools import environment, is_one_error, mlxspec, save_model
 from conftest import draft_for, model, plain
 
 from mlxspec import load
-from mlxspec.control.controller import PLAIN, Choice
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import AUTO
 from mlxspec.drafters import plugins
 from mlxspec.drafters.history import History
-from mlxspec.drafters.proposals import Proposal
+from mlxspec.drafters.proposals import PLAIN, Choice, Proposal
 from mlxspec.errors import LoadError, UnsupportedModel
 from mlxspec.models.taps import Taps
-from mlxspec.pairs.table import AUTO, Pair
+from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "drafters.md"

@@ -22,6 +22,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.opening import Opening
 from mlxspec.decode.round import Round, RoundState
 from mlxspec.decode.session import Session
+from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter, Past
 from mlxspec.models.caches.hosted import HostedLayers
@@ -30,7 +31,6 @@ from mlxspec.models.caches.original import Model, fresh_cache, quantized
 from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
 from mlxspec.models.caches.recurrent import RecurrentLayer
 from mlxspec.models.network import HostedNetwork, Network, network_of
-from mlxspec.pairs.table import MODEL
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 

@@ -9,15 +9,15 @@ import pytest
 from conftest import draft_for, model, plain, prompt_of
 from test_prompt_cache import Counted
 
-from mlxspec.control.controller import PLAIN, Choice
 from mlxspec.control.estimates import Knowledge
 from mlxspec.decode import pasts
 from mlxspec.decode import session as session_module
 from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.decode.session import Session
+from mlxspec.defaults import AUTO, MODEL
 from mlxspec.device import lengths
+from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.models.caches.layers import capacity_of
-from mlxspec.pairs.table import AUTO, MODEL
 
 WINDOW, LENGTH = 16, 120
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxspec.defaults import DEFAULT_DRAFT_TOKENS
 from mlxspec.errors import TableError, UnknownPair
-from mlxspec.pairs.table import DEFAULT_DRAFT_TOKENS, Pair, find_pair, load_pairs, package_folder
+from mlxspec.pairs.table import Pair, find_pair, load_pairs, package_folder
 from mlxspec.pairs.table import user_table as place_of_user_table
 
 SHIPPED = ["demo", "qwen3-8b", "llama-3.1-8b", "llama-3.3-70b", "qwen2.5-72b"]

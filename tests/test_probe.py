@@ -19,6 +19,7 @@ from mlxspec.control.estimates import SIZES, TEXT
 from mlxspec.control.replay import Proposed, along_model, rounds
 from mlxspec.control.tuning import Verdict
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import MAX_AUTO_TOKENS, MODEL
 from mlxspec.drafters.history import History
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.measure.forecast import (
@@ -32,7 +33,6 @@ from mlxspec.measure.forecast import (
     verdict_of,
 )
 from mlxspec.measure.probe import ROWS, TOKENS, agreement, probe, speeds
-from mlxspec.pairs.table import MAX_AUTO_TOKENS, MODEL
 
 # Rounds of one, and of two: 0.8 of the first are right, and half of the second.
 ROUNDS = {

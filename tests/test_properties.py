@@ -28,9 +28,9 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import Round
+from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.metrics import Event, Generation
-from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 

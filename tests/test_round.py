@@ -25,10 +25,10 @@ from mlx.utils import tree_flatten
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import Round, RoundState
 from mlxspec.decode.session import Session
+from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.models.caches.layers import capacity_of
-from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler
 

@@ -16,11 +16,11 @@ from conftest import SLIDING, WINDOW, draft_for, model, plain, prompt_of
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.measure.audit import audit
 from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack, unknown
 from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, RingLayer
 from mlxspec.models.network import FusedNetwork
-from mlxspec.pairs.table import MAX_DRAFT_TOKENS
 from mlxspec.params import SamplingParams
 
 LONG = 300

@@ -22,12 +22,12 @@ from conftest import (
 from mlx_lm.generate import generate_step
 
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter, Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.metrics import Generation
 from mlxspec.models.network import kind_of
-from mlxspec.pairs.table import MODEL
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.noise import DRAFT, gumbel, keys_of
 from mlxspec.sampling.sampler import Sampler

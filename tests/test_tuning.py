@@ -124,7 +124,7 @@ def test_a_write_that_fails_leaves_what_was_there(kept: Path, monkeypatch) -> No
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tuning.json, "dump", full)
+    monkeypatch.setattr("mlxspec.files.os.fsync", full)
     said: list[str] = []
     remember(Record(replace(SETTING, target="other"), LEARNED), said.append)
     assert "No space left" in said[0]

@@ -29,12 +29,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec.decode import round as round_module
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import Round, RoundState
+from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter, Past, Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack
 from mlxspec.models.network import FusedNetwork
-from mlxspec.pairs.table import MODEL
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.sampling import noise, verify
 from mlxspec.sampling.sampler import Sampler, knobs_of, normalised

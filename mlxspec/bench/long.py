@@ -39,6 +39,7 @@ from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.decode.opening import Opening
 from mlxspec.decode.round import RoundState
 from mlxspec.decode.session import Session
+from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.history import History
@@ -46,7 +47,6 @@ from mlxspec.errors import UsageError
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.prefill import CHUNK
 from mlxspec.pairs.loading import load
-from mlxspec.pairs.table import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 
 LENGTHS = (1_000, 4_000, 16_000)
 PROMPTS = (100, 1_000, 8_000)

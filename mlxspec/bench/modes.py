@@ -42,6 +42,7 @@ from mlxspec.control.estimates import SIZES, Learned
 from mlxspec.control.replay import along_text, shortest
 from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.decode.round import Round
+from mlxspec.defaults import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.history import History
 from mlxspec.measure.probe import in_turns, stepper
@@ -49,7 +50,6 @@ from mlxspec.measure.timing import halves, round_seconds
 from mlxspec.models.caches.layers import Layers
 from mlxspec.models.network import Network
 from mlxspec.pairs.loading import load
-from mlxspec.pairs.table import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.sampling.sampler import Sampler
 
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate

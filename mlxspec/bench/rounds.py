@@ -31,11 +31,11 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import kernels, machine
 from mlxspec.errors import UsageError
 from mlxspec.measure.timing import halves, round_seconds
 from mlxspec.pairs.loading import load
-from mlxspec.pairs.table import DEFAULT_PAIR
 
 COUNTS = range(1, 7)
 PROMPTS = Path(__file__).resolve().parent / "held_out_prompts.json"

@@ -33,11 +33,11 @@ from mlxspec.bench.rounds import COUNTS, PROMPTS, timed
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import Round, RoundState
 from mlxspec.decode.session import Session
+from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
 from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.errors import UsageError
 from mlxspec.pairs.loading import load
-from mlxspec.pairs.table import DEFAULT_PAIR, MODEL
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.sampling.sampler import Sampler
 from mlxspec.sampling.verify import Draft, Rule, Verdict, log_ratio

@@ -26,8 +26,9 @@ from mlxspec.cli.options import (
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.control import tuning
 from mlxspec.control.tuning import Record
+from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.errors import MlxspecError
-from mlxspec.pairs.table import AUTO, DraftTokens, Pair
+from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
 
 if TYPE_CHECKING:

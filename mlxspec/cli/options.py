@@ -15,17 +15,10 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from mlxspec.cli.prompts import require_no_folder
+from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
-from mlxspec.pairs.table import (
-    AUTO,
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_PAIR,
-    MAX_DRAFT_TOKENS,
-    DraftTokens,
-    Pair,
-    find_pair,
-)
+from mlxspec.files import require_no_folder
+from mlxspec.pairs.table import Pair, find_pair
 from mlxspec.params import (
     DEFAULT_CONTEXT,
     DEFAULT_GROUP_SIZE,

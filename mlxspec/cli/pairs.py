@@ -10,7 +10,8 @@ import typer
 from mlxspec.cli import options
 from mlxspec.control import tuning
 from mlxspec.control.tuning import Record
-from mlxspec.pairs.table import AUTO, HISTORY, Pair, find_pair, load_pairs
+from mlxspec.defaults import AUTO, HISTORY
+from mlxspec.pairs.table import Pair, find_pair, load_pairs
 
 pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
 

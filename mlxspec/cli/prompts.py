@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxspec.errors import PromptError, UsageError
+from mlxspec.errors import PromptError
 
 
 def read_prompt(argument: str | None, stdin: BinaryIO) -> str:
@@ -67,16 +66,6 @@ def read_text(path: Path) -> str:
         raise PromptError(
             f"The file {path} cannot be read: {error.strerror}.", hint="Check the path."
         ) from error
-
-
-def require_no_folder(cache: Path) -> None:
-    """Raise UsageError where the file of a prompt cache is a folder."""
-    with suppress(OSError):  # of a place that nobody may look at: reading the file will tell
-        if cache.is_dir():
-            raise UsageError(
-                f"The prompt cache {cache} is a folder.",
-                hint="Name a file in it, such as prompt.safetensors.",
-            )
 
 
 def _listed(content: str) -> list[str]:

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxspec.control.tuning import Verdict
+from mlxspec.defaults import MODEL
 from mlxspec.measure.forecast import PLAIN, WORTH_IT, Contender, Forecast
-from mlxspec.pairs.table import MODEL
 
 WITHIN = 0.1  # how far a prediction may be off
 

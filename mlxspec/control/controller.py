@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import exp, sqrt
 
 from mlxspec.control.estimates import PRIOR_WEIGHT, SIZES, TEXT, Acceptance, Costs, Knowledge
-from mlxspec.drafters.proposals import PRIORS
+from mlxspec.drafters.proposals import PLAIN, PRIORS, Choice, Offer
 from mlxspec.metrics import Parked
 
 # Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
@@ -43,30 +43,6 @@ FIRST_TEXT = 3
 HOPE = 0.5
 # What a model is taken to save of the time without it, before it was tried.
 PROMISE = 0.33
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a round does. `drafter` is "" when nothing is proposed.
-
-    `grade` tells apart what a drafter proposes from the text; acceptance is counted for each.
-    """
-
-    drafter: str
-    draft_tokens: int
-    grade: int = 0
-
-
-PLAIN = Choice("", 0)
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A drafter can propose so many tokens from the text."""
-
-    drafter: str
-    tokens: int
-    grade: int
 
 
 @dataclass

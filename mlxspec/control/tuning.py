@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,8 @@ from typing import Any
 from platformdirs import user_state_path
 
 from mlxspec.control.estimates import LENGTHS, Knowledge, Learned
-from mlxspec.pairs.table import AUTO, DraftTokens
+from mlxspec.defaults import AUTO, DraftTokens
+from mlxspec.files import replacing
 
 FORMAT = 1
 
@@ -171,17 +171,8 @@ def _numbers(values: list[Any]) -> tuple[float, ...]:
 
 def _write(kept: list[Record]) -> None:
     content = {"format": FORMAT, "records": [as_dict(record) for record in kept]}
-    with tempfile.NamedTemporaryFile(
-        "w", dir=file().parent, prefix="tuning-", suffix=".json", delete=False, encoding="utf-8"
-    ) as new:
-        try:
-            json.dump(content, new, indent=1)
-            new.flush()
-            os.fsync(new.fileno())
-            Path(new.name).replace(file())
-        except BaseException:
-            Path(new.name).unlink(missing_ok=True)
-            raise
+    with replacing(file()) as new:
+        new.write(json.dumps(content, indent=1).encode())
 
 
 def as_dict(record: Record) -> dict[str, Any]:

@@ -15,6 +15,15 @@ from mlxspec.decode.prompt_cache import TARGET, PromptCache
 from mlxspec.decode.round import Round, RoundState
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
+from mlxspec.defaults import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    DEFAULT_MAX_TOKENS,
+    MAX_AUTO_TOKENS,
+    MAX_DRAFT_TOKENS,
+    MODEL,
+    DraftTokens,
+)
 from mlxspec.device import lengths
 from mlxspec.device.compiling import Compiling
 from mlxspec.drafters.chain import Chain
@@ -30,15 +39,6 @@ from mlxspec.models.caches.original import Model, require_quantizable
 from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.network import Network, kind_of, network_of, require_exact, why_it_waits
 from mlxspec.models.prefill import Progress
-from mlxspec.pairs.table import (
-    AUTO,
-    DEFAULT_DRAFT_TOKENS,
-    DEFAULT_MAX_TOKENS,
-    MAX_AUTO_TOKENS,
-    MAX_DRAFT_TOKENS,
-    MODEL,
-    DraftTokens,
-)
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.sampling.sampler import Processor, Sampler
 from mlxspec.text import TextStream, Tokenizer, encode_prompt, is_raw

@@ -11,12 +11,12 @@ from mlx.utils import tree_flatten
 
 from mlxspec.decode.prompt_cache import TARGET, PromptCache
 from mlxspec.decode.round import RoundState
+from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import Head, Past
 from mlxspec.models.network import Network
 from mlxspec.models.prefill import Begin, Note, Progress, Reading, afresh, prefill
 from mlxspec.models.taps import Features, Taps
-from mlxspec.pairs.table import MAX_DRAFT_TOKENS
 from mlxspec.params import SamplingParams
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of

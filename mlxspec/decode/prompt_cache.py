@@ -15,9 +15,9 @@ import numpy as np
 from mlx.utils import tree_map
 from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
-from mlxspec.cli.prompts import require_no_folder
 from mlxspec.decode import prompt_file
 from mlxspec.decode.prompt_file import Damaged, Unusable
+from mlxspec.files import require_no_folder
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
 from mlxspec.models.network import agrees

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 from zlib import crc32
 
 import mlx.core as mx
 import numpy as np
+
+from mlxspec.files import replacing
 
 MARK = "mlxspec prompt cache"
 FORMAT = f"{MARK} 1"
@@ -77,16 +78,8 @@ def write(path: Path, values: dict[str, Any]) -> None:
         "format": FORMAT,
         "values": described,
     }
-    path = path.resolve()  # a link stays, and what it leads to is replaced
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="mlxspec-", delete=False) as new:
-        try:
-            mx.save_safetensors(cast(BinaryIO, new), arrays, metadata)
-            new.flush()
-            os.fsync(new.fileno())
-            Path(new.name).replace(path)
-        except BaseException:
-            Path(new.name).unlink(missing_ok=True)
-            raise
+    with replacing(path) as file:
+        mx.save_safetensors(file, arrays, metadata)
 
 
 def _packed(value: Any, arrays: dict[str, mx.array]) -> Any:

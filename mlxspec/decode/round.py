@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 
+from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import Head, ModelDrafter, Past, Picks
 from mlxspec.models.caches.layers import Layers, capacity_of, grow
 from mlxspec.models.network import Network
 from mlxspec.models.taps import Taps
-from mlxspec.pairs.table import MODEL
 from mlxspec.sampling import noise, verify
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft, Rule, Verdict

@@ -9,13 +9,14 @@ from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxspec.control.controller import PLAIN, Choice, Controller, Offer
+from mlxspec.control.controller import Controller
 from mlxspec.control.stopwatch import Marks, Stopwatch
 from mlxspec.decode.pasts import DraftModels, Reader
 from mlxspec.decode.round import BROKEN, Round, RoundState
 from mlxspec.device import lengths
 from mlxspec.device.memory import watched
 from mlxspec.drafters.chain import Chain, Proposals
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.metrics import Parked, RoundStats
 from mlxspec.models.caches.layers import grow

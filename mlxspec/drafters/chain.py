@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxspec.control.controller import Choice, Offer
-from mlxspec.drafters.proposals import GRADES, TextDrafter
+from mlxspec.drafters.proposals import GRADES, Choice, Offer, TextDrafter
 
 # Tokens of a proposal that was not taken which are held against the text.
 WATCHED = 4

@@ -1,9 +1,10 @@
-"""What a drafter without a model proposes, and the seam that such drafters share. No MLX."""
+"""Proposals, what a round chooses among them, and the seam of drafters without a model. No MLX."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 GRADES = 5
@@ -21,6 +22,30 @@ class Proposal(NamedTuple):
     """
 
     tokens: tuple[int, ...]
+    grade: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a round does. `drafter` is "" when nothing is proposed.
+
+    `grade` tells apart what a drafter proposes from the text; acceptance is counted for each.
+    """
+
+    drafter: str
+    draft_tokens: int
+    grade: int = 0
+
+
+PLAIN = Choice("", 0)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A drafter can propose so many tokens from the text."""
+
+    drafter: str
+    tokens: int
     grade: int
 
 

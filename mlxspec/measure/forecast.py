@@ -19,7 +19,7 @@ from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES, TEXT, Knowledge
 from mlxspec.control.replay import Proposed
 from mlxspec.control.tuning import Verdict
-from mlxspec.pairs.table import AUTO, MODEL, DraftTokens
+from mlxspec.defaults import AUTO, MODEL, DraftTokens
 
 # What speculation must bring to be recommended, and medians that vary more tell nothing.
 WORTH_IT = 1.02

@@ -21,13 +21,13 @@ from mlxspec.control.estimates import SIZES
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.decode.round import Round, RoundState
+from mlxspec.defaults import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.device import lengths
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.errors import UsageError
 from mlxspec.measure.forecast import Contender, Drafting, Forecast
 from mlxspec.measure.timing import halves, round_seconds
 from mlxspec.models.network import Network
-from mlxspec.pairs.table import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.sampling.sampler import Sampler
 
 ROWS = (*range(1, 17), 32)

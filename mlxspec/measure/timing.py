@@ -10,8 +10,8 @@ import mlx.core as mx
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session
+from mlxspec.defaults import MODEL
 from mlxspec.metrics import Split
-from mlxspec.pairs.table import MODEL
 
 SLOW_ROUND_S = 0.05
 ROUNDS = 30  # of a running text, to tell what one takes

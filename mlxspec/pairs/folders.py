@@ -20,10 +20,11 @@ from huggingface_hub.errors import (
 )
 from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 
+from mlxspec.defaults import MODEL
 from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
-from mlxspec.pairs.table import MODEL, Pair, package_folder
+from mlxspec.pairs.table import Pair, package_folder
 
 T = TypeVar("T")
 

@@ -17,6 +17,7 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from mlxspec.control.tuning import Setting
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 from mlxspec.drafters import plugins
 from mlxspec.drafters.graph import Head
@@ -35,7 +36,7 @@ from mlxspec.pairs.folders import (
     named,
     unless_left_out,
 )
-from mlxspec.pairs.table import DEFAULT_PAIR, Pair, find_pair
+from mlxspec.pairs.table import Pair, find_pair
 from mlxspec.params import KVQuantization
 from mlxspec.text import Tokenizer
 

@@ -1,27 +1,24 @@
-"""The table of model pairs, and the defaults of everything that a pair or a call leaves open."""
+"""The table of model pairs."""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from platformdirs import user_config_path
 
+from mlxspec.defaults import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    HISTORY,
+    MAX_DRAFT_TOKENS,
+    DraftTokens,
+)
 from mlxspec.errors import TableError, UnknownPair, nearest
 
-DraftTokens = int | Literal["auto"]  # "auto" chooses round by round
-
-DEFAULT_PAIR = "demo"
-AUTO: Literal["auto"] = "auto"
-DEFAULT_DRAFT_TOKENS: DraftTokens = AUTO
-DEFAULT_MAX_TOKENS = 256
-MAX_DRAFT_TOKENS = 64
-MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
-MODEL = "model"  # the name of the one draft model, among drafters
-HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 

@@ -1,0 +1,16 @@
+"""Defaults of all that a pair or a call leaves open, and names that stand for choices."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+DraftTokens = int | Literal["auto"]  # "auto" chooses round by round
+
+AUTO: Literal["auto"] = "auto"
+DEFAULT_DRAFT_TOKENS: DraftTokens = AUTO
+DEFAULT_MAX_TOKENS = 256
+DEFAULT_PAIR = "demo"
+MAX_DRAFT_TOKENS = 64
+MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
+MODEL = "model"  # the name of the one draft model, among drafters
+HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
