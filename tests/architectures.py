@@ -153,8 +153,8 @@ def attempt(name: str, tokens: int = TOKENS) -> Result:
         "a draft that half agrees": (Contrary(model, 3), 3),
         "a draft of another architecture": (other, 2),
     }
-    network = Engine(model).networks[0]
-    path, why, differs = "fused" if network.fused else "hosted", network.obstacle, []
+    cached = Engine(model).cached_models[0]
+    path, why, differs = "fused" if cached.fused else "hosted", cached.obstacle, []
     for what, (draft, count) in drafts.items():
         try:
             engine = Engine(model, draft, draft_tokens=count)

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from architectures import PAGE, TABLE, Result, attempt, names, page
 
-from mlxspec.models import network
-from mlxspec.models.network import FusedNetwork
+from mlxspec.models import cached_model
+from mlxspec.models.cached_model import FusedModel
 
 DOZEN = {
     "qwen3_5": "fused",  # gated deltas beside attention
@@ -39,7 +39,7 @@ def test_every_architecture_has_a_configuration() -> None:
 
 def test_what_is_silently_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its masks are wrong for passes of several rows, and nobody tries it first.
-    monkeypatch.setattr("mlxspec.decode.engine.network_of", FusedNetwork)
+    monkeypatch.setattr("mlxspec.decode.engine.cached_model_of", FusedModel)
     result = attempt("phi3small", tokens=40)
     assert "no draft" in result.differs
     monkeypatch.setattr(architectures, "_attempted", lambda *_: result)
@@ -70,4 +70,4 @@ def test_the_page_is_of_this_table() -> None:
 def test_a_trial_forgives_rounding_in_a_minority_of_rows(wrong: int, accepted: bool) -> None:
     expected = mx.random.normal((1, 3, 50), key=mx.random.key(1))
     off = mx.where(mx.arange(3)[:, None] < wrong, 0.5 * mx.sin(mx.arange(50)), 1e-5)
-    assert network._close(expected + off, expected) == accepted
+    assert cached_model._close(expected + off, expected) == accepted

@@ -9,9 +9,9 @@ from conftest import model, prompt_of
 from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack
 from mlxspec.models.caches.positional import FullCache, FullLayer
-from mlxspec.models.network import FusedNetwork
 
 
 def layer_of(batch: int, capacity: int = 12) -> FullLayer:
@@ -61,7 +61,7 @@ def test_prefilled_caches_are_taken_over() -> None:
     assert capacity_of(wider) == capacity_of(grow(wider, 256)) == 512
     expected = target(mx.array([tokens]))[:, 290:]
     for some in (layers, wider):
-        logits, after = FusedNetwork(target).forward(
+        logits, after = FusedModel(target).forward(
             mx.array([tokens[290:]]), some, mx.array([290]), length=301
         )
         np.testing.assert_allclose(np.array(logits), np.array(expected), atol=1e-4)

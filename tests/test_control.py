@@ -16,12 +16,12 @@ from statistics import mean
 
 import pytest
 
-from mlxspec.control.controller import LAST_RETRY, OPENING, TRIAL, Controller
+from mlxspec.control.controller import LAST_RETRY, OPENING, TRIAL_ROUNDS, Controller
 from mlxspec.control.estimates import (
     CHEAPEST,
-    LENGTHS,
+    LENGTH_CLASSES,
     SIZES,
-    Acceptance,
+    AcceptanceEstimate,
     Costs,
     Knowledge,
     Learned,
@@ -199,7 +199,7 @@ def test_it_begins_plainly_tries_and_parks() -> None:
     assert controller.parked() is None
     choices = drive(controller, lambda _: 0, 400)
     assert choices[:OPENING] == [PLAIN] * OPENING
-    assert choices[OPENING : OPENING + TRIAL] == [Choice("model", 1)] * TRIAL
+    assert choices[OPENING : OPENING + TRIAL_ROUNDS] == [Choice("model", 1)] * TRIAL_ROUNDS
     trials = [
         i
         for i, choice in enumerate(choices)
@@ -319,7 +319,7 @@ def test_tokens_follow_from_rates() -> None:
 
 
 def test_only_reached_positions_count() -> None:
-    acceptance = Acceptance(3, [0.5, 0.5, 0.5])
+    acceptance = AcceptanceEstimate(3, [0.5, 0.5, 0.5])
     for _ in range(200):
         acceptance.add(3, 1)  # the first is kept, the second not, the third never reached
     first, second, third = acceptance.rates()
@@ -329,7 +329,7 @@ def test_only_reached_positions_count() -> None:
 
 
 def test_recent_rounds_outweigh_old_ones() -> None:
-    acceptance = Acceptance(1)
+    acceptance = AcceptanceEstimate(1)
     for accepted in [1] * 100 + [0] * 30:
         acceptance.add(1, accepted)
     assert acceptance.rates()[0] < 0.35
@@ -382,10 +382,10 @@ def test_what_is_known_is_kept_apart_by_length() -> None:
     assert learned.at(10) == {}
     short, long = Knowledge((1.0,), (0.5,)), Knowledge((3.0,), (0.6,))
     learned.learn(10, {"model": short})
-    assert learned.at(LENGTHS[-1] + 1) == {"model": short}  # better than nothing
-    learned.learn(LENGTHS[0] + 1, {"model": long})
-    assert learned.at(LENGTHS[0]) == {"model": short}
-    assert learned.at(LENGTHS[1]) == {"model": long}
+    assert learned.at(LENGTH_CLASSES[-1] + 1) == {"model": short}  # better than nothing
+    learned.learn(LENGTH_CLASSES[0] + 1, {"model": long})
+    assert learned.at(LENGTH_CLASSES[0]) == {"model": short}
+    assert learned.at(LENGTH_CLASSES[1]) == {"model": long}
     learned.learn(10, {"history": long})
     assert learned.at(10) == {"model": short, "history": long}
     learned.learn(10, {})

@@ -71,7 +71,7 @@ def test_acceptance_on_files_that_training_never_saw(engine):
     assert accepted / drafted >= 0.52
     # What another K would have kept can be read off the draft's choices along the text.
     texts = [(engine.encode(prompt), run.tokens) for prompt, run in runs.items()]
-    along = [along_model(agreement(engine.networks[1], text), 5) for text in texts]
+    along = [along_model(agreement(engine.models[1], text), 5) for text in texts]
 
     def rate(count):
         replayed = [one for places in along for one in rounds(places, [count])]

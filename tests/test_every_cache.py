@@ -19,18 +19,18 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.opening import Opening
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter, Past
+from mlxspec.models.cached_model import CachedModel, HostedModel, cached_model_of
 from mlxspec.models.caches.hosted import HostedLayers
 from mlxspec.models.caches.layers import flat
 from mlxspec.models.caches.original import Model, fresh_cache, quantized
 from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
 from mlxspec.models.caches.recurrent import RecurrentLayer
-from mlxspec.models.network import HostedNetwork, Network, network_of
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
@@ -130,10 +130,10 @@ class Script:
         return layers
 
 
-def rounds_of(kind: str, kept: Callable[[], int]) -> Round:
+def rounds_of(kind: str, kept: Callable[[], int]) -> FusedRound:
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     drafter = ModelDrafter(Script(text_of(kind), kept), sampler.vocabulary)
-    return Round(engine_of(kind).networks[0], {MODEL: drafter}, sampler, compiled=False)
+    return FusedRound(engine_of(kind).cached_models[0], {MODEL: drafter}, sampler, compiled=False)
 
 
 def begun(kind: str, tokens: Sequence[int] = PROMPT) -> RoundState:
@@ -144,10 +144,10 @@ def nothing() -> Past:
     return Past([Nothing()], mx.array([0], mx.int32))
 
 
-class Scripted(Opening):
+class Scripted(Reader):
     """Reads a text for the target, and for a script."""
 
-    def __init__(self, target: Network) -> None:
+    def __init__(self, target: CachedModel) -> None:
         super().__init__(target, {}, SamplingParams())
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
@@ -167,7 +167,7 @@ def test_greedy_text_past_windows_and_growths(
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
     session = Session(
         rounds_of(kind, counts.__next__),
-        Scripted(engine_of(kind).networks[0]),
+        Scripted(engine_of(kind).cached_models[0]),
         PROMPT,
         limit=len(PROMPT) + LONG,
         draft_tokens=draft_tokens,
@@ -185,20 +185,22 @@ def test_greedy_text_past_windows_and_growths(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_kept_as_it_is_said_to_be(kind: str) -> None:
-    network = engine_of(kind).networks[0]
-    assert network.fused == (kind not in HOSTED)
-    assert bool(network.obstacle) == (kind in HOSTED)
+    cached = engine_of(kind).cached_models[0]
+    assert cached.fused == (kind not in HOSTED)
+    assert bool(cached.obstacle) == (kind in HOSTED)
 
 
 @pytest.mark.parametrize("kind", FUSED)
 def test_mlx_lms_own_caches_do_as_well(kind: str) -> None:
-    network = HostedNetwork(model_of(kind), kv_of(kind))
+    cached = HostedModel(model_of(kind), kv_of(kind))
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     drafter = ModelDrafter(Script(text_of(kind), cycle((3, 1, 0, 2)).__next__), VOCABULARY)
-    rounds = Round(network, {MODEL: drafter}, sampler, compiled=True)  # which such a round never is
+    rounds = FusedRound(
+        cached, {MODEL: drafter}, sampler, compiled=True
+    )  # which such a round never is
     session = Session(
         rounds,
-        Scripted(network),
+        Scripted(cached),
         PROMPT,
         limit=len(PROMPT) + 80,
         draft_tokens=3,
@@ -242,9 +244,9 @@ def test_a_draft_grows_beside_a_target_that_needs_no_room() -> None:
 
 @pytest.mark.parametrize("name", ["dbrx", "gpt_bigcode"])
 def test_a_model_that_asks_for_numbers_while_it_is_built_is_not_fused(name: str) -> None:
-    network = network_of(build(name))
-    assert not network.fused
-    assert "asks for numbers" in network.obstacle
+    cached = cached_model_of(build(name))
+    assert not cached.fused
+    assert "asks for numbers" in cached.obstacle
 
 
 # --- what is kept -----------------------------------------------------------------------
@@ -284,15 +286,15 @@ def _held(one: Any) -> list[mx.array]:
 
 def expected(kind: str, tokens: list[int]) -> list[Any]:
     """The layers after mlx-lm's own reading: at once, or as it would have quantised."""
-    network = engine_of(kind).networks[0]
+    cached = engine_of(kind).cached_models[0]
     read = len(tokens) - 1
-    at_once = read if network.kv is None else len(PROMPT) - 1
-    caches = fresh_cache(network.model, None)
-    network.model(mx.array([tokens[:at_once]]), cache=caches)
-    caches = quantized(caches, network.kv)
+    at_once = read if cached.kv is None else len(PROMPT) - 1
+    caches = fresh_cache(cached.model, None)
+    cached.model(mx.array([tokens[:at_once]]), cache=caches)
+    caches = quantized(caches, cached.kv)
     for token in tokens[at_once:read]:
-        network.model(mx.array([[token]]), cache=caches)
-    return network.adopt(caches, read, 512)
+        cached.model(mx.array([[token]]), cache=caches)
+    return cached.adopt(caches, read, 512)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -331,9 +333,9 @@ def test_rows_that_keep_different_lengths_are_the_rows_alone(kind: str) -> None:
     target = model_of(kind)
     engine = Engine(target, draft_for(target, "half"), compiled=False, kv=kv_of(kind))
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
-    rounds = Round(
-        engine.networks[0],
-        {MODEL: ModelDrafter(engine.networks[1], sampler.vocabulary)},
+    rounds = FusedRound(
+        engine.models[0],
+        {MODEL: ModelDrafter(engine.models[1], sampler.vocabulary)},
         sampler,
         compiled=False,
     )

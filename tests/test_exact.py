@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from mlxspec.sampling import verify
-from mlxspec.sampling.verify import BLOCK, TOKEN, Acceptance, Draft, Rule
+from mlxspec.sampling.verify import BLOCK, TOKEN, AcceptanceTests, Draft, Rule
 
 TOLERANCE = 1e-12
 NOTICED = 1e-6
@@ -190,7 +190,7 @@ def proposals(pair: Pair, count: int) -> Proposals:
     return Proposals(text, chance, p, told)
 
 
-def kept_chances(rule: Rule, acceptance: Acceptance) -> np.ndarray:
+def kept_chances(rule: Rule, acceptance: AcceptanceTests) -> np.ndarray:
     """How likely each row is to keep 0 … K tokens, [N, K + 1]."""
     passing = np.array(mx.exp(acceptance.log_h))
     rows, count = passing.shape
@@ -506,7 +506,9 @@ def test_a_residual_that_does_not_add_up_is_noticed(rule: str) -> None:
 def with_weights_of(rule: Rule, other: Rule) -> Rule:
     """A rule whose residual is scaled as the other's is."""
 
-    def follow(log_p: mx.array, draft: Draft, acceptance: Acceptance, kept: mx.array) -> mx.array:
+    def follow(
+        log_p: mx.array, draft: Draft, acceptance: AcceptanceTests, kept: mx.array
+    ) -> mx.array:
         weights = other.accept(log_p, draft).log_weight
         return rule.follow(log_p, draft, acceptance._replace(log_weight=weights), kept)
 
@@ -521,7 +523,7 @@ def test_the_residual_of_another_rule_is_noticed(rule: Rule, other: Rule) -> Non
 
 def test_the_tests_of_another_rule_are_noticed() -> None:
     # The token rule's tests are of one token each: without the weight of those before it.
-    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+    def accept(log_p: mx.array, draft: Draft) -> AcceptanceTests:
         weights = BLOCK.accept(log_p, draft).log_weight
         return TOKEN.accept(log_p, draft)._replace(log_weight=weights)
 
@@ -529,7 +531,7 @@ def test_the_tests_of_another_rule_are_noticed() -> None:
 
 
 def test_block_without_its_last_weight_is_noticed() -> None:
-    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+    def accept(log_p: mx.array, draft: Draft) -> AcceptanceTests:
         right = BLOCK.accept(log_p, draft)
         alone = TOKEN.accept(log_p, draft).log_h[:, -1:]
         return right._replace(log_h=mx.concatenate([right.log_h[:, :-1], alone], axis=1))

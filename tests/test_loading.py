@@ -515,7 +515,7 @@ def test_a_model_alone_repeats_what_it_wrote(target):
 
 
 def test_a_target_that_cannot_speculate_decodes_plainly_unless_it_is_asked_to(target, monkeypatch):
-    def refuse(network):
+    def refuse(cached):
         raise UnsupportedModel("llama says something else.", hint="Use another.")
 
     monkeypatch.setattr("mlxspec.decode.engine.require_exact", refuse)

@@ -10,7 +10,7 @@ from conftest import draft_for, model, plain, prompt_of
 from test_prompt_cache import Counted
 
 from mlxspec.control.estimates import Knowledge
-from mlxspec.decode import pasts
+from mlxspec.decode import drafts
 from mlxspec.decode import session as session_module
 from mlxspec.decode.engine import GREEDY, Engine
 from mlxspec.decode.session import Session
@@ -24,7 +24,7 @@ WINDOW, LENGTH = 16, 120
 
 @pytest.fixture
 def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pasts, "WINDOW", WINDOW)
+    monkeypatch.setattr(drafts, "WINDOW", WINDOW)
 
 
 def starts_of(session: Session) -> list[int]:
@@ -59,7 +59,7 @@ def test_what_a_draft_keeps_does_not_grow_with_the_text(
 ) -> None:
     monkeypatch.setattr(lengths, "attended", lambda length: length)
     monkeypatch.setattr(lengths, "reserved", lambda length: length)
-    monkeypatch.setattr("mlxspec.decode.opening.MAX_DRAFT_TOKENS", 8)
+    monkeypatch.setattr("mlxspec.decode.reader.MAX_DRAFT_TOKENS", 8)
     target = model("llama")
     session = Engine(target, target, compiled=False).session(
         prompt_of(90), max_tokens=LENGTH, draft_tokens=3
@@ -103,7 +103,7 @@ def test_a_prompt_is_not_read_where_that_cannot_pay(
     draft = Counted(draft_for(model("llama"), "agrees"))
     engine = Engine(model("llama"), draft, compiled=False)
     engine.learned.learn(9, {MODEL: Knowledge((1.0, 1.1, 1.2), (0.9, 0.9))})
-    monkeypatch.setattr("mlxspec.decode.opening.Opening.draft_seconds", lambda *_: 0.2)
+    monkeypatch.setattr("mlxspec.decode.reader.Reader.draft_seconds", lambda *_: 0.2)
     draft._fed = 0
     session = engine.session(prompt_of(40), max_tokens=2 + count, draft_tokens=AUTO)
     for _ in range(3):

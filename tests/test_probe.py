@@ -16,19 +16,19 @@ from rich.console import Console
 from mlxspec.cli.prompts import read_prompts
 from mlxspec.cli.report import described, show_probe, show_trial
 from mlxspec.control.estimates import SIZES, TEXT
+from mlxspec.control.records import Recommendation
 from mlxspec.control.replay import Proposed, along_model, rounds
-from mlxspec.control.tuning import Verdict
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import MAX_AUTO_TOKENS, MODEL
 from mlxspec.drafters.history import History
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.measure.forecast import (
     LEFT_TO_AUTO,
-    PLAIN,
+    PLAIN_DECODING,
     TOO_NOISY,
     Contender,
-    Drafting,
     Forecast,
+    MeasuredDrafter,
     Option,
     verdict_of,
 )
@@ -46,8 +46,8 @@ FOUND = Forecast(
     plain_s=1.1,
     noise=0.01,
     drafters={
-        MODEL: Drafting(step_s=0.1, host_s=0.05, rounds=ROUNDS),
-        "history": Drafting(step_s=0.0, host_s=0.0, rounds=FROM_TEXT),
+        MODEL: MeasuredDrafter(step_s=0.1, host_s=0.05, rounds=ROUNDS),
+        "history": MeasuredDrafter(step_s=0.0, host_s=0.0, rounds=FROM_TEXT),
     },
 )
 DEAR = replace(FOUND, pass_s={rows: 0.9 * rows * rows for rows in ROWS})
@@ -89,9 +89,9 @@ def test_the_fastest_is_recommended_and_plain_decoding_where_nothing_pays() -> N
 
 
 def test_models_and_auto_are_tried() -> None:
-    assert FOUND.contenders(1) == [PLAIN, Contender(MODEL, 2), LEFT_TO_AUTO]
+    assert FOUND.contenders(1) == [PLAIN_DECODING, Contender(MODEL, 2), LEFT_TO_AUTO]
     assert len(FOUND.contenders(3)) == 5
-    assert replace(FOUND, drafters={}).contenders(1) == [PLAIN, LEFT_TO_AUTO]
+    assert replace(FOUND, drafters={}).contenders(1) == [PLAIN_DECODING, LEFT_TO_AUTO]
 
 
 def test_it_is_what_a_controller_starts_from() -> None:
@@ -106,11 +106,15 @@ def test_it_is_what_a_controller_starts_from() -> None:
 
 def test_a_verdict_is_what_was_measured() -> None:
     two, three = Contender(MODEL, 2), Contender("small", 3)
-    assert verdict_of({PLAIN: 10.0, two: 19.0, three: 18.0}) == Verdict(2, 1.9)
-    assert verdict_of({PLAIN: 10.0, two: 11.0, three: 18.0}) == Verdict(3, 1.8, "small")
-    assert verdict_of({PLAIN: 10.0, two: 11.0, LEFT_TO_AUTO: 18.0}) == Verdict("auto", 1.8)
-    assert verdict_of({PLAIN: 10.0, two: 10.1}) == Verdict(0, 1.0)
-    assert verdict_of({PLAIN: 10.0, two: 5.0}) == Verdict(0, 1.0)
+    assert verdict_of({PLAIN_DECODING: 10.0, two: 19.0, three: 18.0}) == Recommendation(2, 1.9)
+    assert verdict_of({PLAIN_DECODING: 10.0, two: 11.0, three: 18.0}) == Recommendation(
+        3, 1.8, "small"
+    )
+    assert verdict_of({PLAIN_DECODING: 10.0, two: 11.0, LEFT_TO_AUTO: 18.0}) == Recommendation(
+        "auto", 1.8
+    )
+    assert verdict_of({PLAIN_DECODING: 10.0, two: 10.1}) == Recommendation(0, 1.0)
+    assert verdict_of({PLAIN_DECODING: 10.0, two: 5.0}) == Recommendation(0, 1.0)
 
 
 def kept(replayed: list[Proposed]) -> list[int]:
@@ -127,7 +131,7 @@ def test_what_is_replayed_is_what_rounds_keep(count: int) -> None:
         assert session.stats is not None
         came.append(session.stats.accepted)
     text = [1, 2, 3], session.text[3:]
-    replayed = kept(rounds(along_model(agreement(engine.networks[1], text), 8), [count]))
+    replayed = kept(rounds(along_model(agreement(engine.models[1], text), 8), [count]))
     assert len(replayed) > 5
     assert came[: len(replayed)] == replayed
 
@@ -143,19 +147,23 @@ def test_a_verdict_in_words() -> None:
     noisy = printed(show_probe, replace(FOUND, noise=TOO_NOISY + 0.1))
     assert "too busy to tell" in noisy
     assert "use 3" not in noisy
-    assert str(Verdict(1, 1.5)) == "use 1 draft token: 1.50 x plain decoding"
-    assert str(Verdict("auto", 1.5)) == "use --draft-tokens auto: 1.50 x plain decoding"
+    assert str(Recommendation(1, 1.5)) == "use 1 draft token: 1.50 x plain decoding"
+    assert str(Recommendation("auto", 1.5)) == "use --draft-tokens auto: 1.50 x plain decoding"
 
 
 def test_a_prediction_stands_beside_what_came() -> None:
     two = Contender(MODEL, 2)
-    close = printed(show_trial, FOUND, {PLAIN: 100.0, two: 165.0, LEFT_TO_AUTO: 170.0})
+    close = printed(show_trial, FOUND, {PLAIN_DECODING: 100.0, two: 165.0, LEFT_TO_AUTO: 170.0})
     words = [line.split() for line in close.splitlines()]
     assert ["model", "2", "165", "1.65", "1.67", "off", "by", "+1%"] in words
     assert ["auto", "170", "1.70"] in words
     assert "busy" not in close
-    assert "busy" in printed(show_trial, FOUND, {PLAIN: 100.0, two: 90.0})
-    assert [described(one) for one in (PLAIN, two, LEFT_TO_AUTO)] == ["plain", "model 2", "auto"]
+    assert "busy" in printed(show_trial, FOUND, {PLAIN_DECODING: 100.0, two: 90.0})
+    assert [described(one) for one in (PLAIN_DECODING, two, LEFT_TO_AUTO)] == [
+        "plain",
+        "model 2",
+        "auto",
+    ]
 
 
 # --- measurements -----------------------------------------------------------------------
@@ -194,7 +202,7 @@ def test_a_draft_that_always_agrees_is_accepted_everywhere() -> None:
     engine = untexted(target, target)
     drafted = probe(engine, PROMPTS).drafters[MODEL]
     assert drafted.acceptance(MAX_AUTO_TOKENS) == (1.0,) * MAX_AUTO_TOKENS
-    contenders = [PLAIN, Contender(MODEL, 3), LEFT_TO_AUTO]
+    contenders = [PLAIN_DECODING, Contender(MODEL, 3), LEFT_TO_AUTO]
     measured = speeds(engine, PROMPTS, contenders, repeats=1)
     assert list(measured) == contenders
     assert all(speed > 0 for speed in measured.values())
@@ -269,7 +277,7 @@ def test_tune_remembers_what_it_found(table: Path, tmp_path: Path) -> None:
     assert len(kept["learned"]["0"]["model"]["costs"]) == MAX_AUTO_TOKENS + 1
     said = mlxspec("pairs", "show", "mine", *options, env=env).stdout.decode()
     assert "is accepted" in said
-    assert str(Verdict(**kept["verdict"])) in said
+    assert str(Recommendation(**kept["verdict"])) in said
     # A run begins with it, and adds to it.
     run = mlxspec("generate", "--pair", "mine", *options, "--no-compile", "abc", env=env)
     assert run.returncode == 0

@@ -29,7 +29,7 @@ from mlx_lm.sample_utils import (
 )
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round
+from mlxspec.decode.round import FusedRound
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import Generation
 from mlxspec.params import Penalties, SamplingParams
@@ -211,7 +211,9 @@ class Coupled:
         if params.top_k:
             x = apply_top_k(x, params.top_k)
         x = x * (1 / params.temperature)
-        key = noise.keys_of(self._key[None], noise.TARGET, mx.array([[self._place]], mx.int32))
+        key = noise.keys_of(
+            self._key[None], noise.TARGET_NOISE, mx.array([[self._place]], mx.int32)
+        )
         self._place += 1
         x = x - mx.logsumexp(x, axis=-1, keepdims=True)
         return mx.argmax(x + noise.gumbel(key, x.shape[-1])[0], axis=-1)
@@ -364,7 +366,7 @@ def test_own_processors_say_what_they_say_in_mlx_lm(which: str, draft: str) -> N
 def test_rounds_with_processors_are_not_compiled_however_they_are_made() -> None:
     engine = engine_of("llama", "half")
     sampler = Sampler(SamplingParams().method(), VOCABULARY, [looks])
-    rounds = Round(engine.networks[0], {}, sampler, compiled=True)
+    rounds = FusedRound(engine.models[0], {}, sampler, compiled=True)
     state = engine.prefilled(prompt_of(7), sampler=sampler, draft=False)
     _, result = rounds(state, draft_tokens=0, length=64)
     assert result.tolist() == [[*plainly(engine.target, prompt_of(7), 1, [looks]), 0]]

@@ -86,14 +86,14 @@ def counted(name: str, kind: str = "half") -> Engine:
 
 def fed(engine: Engine, prompt: Sequence[int], path: Path) -> list[int]:
     """How many tokens target and draft read of a prompt."""
-    for network in engine.networks:
-        network.model._fed = 0
+    for cached in engine.models:
+        cached.model._fed = 0
     reader = engine.opening(GREEDY, cache=engine._prompt_cache(path, prompt))
     reader.state(prompt)
     for name in engine.drafts:
         reader.draft(name, [*prompt, 0], 0)  # once the first token is there
     reader.keep()
-    return [network.model._fed for network in engine.networks]
+    return [cached.model._fed for cached in engine.models]
 
 
 def written(engine: Engine, prompt: Sequence[int], path: Path | None) -> Generation:
@@ -112,7 +112,7 @@ def held(path: Path) -> list[int]:
 @pytest.mark.parametrize("name", KINDS)
 def test_only_what_is_new_is_read(name: str, path: Path) -> None:
     engine = counted(name)
-    hosted = not engine.networks[0].fused
+    hosted = not engine.models[0].fused
     # Other kinds are tried again before they read on.
     assert fed(engine, PROMPT, path) == [39, 39]
     assert fed(engine, PROMPT, path) == [0, 0]
@@ -236,8 +236,8 @@ def test_reading_begins_again_from_the_file_where_memory_ran_out(
     engine = counted("llama")
     written(engine, PROMPT, path)
     longer = PROMPT + prompt_of(40, 1)
-    for network in engine.networks:
-        network.model._rows = CHUNK // 2
+    for cached in engine.models:
+        cached.model._rows = CHUNK // 2
     result = written(engine, longer, path)
     assert result.tokens == expected("llama", tuple(longer))
     assert result.cached_prompt_tokens == 39
@@ -247,7 +247,7 @@ def test_reading_begins_again_from_the_file_where_memory_ran_out(
 
 def test_a_draft_that_memory_does_not_hold_is_read_next_time(path: Path) -> None:
     engine = counted("llama")
-    engine.networks[1].model._rows = 2
+    engine.models[1].model._rows = 2
     result = written(engine, PROMPT, path)
     assert "going on without the draft" in result.notes[-1]
     assert fed(counted("llama"), PROMPT, path) == [0, 39]
@@ -532,12 +532,12 @@ def test_a_model_is_known_again_and_no_other_is_taken_for_it() -> None:
 
 
 def test_a_tokenizer_is_its_vocabulary() -> None:
-    networks = {"target": engine_of().networks[0]}
-    one, same = (identity.identity_of(networks, wrapped()) for _ in range(2))
+    cached_models = {"target": engine_of().cached_models[0]}
+    one, same = (identity.identity_of(cached_models, wrapped()) for _ in range(2))
     assert one == same
     other = wrapped()
     other._tokenizer.add_tokens(["another"])
-    assert identity.identity_of(networks, other) != one
+    assert identity.identity_of(cached_models, other) != one
 
 
 # --- audits -----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round
+from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.metrics import Event, Generation
@@ -287,8 +287,8 @@ def test_rows_that_end_at_different_times(
     engine = engine_of(kind)
     sampler = Sampler(rows[0].method(whole=256), VOCABULARY)
     assert all(row.method(whole=256) == sampler.method for row in rows)
-    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
-    rounds = Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=False)
+    drafter = ModelDrafter(engine.models[1], sampler.vocabulary)
+    rounds = FusedRound(engine.models[0], {MODEL: drafter}, sampler, compiled=False)
     state = side_by_side(
         [
             engine.prefilled(prompt, row, sampler=sampler, capacity=256)

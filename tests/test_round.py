@@ -23,7 +23,7 @@ from conftest import (
 from mlx.utils import tree_flatten
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
@@ -151,11 +151,11 @@ def test_exactly_as_many_entries_as_promised_are_enough(
     engine = engine_of("llama", kind)
     monkeypatch.setattr(lengths, "attended", lambda length: length)
     monkeypatch.setattr(lengths, "reserved", lambda length: length)
-    monkeypatch.setattr("mlxspec.decode.opening.MAX_DRAFT_TOKENS", 0)
+    monkeypatch.setattr("mlxspec.decode.reader.MAX_DRAFT_TOKENS", 0)
     session = engine.session(prompt_of(7), max_tokens=40, draft_tokens=draft_tokens)
-    run = Round.__call__
+    run = FusedRound.__call__
 
-    def checked(self: Round, state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
+    def checked(self: FusedRound, state: RoundState, **options: int) -> tuple[RoundState, mx.array]:
         end = state.position.item() + options["draft_tokens"] + 1
         assert end <= options["length"] <= state.capacity
         if options["draft_tokens"]:
@@ -163,7 +163,7 @@ def test_exactly_as_many_entries_as_promised_are_enough(
             assert end - 1 <= options["draft_length"] <= room
         return run(self, state, **options)
 
-    monkeypatch.setattr(Round, "__call__", checked)
+    monkeypatch.setattr(FusedRound, "__call__", checked)
     assert drain(session) == plain_of("llama", 7, 40)
 
 
@@ -281,10 +281,10 @@ def test_prompt_with_tokens_that_the_draft_does_not_have() -> None:
 
 def rounds_of(
     engine: Engine, sampling: SamplingParams = GREEDY, *, compiled: bool = False
-) -> Round:
+) -> FusedRound:
     sampler = Sampler(sampling.method(), 64)
-    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
-    return Round(engine.networks[0], {MODEL: drafter}, sampler, compiled=compiled)
+    drafter = ModelDrafter(engine.models[1], sampler.vocabulary)
+    return FusedRound(engine.models[0], {MODEL: drafter}, sampler, compiled=compiled)
 
 
 def assert_same_entries(actual: list[Any], expected: list[Any], count: int) -> None:
@@ -340,7 +340,7 @@ def test_the_tokens_looked_back_on_are_the_last_ones(kind: str, length: int) -> 
 
 
 def texts(
-    rounds: Round, state: RoundState, count: int, draft_tokens: int = 3
+    rounds: FusedRound, state: RoundState, count: int, draft_tokens: int = 3
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The tokens of each row and how many proposals each round kept."""
     rows: list[list[int]] = [[] for _ in state.position.tolist()]

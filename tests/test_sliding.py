@@ -18,9 +18,9 @@ from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.measure.audit import audit
+from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack, unknown
 from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, RingLayer
-from mlxspec.models.network import FusedNetwork
 from mlxspec.params import SamplingParams
 
 LONG = 300
@@ -152,8 +152,8 @@ def test_caches_in_a_list_are_opened_one_by_one() -> None:
         def make_cache(self) -> list[Any]:
             return [CacheList(KVCache(), RotatingKVCache(max_size=8)), KVCache()]
 
-    network = FusedNetwork(Model())
-    _, after = network.forward(mx.zeros((1, 2), mx.int32), layers, mx.array([15]), 64)
+    cached = FusedModel(Model())
+    _, after = cached.forward(mx.zeros((1, 2), mx.int32), layers, mx.array([15]), 64)
     assert [type(layer) for layer in after[0]] == [FullLayer, RingLayer]
     assert float(after[1].keys.sum().item()) == 2 * 17
     assert capacity_of(grow(layers, 128)) == 128

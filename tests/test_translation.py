@@ -27,9 +27,9 @@ from mlxspec.drafters.graph import ModelDrafter, Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.metrics import Generation
-from mlxspec.models.network import kind_of
+from mlxspec.models.cached_model import kind_of
 from mlxspec.params import Penalties, SamplingParams
-from mlxspec.sampling.noise import DRAFT, gumbel, keys_of
+from mlxspec.sampling.noise import DRAFT_NOISE, gumbel, keys_of
 from mlxspec.sampling.sampler import Sampler
 
 LENGTH = 60
@@ -144,8 +144,8 @@ def test_q_is_over_what_is_shared() -> None:
     engine = pair(FEW)
     sampler = Sampler(replace(WARM, top_p=1.0).method(), VOCABULARY)
     state = engine.prefilled(prompt_of(9), WARM, sampler=sampler, capacity=64)
-    drafter = ModelDrafter(engine.networks[1], sampler.vocabulary)
-    keys = keys_of(state.keys, DRAFT + mx.arange(4), state.position[:, None])
+    drafter = ModelDrafter(engine.models[1], sampler.vocabulary)
+    keys = keys_of(state.keys, DRAFT_NOISE + mx.arange(4), state.position[:, None])
     picks = Picks(sampler, state.recent, state.knobs, gumbel(keys, VOCABULARY))
     drafter.propose(state.drafts[MODEL], state.last_two, state.position, picks, 4, length=64)
     proposal = picks.draft

@@ -28,17 +28,17 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.decode import round as round_module
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter, Past, Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
+from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import stack
-from mlxspec.models.network import FusedNetwork
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.sampling import noise, verify
 from mlxspec.sampling.sampler import Sampler, knobs_of, normalised
-from mlxspec.sampling.verify import Acceptance, Draft, Rule
+from mlxspec.sampling.verify import AcceptanceTests, Draft, Rule
 
 FALSE_ALARM = 1e-9
 FIRST = 2  # the token that every row continues
@@ -121,11 +121,11 @@ def rounds_of(
     draft: np.ndarray | Translated,
     params: SamplingParams,
     kind: type[ModelDrafter] = ModelDrafter,
-) -> Round:
+) -> FusedRound:
     sampler = Sampler(params.method(), target.shape[-1])
     model = draft if isinstance(draft, Translated) else Bigram(draft)
-    drafter = kind(FusedNetwork(model), sampler.vocabulary)
-    return Round(FusedNetwork(Bigram(target)), {MODEL: drafter}, sampler, compiled=False)
+    drafter = kind(FusedModel(model), sampler.vocabulary)
+    return FusedRound(FusedModel(Bigram(target)), {MODEL: drafter}, sampler, compiled=False)
 
 
 def bigram_state(
@@ -145,7 +145,7 @@ def bigram_state(
 
 
 def emitted(
-    rounds: Round | FromTheText, state: RoundState, count: int, draft_tokens: int
+    rounds: FusedRound | FromTheText, state: RoundState, count: int, draft_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` tokens of every row, and how many proposals its first round kept."""
     rows = state.position.shape[0]
@@ -319,7 +319,7 @@ class FromTheText:
     As a chain does, every other round may be left to the model.
     """
 
-    def __init__(self, rounds: Round, table: np.ndarray, *, chained: bool) -> None:
+    def __init__(self, rounds: FusedRound, table: np.ndarray, *, chained: bool) -> None:
         self._rounds = rounds
         self._best = mx.argmax(mx.array(table, mx.float32), axis=-1).astype(mx.int32)
         self._chained = chained
@@ -378,8 +378,8 @@ def test_a_heads_proposals(drafts: int, rule: Verify) -> None:
     params = replace(HOT, verify=rule)
     sampler = Sampler(params.method(), 8)
     head: Any = TableHead(table)
-    network = FusedNetwork(Bigram(target))
-    rounds = Round(network, {}, sampler, compiled=False, heads={MODEL: head})
+    cached = FusedModel(Bigram(target))
+    rounds = FusedRound(cached, {}, sampler, compiled=False, heads={MODEL: head})
     state = bigram_state(40_000, params)._replace(drafts={}, heads={MODEL: mx.zeros((1,))})
     tokens, kept = emitted(rounds, state, 2, 3)
     check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
@@ -439,8 +439,8 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
     prompt, rows = [1, 4, 6], 256
     one = engine.prefilled(prompt)
     sampler = Sampler(params.method(), 8)
-    drafter = ModelDrafter(FusedNetwork(draft), sampler.vocabulary)
-    rounds = Round(FusedNetwork(target), {MODEL: drafter}, sampler, compiled=False)
+    drafter = ModelDrafter(FusedModel(draft), sampler.vocabulary)
+    rounds = FusedRound(FusedModel(target), {MODEL: drafter}, sampler, compiled=False)
     many = RoundState(
         position=mx.repeat(one.position, rows),
         last_two=mx.repeat(one.last_two, rows, axis=0),
@@ -465,9 +465,9 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
 
 def flat_llama(seed: int, **changes: Any) -> Any:
     """A model that is less sure of itself than `build` makes them."""
-    network = build("llama", seed=seed, **changes)
-    network.model.norm.weight = network.model.norm.weight * 0.4
-    return network
+    cached = build("llama", seed=seed, **changes)
+    cached.model.norm.weight = cached.model.norm.weight * 0.4
+    return cached
 
 
 def test_greedy_keeps_what_agrees() -> None:
@@ -542,10 +542,10 @@ def undrafted_text(seed: int) -> list[int]:
 @pytest.mark.parametrize("draft_tokens", range(1, 9))
 @pytest.mark.parametrize("draft", COUPLED_DRAFTS)
 def test_coupled_text_is_the_same_whatever_drafts(draft: str, draft_tokens: int) -> None:
-    network = COUPLED_DRAFTS[draft]()
+    cached = COUPLED_DRAFTS[draft]()
     rates = []
     for seed in (draft_tokens, 2**63 + draft_tokens):
-        tokens, rate = coupled_text(network, draft_tokens, seed)
+        tokens, rate = coupled_text(cached, draft_tokens, seed)
         assert tokens == undrafted_text(seed)
         rates.append(rate)
     if draft == "the target":
@@ -562,12 +562,12 @@ def test_coupled_texts_of_other_seeds_differ() -> None:
 
 def test_coupled_texts_depend_on_the_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     # Noise by the place in the round, not in the text: the comparison above can fail.
-    target_noise = Round._target_noise
+    target_noise = FusedRound._target_noise
 
-    def by_place(self: Round, state: RoundState, after: mx.array) -> mx.array:
+    def by_place(self: FusedRound, state: RoundState, after: mx.array) -> mx.array:
         return target_noise(self, state._replace(position=state.position * 0), after)
 
-    monkeypatch.setattr(Round, "_target_noise", by_place)
+    monkeypatch.setattr(FusedRound, "_target_noise", by_place)
     draft = COUPLED_DRAFTS["inverted at times"]()
     assert coupled_text(draft, 3, 1)[0] != coupled_text(None, 0, 1)[0]
 
@@ -594,13 +594,13 @@ def test_without_proposals_every_rule_says_the_same() -> None:
 def one_proposal_rule(*, swapped: bool = False, residual: bool = True) -> Rule:
     """The token rule for one proposed token, right as it stands."""
 
-    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+    def accept(log_p: mx.array, draft: Draft) -> AcceptanceTests:
         assert draft.log_q is not None
         p, q = mx.exp(log_p[:, 0]), mx.exp(draft.log_q[:, 0])
         ratio = mx.take_along_axis(q / p if swapped else p / q, draft.tokens, axis=1)
-        return Acceptance(mx.log(ratio), mx.zeros(log_p.shape[:2]))
+        return AcceptanceTests(mx.log(ratio), mx.zeros(log_p.shape[:2]))
 
-    def follow(log_p: mx.array, draft: Draft, _: Acceptance, kept: mx.array) -> mx.array:
+    def follow(log_p: mx.array, draft: Draft, _: AcceptanceTests, kept: mx.array) -> mx.array:
         assert draft.log_q is not None
         p, q = mx.exp(log_p[:, 0]), mx.exp(draft.log_q[:, 0])
         rest = mx.maximum(p - q, 0) if residual else p
@@ -612,11 +612,11 @@ def one_proposal_rule(*, swapped: bool = False, residual: bool = True) -> Rule:
 def only_the_best() -> Rule:
     """Greedy verification."""
 
-    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+    def accept(log_p: mx.array, draft: Draft) -> AcceptanceTests:
         best = mx.argmax(log_p[:, :-1], axis=-1) == draft.tokens
-        return Acceptance(mx.where(best, 0.0, -mx.inf), mx.zeros(log_p.shape[:2]))
+        return AcceptanceTests(mx.where(best, 0.0, -mx.inf), mx.zeros(log_p.shape[:2]))
 
-    def follow(log_p: mx.array, _d: Draft, _a: Acceptance, kept: mx.array) -> mx.array:
+    def follow(log_p: mx.array, _d: Draft, _a: AcceptanceTests, kept: mx.array) -> mx.array:
         row = mx.take_along_axis(log_p, kept[:, None, None], axis=1)[:, 0]
         return mx.where(row == mx.max(row, axis=-1, keepdims=True), row, -mx.inf)
 
@@ -624,7 +624,9 @@ def only_the_best() -> Rule:
 
 
 def block_with_the_residual_of_token() -> Rule:
-    def follow(log_p: mx.array, draft: Draft, acceptance: Acceptance, kept: mx.array) -> mx.array:
+    def follow(
+        log_p: mx.array, draft: Draft, acceptance: AcceptanceTests, kept: mx.array
+    ) -> mx.array:
         weightless = acceptance._replace(log_weight=mx.zeros_like(acceptance.log_weight))
         return verify.follow_residual(log_p, draft, weightless, kept)
 
@@ -702,7 +704,7 @@ class Unfiltered(ModelDrafter):
     ) -> Any:
         past = super().propose(past, last_two, position, picks, *rest, **named)
         before = mx.concatenate([last_two[:, 1:], *picks._tokens[:-1]], axis=1)
-        picks._log_qs = [normalised(self.network.model(before))]
+        picks._log_qs = [normalised(self.cached.model(before))]
         return past
 
 
@@ -725,7 +727,7 @@ def test_tests_with_the_noise_of_proposals_are_noticed(
     # As many tests as tokens: of the same key, another number of uniform ones is unlike.
     params = replace(HOT, verify=rule)
     check_rounds(params, draft_tokens=8)
-    monkeypatch.setattr(noise, "ACCEPT", noise.DRAFT)
+    monkeypatch.setattr(noise, "ACCEPT", noise.DRAFT_NOISE)
     with pytest.raises(AssertionError):
         check_rounds(params, draft_tokens=8)
 
@@ -735,7 +737,7 @@ def test_proposals_with_the_noise_of_the_target_are_noticed(
     monkeypatch: pytest.MonkeyPatch, rule: Verify
 ) -> None:
     params = replace(HOT, verify=rule)
-    monkeypatch.setattr(noise, "DRAFT", noise.TARGET)
+    monkeypatch.setattr(noise, "DRAFT", noise.TARGET_NOISE)
     check_rounds(params, draft_tokens=1)
     with pytest.raises(AssertionError):
         check_rounds(params, draft_tokens=1, count=2)

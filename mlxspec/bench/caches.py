@@ -29,12 +29,12 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round
+from mlxspec.decode.round import FusedRound
 from mlxspec.device import machine
 from mlxspec.measure.probe import stepper
+from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import Layers, each
 from mlxspec.models.caches.original import Model
-from mlxspec.models.network import FusedNetwork
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
@@ -124,10 +124,10 @@ def model_of(config: dict[str, Any]) -> Model:
     return model
 
 
-class Careless(FusedNetwork):
-    """A network that records no state and takes none back, otherwise like another one."""
+class Careless(FusedModel):
+    """A model that records no state and takes none back, otherwise like another one."""
 
-    def __init__(self, other: FusedNetwork) -> None:
+    def __init__(self, other: FusedModel) -> None:
         vars(self).update(vars(other))
 
     def forward(
@@ -145,15 +145,15 @@ def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> 
     """Milliseconds of a round, and what the module's text names as ratios."""
     model = model_of(config)
     engine = Engine(model, kv=kv)
-    network = engine.networks[0]
-    assert isinstance(network, FusedNetwork), network.obstacle
-    sampler = Sampler(SamplingParams().method(), network.vocabulary)
-    exact = Round(network, {}, sampler, compiled=True)
-    careless = Round(Careless(network), {}, sampler, compiled=True)
+    cached = engine.models[0]
+    assert isinstance(cached, FusedModel), cached.obstacle
+    sampler = Sampler(SamplingParams().method(), cached.vocabulary)
+    exact = FusedRound(cached, {}, sampler, compiled=True)
+    careless = FusedRound(Careless(cached), {}, sampler, compiled=True)
     prompt = [i % VOCABULARY for i in range(PROMPT)]
 
     def step(
-        rounds: Round, draft_tokens: int = PROPOSED, capacity: int = LENGTH
+        rounds: FusedRound, draft_tokens: int = PROPOSED, capacity: int = LENGTH
     ) -> Callable[[], float]:
         return stepper(rounds, engine.prefilled(prompt, capacity=capacity), draft_tokens, LENGTH)
 

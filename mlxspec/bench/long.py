@@ -36,7 +36,7 @@ from rich.table import Table
 
 from mlxspec.bench.dictated import Dictated
 from mlxspec.decode.engine import GREEDY, Engine
-from mlxspec.decode.opening import Opening
+from mlxspec.decode.reader import Reader
 from mlxspec.decode.round import RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
@@ -73,7 +73,7 @@ def made_up(model: Model, length: int) -> list[Any]:
     return caches
 
 
-class MadeUp(Opening):
+class MadeUp(Reader):
     """Reads nothing, and makes it up."""
 
     def state(self, tokens: Sequence[int]) -> RoundState:
@@ -84,9 +84,9 @@ class MadeUp(Opening):
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        network, read = self._drafts[name], len(tokens) - 2 - start
-        caches = made_up(network.model, read)
-        layers = network.adopt(caches, read, read + MAX_DRAFT_TOKENS)
+        cached, read = self._drafts[name], len(tokens) - 2 - start
+        caches = made_up(cached.model, read)
+        layers = cached.adopt(caches, read, read + MAX_DRAFT_TOKENS)
         return Past(layers, mx.array([start], mx.int32))
 
 
@@ -106,8 +106,8 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
     def ours(draft_tokens: int) -> Timed:
         def run() -> float:
-            drafts = dict(zip(engine.drafts, engine.networks[1:], strict=True))
-            reader = MadeUp(engine.networks[0], drafts, GREEDY)
+            drafts = dict(zip(engine.drafts, engine.models[1:], strict=True))
+            reader = MadeUp(engine.models[0], drafts, GREEDY)
             rounds = engine.session([1, 2], draft_tokens=draft_tokens).rounds
             session = Session(rounds, reader, text, limit=2**31 - 1, draft_tokens=draft_tokens)
             for _ in range(3):
@@ -203,7 +203,7 @@ def growing(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
 def reading(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds to the first token, by the length of the prompt."""
     rng = random.Random(0)
-    vocabulary = engine.networks[0].vocabulary
+    vocabulary = engine.models[0].vocabulary
     # A target without a context of its own, for prompts longer than the embedded one's.
     endless = Engine(Dictated(engine.target, []), engine.draft, texts=(History,), compiled=True)
     first = {}

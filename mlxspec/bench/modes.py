@@ -41,14 +41,14 @@ from mlxspec.bench.texts import Kind, kinds_of
 from mlxspec.control.estimates import SIZES, Learned
 from mlxspec.control.replay import along_text, shortest
 from mlxspec.decode.engine import GREEDY, Engine
-from mlxspec.decode.round import Round
+from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.history import History
 from mlxspec.measure.probe import in_turns, stepper
 from mlxspec.measure.timing import halves, round_seconds
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers
-from mlxspec.models.network import Network
 from mlxspec.pairs.loading import load
 from mlxspec.sampling.sampler import Sampler
 
@@ -143,12 +143,12 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
         session.step()
     draft_s, verify_s = halves(session, count, REPEATS)
     state, length = session.ahead(1)
-    target, draft = engine.networks
+    target, draft = engine.models
     read = state.drafts[MODEL].layers
 
-    def alone(network: Network, layers: Layers, rows: int) -> float:
+    def alone(cached: CachedModel, layers: Layers, rows: int) -> float:
         def forward(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
-            return network.forward(tokens, layers, offset, length)[0]
+            return cached.forward(tokens, layers, offset, length)[0]
 
         compiled = mx.compile(forward)
         times = []
@@ -187,8 +187,8 @@ def costs(kind: Kind) -> dict[int, float]:
     The former are waited for; of the latter the next one is always in flight.
     """
     engine, prompt = kind.entrants.history, kind.prompts[0]
-    sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
-    rounds = Round(engine.networks[0], {}, sampler, compiled=True)
+    sampler = Sampler(GREEDY.method(), engine.models[0].vocabulary)
+    rounds = FusedRound(engine.models[0], {}, sampler, compiled=True)
     length = lengths.attended(len(prompt) + SIZES[-1] + 1)
 
     def verifying(size: int) -> Callable[[], float]:

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from mlxspec.bench.rounds import COUNTS, PROMPTS, timed
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
@@ -134,7 +134,7 @@ def race(
     return tallies
 
 
-class Watched(Round):
+class Watched(FusedRound):
     """Eager rounds that keep, for every proposal, log min(1, Π p/q) after each of its tokens."""
 
     overlaps: list[mx.array]
@@ -150,7 +150,7 @@ def overlaps(
 ) -> list[float]:
     """How often an exact rule could keep 1, 2, … tokens: estimated along sampled texts."""
     method = SamplingParams(temperature=temperature, verify="block").method()
-    target, draft = engine.networks
+    target, draft = engine.models
     sampler = Sampler(method, target.vocabulary)
     drafters = {MODEL: ModelDrafter(draft, target.vocabulary)}
     watched = Watched(target, drafters, sampler, compiled=False)

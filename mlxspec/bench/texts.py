@@ -72,7 +72,7 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
     """
     code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
     rng = random.Random(0)
-    vocabulary = engine.networks[0].vocabulary
+    vocabulary = engine.models[0].vocabulary
     texts = {"code": code, "prose": list(PROSE), "repetitive": [line * 8 for line in REPEATED]}
     chosen = {kind: [engine.encode(t) for t in some[:count]] for kind, some in texts.items()}
     chosen["random tokens"] = [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]

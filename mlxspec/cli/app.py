@@ -24,8 +24,8 @@ from mlxspec.cli.options import (
     grouped,
 )
 from mlxspec.cli.pairs import pairs_app
-from mlxspec.control import tuning
-from mlxspec.control.tuning import Record
+from mlxspec.control import records
+from mlxspec.control.records import Record
 from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs.table import Pair
@@ -170,7 +170,7 @@ def _write(
         _build_kernels(engine, sampling, models.draft_tokens, display)
         interrupted = _show(run, display, with_split=shown and not quiet)
         if record is not None:
-            tuning.remember(replace(record, learned=engine.learned), display.note)
+            records.remember(replace(record, learned=engine.learned), display.note)
         report = None
         if audited and not interrupted:
             from mlxspec.measure.audit import audit
@@ -219,7 +219,7 @@ def _recall(pair: Pair, engine: Engine, display: Display) -> Record:
     """Let an engine begin with what earlier runs of its pair have learned on this machine."""
     from mlxspec.pairs import loading
 
-    record = tuning.recall(loading.setting_of(pair, engine), display.note)
+    record = records.recall(loading.setting_of(pair, engine), display.note)
     engine.learned = record.learned
     return record
 
@@ -335,7 +335,7 @@ def _probe(
             if not found.is_noisy:
                 engine.learned.learn(0, found.knowledge())
                 learned = replace(record, learned=engine.learned, verdict=verdict)
-                tuning.remember(learned, display.note)
+                records.remember(learned, display.note)
     if output.as_json:
         typer.echo(json.dumps({"pair": pair.name, **result}))
         return

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from mlxspec.cli import options
-from mlxspec.control import tuning
-from mlxspec.control.tuning import Record
+from mlxspec.control import records
+from mlxspec.control.records import Record
 from mlxspec.defaults import AUTO, HISTORY
 from mlxspec.pairs.table import Pair, find_pair, load_pairs
 
@@ -36,14 +36,14 @@ def show_pair(
     pair = find_pair(name, models)
     kept = [
         record
-        for record in tuning.records(_warn)
+        for record in records.load_all(_warn)
         if (record.setting.target, record.setting.draft) == (pair.target, pair.drafting)
     ]
     if as_json:
-        known = [tuning.as_dict(record) for record in kept]
+        known = [records.as_dict(record) for record in kept]
         typer.echo(json.dumps(pair.as_dict() | {"learned": known}, ensure_ascii=False))
         return
-    values = pair.as_dict() | {"draft": _drafting(pair)}
+    values = pair.as_dict() | {"draft": _drafts_of(pair)}
     rows = [(key.replace("_", " "), str(value)) for key, value in values.items()]
     _print_table(rows + [("learned", _in_words(record)) for record in kept])
 
@@ -60,7 +60,7 @@ def _in_words(record: Record) -> str:
             rates = " ".join(f"{100 * rate:.0f}" for rate in one.acceptance)
             costs = " ".join(f"{cost / one.costs[0]:.2f}" for cost in one.costs)
             accepted = f" is accepted {rates}% and" if rates else ""
-            lines.append(f"{tuning.described_length(length)}: {name}{accepted}")
+            lines.append(f"{records.described_length(length)}: {name}{accepted}")
             lines.append(f"  costs {costs} plain rounds, with 0, 1, 2, … proposals")
     return "\n".join(lines)
 
@@ -71,10 +71,10 @@ def _warn(line: str) -> None:
 
 def _in_three_lines(pair: Pair) -> str:
     chosen = "" if pair.draft_tokens == AUTO else f" ({pair.draft_tokens} tokens)"
-    return f"{pair.target}\n  draft: {_drafting(pair)}{chosen}\n  {pair.note}".rstrip()
+    return f"{pair.target}\n  draft: {_drafts_of(pair)}{chosen}\n  {pair.note}".rstrip()
 
 
-def _drafting(pair: Pair) -> str:
+def _drafts_of(pair: Pair) -> str:
     return ", ".join(pair.drafts) or HISTORY
 
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.control.tuning import Verdict
+from mlxspec.control.records import Recommendation
 from mlxspec.defaults import MODEL
-from mlxspec.measure.forecast import PLAIN, WORTH_IT, Contender, Forecast
+from mlxspec.measure.forecast import PLAIN_DECODING, WORTH_IT, Contender, Forecast
 
 WITHIN = 0.1  # how far a prediction may be off
 
@@ -37,7 +37,7 @@ def show_probe(found: Forecast, console: Console) -> None:
         return
     best = found.best()
     drafter = "" if best.drafter == MODEL else best.drafter
-    console.print(str(Verdict(best.draft_tokens, best.speed_up, drafter)), style="bold")
+    console.print(str(Recommendation(best.draft_tokens, best.speed_up, drafter)), style="bold")
 
 
 def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Console) -> None:
@@ -45,9 +45,9 @@ def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Co
     expected = {Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()}
     table = Table("tried", "tokens/s", "x plain", "expected", "", box=SIMPLE_HEAD, padding=(0, 1))
     for contender, speed in measured.items():
-        came, remark = speed / measured[PLAIN], ""
+        came, remark = speed / measured[PLAIN_DECODING], ""
         predicted = expected.get(contender)
-        if predicted is not None and contender != PLAIN:
+        if predicted is not None and contender != PLAIN_DECODING:
             off = predicted / came - 1
             remark = f"off by {off:+.0%}"
             remark += "" if abs(off) <= WITHIN else ": texts differ, or the machine was busy"
@@ -63,7 +63,7 @@ def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Co
 
 def described(contender: Contender) -> str:
     """A way to decode in words."""
-    if contender == PLAIN:
+    if contender == PLAIN_DECODING:
         return "plain"
     return f"{contender.drafter} {contender.draft_tokens}".strip()
 

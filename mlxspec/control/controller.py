@@ -17,12 +17,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
 
-from mlxspec.control.estimates import PRIOR_WEIGHT, SIZES, TEXT, Acceptance, Costs, Knowledge
+from mlxspec.control.estimates import (
+    PRIOR_WEIGHT,
+    SIZES,
+    TEXT,
+    AcceptanceEstimate,
+    Costs,
+    Knowledge,
+)
 from mlxspec.drafters.proposals import PLAIN, PRIORS, Choice, Offer
 from mlxspec.metrics import Parked
 
 # Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
-TRIAL, OPENING = 2, 3
+TRIAL_ROUNDS, OPENING = 2, 3
 # Rounds between trials of the same: first, and at most; so few because texts change.
 FIRST_RETRY, LAST_RETRY = 16, 96
 # The share of the time that trials of the same may lose.
@@ -79,10 +86,10 @@ class Controller:
         self._start = start
         self._costs = Costs(known)
         self._acceptance = {
-            name: Acceptance(count, known[name].acceptance if name in known else ())
+            name: AcceptanceEstimate(count, known[name].acceptance if name in known else ())
             for name, count in most.items()
         }
-        self._graded: dict[tuple[str, int], Acceptance] = {}
+        self._graded: dict[tuple[str, int], AcceptanceEstimate] = {}
         self._round = 0
         self._followed = 0  # rounds that followed the text, one after the other
         self._current = PLAIN
@@ -194,11 +201,11 @@ class Controller:
         """The name that the costs of such rounds go by."""
         return choice.drafter if choice.drafter in self._most or not choice.drafter else TEXT
 
-    def _of_grade(self, name: str, grade: int) -> Acceptance:
+    def _of_grade(self, name: str, grade: int) -> AcceptanceEstimate:
         if (name, grade) not in self._graded:
             # Where one token follows the text, the next ones are the likelier to.
             rates = [1 - (1 - PRIORS[grade]) / sqrt(j) for j in range(1, SIZES[-1] + 1)]
-            self._graded[name, grade] = Acceptance(SIZES[-1], rates, PRIOR_WEIGHT)
+            self._graded[name, grade] = AcceptanceEstimate(SIZES[-1], rates, PRIOR_WEIGHT)
         return self._graded[name, grade]
 
     def _rate(self, choice: Choice) -> float:
@@ -257,7 +264,7 @@ class Controller:
                 self._begin(due[0])
             elif neighbour is not None:
                 self._neighbours.tried(self._round)
-                self._trial, self._left = neighbour, TRIAL
+                self._trial, self._left = neighbour, TRIAL_ROUNDS
             else:
                 return None
         self._left -= 1
@@ -288,7 +295,7 @@ class Controller:
             return rest.since + rest.distance
         best = self._best(name)
         cost = self._curves[name][best.draft_tokens] if name else 1.0
-        lost = TRIAL * cost * (1 - self._rate(best) / self._rate(self._current))
+        lost = TRIAL_ROUNDS * cost * (1 - self._rate(best) / self._rate(self._current))
         return rest.since + max(rest.distance, int(lost / BUDGET))
 
     def _begin(self, name: str) -> None:
@@ -299,5 +306,5 @@ class Controller:
             self._acceptance[name].soften(RETRY_WEIGHT)
         else:
             self._trial = Choice(name, min(self._start, self._most[name]))
-        self._left = TRIAL
+        self._left = TRIAL_ROUNDS
         self._rests[name].tried(self._round)

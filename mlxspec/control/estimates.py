@@ -58,12 +58,12 @@ class Knowledge:
     acceptance: tuple[float, ...] = ()
 
 
-LENGTHS = (2_048, 8_192, 32_768)  # of texts, between which what is known is kept apart
+LENGTH_CLASSES = (2_048, 8_192, 32_768)  # of texts, between which what is known is kept apart
 
 
 @dataclass
 class Learned:
-    """What runs taught, by the length of their texts: `by_length[i]` up to `LENGTHS[i]` tokens."""
+    """Knowledge by the length of texts: `by_length[i]` is of up to `LENGTH_CLASSES[i]` tokens."""
 
     by_length: dict[int, dict[str, Knowledge]] = field(default_factory=dict)
 
@@ -80,10 +80,10 @@ class Learned:
 
 
 def _class_of(length: int) -> int:
-    return bisect_left(LENGTHS, length)
+    return bisect_left(LENGTH_CLASSES, length)
 
 
-class Acceptance:
+class AcceptanceEstimate:
     """Faded counts, for each position, of the rounds that reached it and of those that accepted it.
 
     Args:

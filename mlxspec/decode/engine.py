@@ -10,9 +10,9 @@ from typing import Any
 
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
-from mlxspec.decode.opening import Opening
 from mlxspec.decode.prompt_cache import TARGET, PromptCache
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.defaults import (
@@ -26,18 +26,24 @@ from mlxspec.defaults import (
 )
 from mlxspec.device import lengths
 from mlxspec.device.compiling import Compiling
-from mlxspec.drafters.chain import Chain
 from mlxspec.drafters.graph import Head, ModelDrafter
 from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import MOST, Proposal, TextDrafter
+from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Event, Generation, SpeculationStats
+from mlxspec.models.cached_model import (
+    CachedModel,
+    cached_model_of,
+    kind_of,
+    require_exact,
+    why_it_waits,
+)
 from mlxspec.models.caches.layers import grow
 from mlxspec.models.caches.original import Model, require_quantizable
 from mlxspec.models.identity import Identity, identity_of
-from mlxspec.models.network import Network, kind_of, network_of, require_exact, why_it_waits
 from mlxspec.models.prefill import Progress
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.sampling.sampler import Processor, Sampler
@@ -96,8 +102,8 @@ class Engine:
         self.learned = Learned()
         self.load_s = 0.0
         self._draft_tokens = draft_tokens
-        self.networks = [self._network(target)]  # the drafts' behind the target's
-        self._vocabulary = self.networks[0].vocabulary
+        self.models = [self._cached(target)]  # the drafts' behind the target's
+        self._vocabulary = self.models[0].vocabulary
         self.shared = _by_name(shared)
         self.drafts = {
             name: Translated(model, self.shared[name], self._vocabulary)
@@ -105,22 +111,22 @@ class Engine:
             else model
             for name, model in _by_name(draft).items()
         }
-        self.networks += [self._network(model) for model in self.drafts.values()]
+        self.models += [self._cached(model) for model in self.drafts.values()]
         if self.drafts or texts or heads:
-            for network in self.networks:
-                require_exact(network)
+            for cached in self.models:
+                require_exact(cached)
         self._compiling = Compiling(
-            [*(kind_of(network.model) for network in self.networks), kv],
+            [*(kind_of(cached.model) for cached in self.models), kv],
             models_draft=bool(self.drafts or self.heads),
             text_drafts=bool(self.texts),
             asked=compiled,
         )
         self._round = lru_cache(maxsize=16)(self._build_round)
 
-    def _network(self, model: Model) -> Network:
+    def _cached(self, model: Model) -> CachedModel:
         if self.kv is not None:
             require_quantizable(model, self.kv)
-        return network_of(model, self.kv)
+        return cached_model_of(model, self.kv)
 
     @property
     def draft(self) -> Model | None:
@@ -295,7 +301,7 @@ class Engine:
             rounds = self._build_round(method, False, tuple(processors))
         else:
             rounds = self._round(method, self._is_compiled(sampling, draft_tokens))
-        notes = [why_it_waits(network) for network in self.networks if not network.fused]
+        notes = [why_it_waits(cached) for cached in self.models if not cached.fused]
         if count:
             notes += [
                 f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "
@@ -313,7 +319,7 @@ class Engine:
             note=notes.append,
             cache=cache,
         )
-        chain = Chain(self._proposing(expected, auto=auto), self._vocabulary, notes)
+        chain = TextDrafters(self._proposing(expected, auto=auto), self._vocabulary, notes)
         models = dict.fromkeys(self.drafts, MAX_AUTO_TOKENS)
         models |= {name: head.most for name, head in self.heads.items()}
         return Session(
@@ -366,10 +372,10 @@ class Engine:
             state = state.with_draft(name, past._replace(layers=layers))
         return state
 
-    def opening(self, sampling: SamplingParams, **options: Any) -> Opening:
-        """What reads a text for a session, with the options of `Opening`."""
-        drafts = dict(zip(self.drafts, self.networks[1:], strict=True))
-        return Opening(self.networks[0], drafts, sampling, heads=self.heads, **options)
+    def opening(self, sampling: SamplingParams, **options: Any) -> Reader:
+        """What reads a text for a session, with the options of `Reader`."""
+        drafts = dict(zip(self.drafts, self.models[1:], strict=True))
+        return Reader(self.models[0], drafts, sampling, heads=self.heads, **options)
 
     def _prompt_cache(self, path: Path | None, tokens: Sequence[int]) -> PromptCache | None:
         if path is None:
@@ -378,8 +384,8 @@ class Engine:
 
     @cached_property
     def _identity(self) -> Identity:
-        networks = dict(zip([TARGET, *self.drafts], self.networks, strict=True))
-        return identity_of(networks, self.tokenizer)
+        cached_models = dict(zip([TARGET, *self.drafts], self.models, strict=True))
+        return identity_of(cached_models, self.tokenizer)
 
     def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
         """Token ids of a prompt that fits the context.
@@ -450,7 +456,7 @@ class Engine:
         rounds = self._round(method, True)
         most, auto = self._drafting(draft_tokens)
         for kind in self._compiling.kinds(most, auto=auto):
-            chain = Chain([_Zeros()], self._vocabulary, []) if kind.from_text else None
+            chain = TextDrafters([_Zeros()], self._vocabulary, []) if kind.from_text else None
             reader = self.opening(sampling, sampler=rounds.sampler)
             session = Session(
                 rounds, reader, [0, 0], limit=64, draft_tokens=kind.draft_tokens, chain=chain
@@ -469,14 +475,14 @@ class Engine:
 
     def _build_round(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
-    ) -> Round:
+    ) -> FusedRound:
         sampler = Sampler(method, self._vocabulary, processors)
-        target, *drafts = self.networks
+        target, *drafts = self.models
         drafters = {
-            name: ModelDrafter(network, self._vocabulary)
-            for name, network in zip(self.drafts, drafts, strict=True)
+            name: ModelDrafter(cached, self._vocabulary)
+            for name, cached in zip(self.drafts, drafts, strict=True)
         }
-        return Round(target, drafters, sampler, compiled=compiled, heads=self.heads)
+        return FusedRound(target, drafters, sampler, compiled=compiled, heads=self.heads)
 
 
 def _by_name(one: Any) -> dict[str, Any]:

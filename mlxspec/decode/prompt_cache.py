@@ -18,18 +18,18 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from mlxspec.decode import prompt_file
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
+from mlxspec.models.cached_model import agrees
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
-from mlxspec.models.network import agrees
 from mlxspec.models.prefill import CHUNK, Begun, Note, Reading, afresh
 
 TARGET = "target"
 
 
-class _Past(NamedTuple):
-    """What a network's caches held after so many of the file's tokens, from `start` on."""
+class _Stored(NamedTuple):
+    """What a model's caches held after so many of the file's tokens, from `start` on."""
 
-    network: str
+    name: str
     model: str
     start: int
     read: int
@@ -37,14 +37,14 @@ class _Past(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What a file holds: token ids, and the past of each network after some of them."""
+    """What a file holds: token ids, and the past of each model after some of them."""
 
     tokens: list[int]
-    pasts: dict[str, _Past]
+    pasts: dict[str, _Stored]
 
 
 class _Read(NamedTuple):
-    """What a network has read, to be kept: the text from `start` on, of which some was taken."""
+    """What a model has read, to be kept: the text from `start` on, of which some was taken."""
 
     reading: Reading
     start: int
@@ -59,10 +59,10 @@ class PromptCache:
 
     Args:
         path: of the file, which need not exist.
-        identity: of the networks that read.
+        identity: of the models that read.
         prompt_tokens: a text that is longer is not kept, because it is no prompt any more.
 
-    `taken` says how many tokens each network last took from the file.
+    `taken` says how many tokens each model last took from the file.
 
     Raises:
         UsageError: the path is that of a folder.
@@ -80,7 +80,7 @@ class PromptCache:
         self._told: set[str] = set()
 
     def begun(self, name: str, reading: Reading, note: Note, start: int = 0) -> Begun:
-        """What a network has read of its tokens, in caches of its own at every call.
+        """What a model has read of its tokens, in caches of its own at every call.
 
         Args:
             start: where its tokens begin in the text.
@@ -115,13 +115,13 @@ class PromptCache:
         return tell
 
     def has_read(self, name: str, reading: Reading, caches: list[Any], start: int = 0) -> None:
-        """What a network has read now, which `keep` writes."""
+        """What a model has read now, which `keep` writes."""
         self._read[name] = _Read(reading, start, self.taken[name], caches)
 
     def keep(self, note: Note) -> None:
         """Write what was read, if it is worth it; from then on there is nothing to be kept.
 
-        It is worth it where a network read a chunk, or as much as it took from the file: so what
+        It is worth it where a model read a chunk, or as much as it took from the file: so what
         is read again and again stays short, and a large file is not written anew for every
         question about one document. Never raises for a file that cannot be written.
         """
@@ -142,7 +142,7 @@ class PromptCache:
             note(f"the prompt could not be kept in {self._path}: {error.strerror}")
 
     def _sound(self, note: Note) -> _Held | None:
-        """What the file holds, if it is sound and these networks' tokens are its own."""
+        """What the file holds, if it is sound and these models' tokens are its own."""
         try:
             values = prompt_file.read(self._path)
             if values is None:
@@ -155,12 +155,12 @@ class PromptCache:
             then = "and it is replaced" if error.ours else "and it is left as it is"
             note(f"{self._path} {error}: the prompt is read afresh, {then}")
             return None
-        pasts = [_Past(**past) for past in values["pasts"]]
-        return _Held(values["tokens"].tolist(), {past.network: past for past in pasts})
+        pasts = [_Stored(**past) for past in values["pasts"]]
+        return _Held(values["tokens"].tolist(), {past.name: past for past in pasts})
 
     def _values(self, read: Mapping[str, _Read]) -> dict[str, Any]:
         pasts = [
-            _Past(
+            _Stored(
                 name,
                 self._identity.models[name],
                 one.start,
@@ -184,7 +184,7 @@ class PromptCache:
 
 
 def _settings(identity: Identity) -> dict[str, str]:
-    """What holds for all networks, by its name in a remark."""
+    """What holds for all models, by its name in a remark."""
     return {
         "version of MLX or mlx-lm": identity.versions,
         "tokenizer": identity.tokenizer,
@@ -192,18 +192,18 @@ def _settings(identity: Identity) -> dict[str, str]:
     }
 
 
-def _used(reading: Reading, past: _Past, tokens: Sequence[int]) -> Begun | None:
+def _used(reading: Reading, past: _Stored, tokens: Sequence[int]) -> Begun | None:
     """The caches after as many of the text's tokens as its past can give, or None."""
-    network = reading.network
+    cached = reading.cached
     common = _common(tokens[: past.read], reading.tokens)
     if common < len(reading.tokens) and not _can_go_on(reading, common):
         return None
-    caches = fresh_cache(network.model, network.kv)
+    caches = fresh_cache(cached.model, cached.kv)
     for cache, state in zip(caches, past.states, strict=True):
         cache.state = tree_map(_handle, state)
     if common < past.read:
-        # Of a fused network it is known that what lies past a position leaves no trace.
-        if not (network.fused and can_trim_prompt_cache(caches)):
+        # Of a fused model it is known that what lies past a position leaves no trace.
+        if not (cached.fused and can_trim_prompt_cache(caches)):
             return None
         trim_prompt_cache(caches, past.read - common)
     return Begun(caches, common)
@@ -216,11 +216,11 @@ def _handle(value: Any) -> Any:
 
 def _can_go_on(reading: Reading, read: int) -> bool:
     """Whether a text that is read on from there is as one that was read from its beginning."""
-    network = reading.network
+    cached = reading.cached
     # The first chunk attends to keys and values that are not quantised yet.
-    if network.kv is not None and read < CHUNK:
+    if cached.kv is not None and read < CHUNK:
         return False
-    return network.fused or agrees(network)
+    return cached.fused or agrees(cached)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

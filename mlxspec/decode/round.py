@@ -18,8 +18,8 @@ import mlx.core as mx
 
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import Head, ModelDrafter, Past, Picks
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers, capacity_of, grow
-from mlxspec.models.network import Network
 from mlxspec.models.taps import Taps
 from mlxspec.sampling import noise, verify
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
@@ -77,7 +77,7 @@ Propose = Callable[[RoundState], tuple[Draft, RoundState]]
 Commit = Callable[[RoundState, Draft], tuple[RoundState, mx.array]]
 
 
-class Round:
+class FusedRound:
     """Rounds of one target, its drafters and one way of sampling.
 
     Args:
@@ -92,7 +92,7 @@ class Round:
 
     def __init__(
         self,
-        target: Network,
+        target: CachedModel,
         drafters: Mapping[str, ModelDrafter],
         sampler: Sampler,
         *,
@@ -104,9 +104,9 @@ class Round:
         self.heads = dict(heads or {})
         self._taps = Taps(target.model, [tap for head in self.heads.values() for tap in head.taps])
         self._target = target
-        networks = [target, *(drafter.network for drafter in drafters.values())]
+        cached_models = [target, *(drafter.cached for drafter in drafters.values())]
         # A caller's processors may look at values, which a trace does not have.
-        self.waits = sampler.sees_whole_text or not all(network.fused for network in networks)
+        self.waits = sampler.sees_whole_text or not all(cached.fused for cached in cached_models)
         self._compiled = compiled and not self.waits
         self._of_shape = cache(self._build)
         self._shapes: set[Shape] = set()
@@ -216,13 +216,13 @@ class Round:
             return None
         if method.rule == "coupled":
             return self._target_noise(state, mx.arange(count))
-        streams = noise.DRAFT + mx.arange(count)
+        streams = noise.DRAFT_NOISE + mx.arange(count)
         keys = noise.keys_of(state.keys, streams, state.position[:, None])
         return noise.gumbel(keys, self.sampler.vocabulary)
 
     def _target_noise(self, state: RoundState, after: mx.array) -> mx.array:
         """Noise [B, N, V] of the tokens that follow `after` proposed ones, int32 [N] or [B, N]."""
-        keys = noise.keys_of(state.keys, noise.TARGET, state.position[:, None] + 1 + after)
+        keys = noise.keys_of(state.keys, noise.TARGET_NOISE, state.position[:, None] + 1 + after)
         return noise.gumbel(keys, self.sampler.vocabulary)
 
     def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
@@ -277,7 +277,7 @@ class Round:
         if count == 0:
             accepted, log_weights = mx.zeros((batch,), mx.int32), log_p[:, 0]
         else:
-            keys = noise.keys_of(state.keys, noise.ACCEPT, state.position[:, None])
+            keys = noise.keys_of(state.keys, noise.ACCEPT_NOISE, state.position[:, None])
             acceptance = rule.accept(log_p, draft)
             accepted = rule.kept(mx.log(noise.uniform(keys, count)[:, 0]) < acceptance.log_h)
             log_weights = rule.follow(log_p, draft, acceptance, accepted)

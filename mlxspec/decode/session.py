@@ -11,12 +11,12 @@ import mlx.core as mx
 
 from mlxspec.control.controller import Controller
 from mlxspec.control.stopwatch import Marks, Stopwatch
-from mlxspec.decode.pasts import DraftModels, Reader
-from mlxspec.decode.round import BROKEN, Round, RoundState
+from mlxspec.decode.drafts import Drafts, Reader
+from mlxspec.decode.round import BROKEN, FusedRound, RoundState
 from mlxspec.device import lengths
 from mlxspec.device.memory import watched
-from mlxspec.drafters.chain import Chain, Proposals
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
+from mlxspec.drafters.text_drafters import Proposals, TextDrafters
 from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.metrics import Parked, RoundStats
 from mlxspec.models.caches.layers import grow
@@ -59,13 +59,13 @@ class Session:
 
     def __init__(
         self,
-        rounds: Round,
+        rounds: FusedRound,
         reader: Reader,
         prompt: Sequence[int],
         *,
         limit: int,
         draft_tokens: int,
-        chain: Chain | None = None,
+        chain: TextDrafters | None = None,
         controller: Controller | None = None,
         notes: list[str] | None = None,
     ) -> None:
@@ -82,7 +82,7 @@ class Session:
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
-        self._models = DraftModels(rounds, reader)
+        self._models = Drafts(rounds, reader)
         self._first_s = 0.0  # what the first round took
         self._keeps = reader.keeps  # whether the prompt is to be written to a file yet
         self._state: RoundState
@@ -99,7 +99,7 @@ class Session:
         return self._models.read
 
     @property
-    def rounds(self) -> Round:
+    def rounds(self) -> FusedRound:
         return self._round
 
     def ahead(self, rounds: int, draft_tokens: int | None = None) -> tuple[RoundState, int]:

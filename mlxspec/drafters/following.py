@@ -79,13 +79,13 @@ class Follower:
         self._guesses += 1
         self.place = self.place + 1 if self._guesses <= GUESSES else len(self.expected)
 
-    def _matches(self) -> Iterator[_Match]:
+    def _matches(self) -> Iterator[_Footing]:
         """Places after the last tokens of the output that are believed."""
         for size in (1, FAR):
             places = self._places.get(tuple(self._recent[-size:]), [])
             middle = bisect(places, self._firm)
             for place in places[max(middle - NEAREST, 0) : middle + NEAREST]:
-                match = _Match(self._length(place), place - 1 - self._firm, place)
+                match = _Footing(self._length(place), place - 1 - self._firm, place)
                 if _is_believed(match):
                     yield match
 
@@ -98,18 +98,18 @@ class Follower:
         return most
 
 
-class _Match(NamedTuple):
+class _Footing(NamedTuple):
     length: int
     ahead: int  # of the firm place its last token stands, in tokens; negative behind
     place: int
 
 
-def _is_believed(match: _Match) -> bool:
+def _is_believed(match: _Footing) -> bool:
     counted = match.length if match.ahead >= 0 else match.length - 1
     return counted >= FAR or (counted > 0 and abs(match.ahead) <= REACH[counted - 1])
 
 
-def _rank(match: _Match) -> tuple[int, int, int]:
+def _rank(match: _Footing) -> tuple[int, int, int]:
     return match.length, -abs(match.ahead), match.ahead
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers
-from mlxspec.models.network import Network
 from mlxspec.models.taps import Features
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
@@ -114,14 +114,14 @@ class ModelDrafter:
     """A smaller model over the same tokens.
 
     Args:
-        network: the model. It proposes from the part of its vocabulary that it shares with the
+        cached: the model. It proposes from the part of its vocabulary that it shares with the
             target, and is shown its last token in place of one that it does not have.
         vocabulary: V, of the target.
     """
 
-    def __init__(self, network: Network, vocabulary: int) -> None:
-        self.network = network
-        self._own = network.vocabulary
+    def __init__(self, cached: CachedModel, vocabulary: int) -> None:
+        self.cached = cached
+        self._own = cached.vocabulary
         self._common = min(self._own, vocabulary)
         self._clamps = self._own < vocabulary
 
@@ -150,27 +150,27 @@ class ModelDrafter:
         # Positions as data: a constant for each step would be a kernel for each step.
         steps = position[:, None] + mx.arange(count)
         fed, offset = last_two, start
-        if not self.network.fused:
-            # Such a network goes back to the end of any pass at no cost, but not into one.
-            _, layers = self.network.forward(self._known(fed[:, :1]), layers, start, length)
+        if not self.cached.fused:
+            # Such a model goes back to the end of any pass at no cost, but not into one.
+            _, layers = self.cached.forward(self._known(fed[:, :1]), layers, start, length)
             fed, offset = fed[:, 1:], position
         for i in range(count):
-            logits, layers = self.network.forward(self._known(fed), layers, offset, length)
+            logits, layers = self.cached.forward(self._known(fed), layers, offset, length)
             fed = picks.pick(logits[:, -1:, : self._common])
             offset = steps[:, min(i + 1, count - 1)]
         return past._replace(layers=layers)
 
     def commit(self, past: Past, kept: mx.array) -> Past:
         """Take back all but the first `kept` rows since the last commit: int32 [B]."""
-        return past._replace(layers=self.network.commit(past.layers, kept))
+        return past._replace(layers=self.cached.commit(past.layers, kept))
 
     def read(self, past: Past, tokens: Sequence[int], at: int, length: int) -> Past:
         """The past of one sequence after `tokens` too, the first of which is the `at`-th in it."""
         layers = past.layers
         for i in range(0, len(tokens), ROWS):
             rows = self._known(mx.array([tokens[i : i + ROWS]], mx.int32))
-            _, layers = self.network.forward(rows, layers, mx.array([at + i], mx.int32), length)
-            layers = self.network.commit(layers, None)
+            _, layers = self.cached.forward(rows, layers, mx.array([at + i], mx.int32), length)
+            layers = self.cached.commit(layers, None)
         return past._replace(layers=layers)
 
     def _known(self, tokens: mx.array) -> mx.array:

@@ -20,7 +20,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
 from mlxspec.models.prefill import Reading, prefill
 from mlxspec.params import SamplingParams
-from mlxspec.sampling.noise import TARGET, gumbel, keys_of, row_key
+from mlxspec.sampling.noise import TARGET_NOISE, gumbel, keys_of, row_key
 from mlxspec.sampling.sampler import Sampler, knobs_of
 
 Outcome = Literal["identical", "rounding tie", "defect"]
@@ -126,7 +126,7 @@ def audit(engine: Engine, run: Run, sampling: SamplingParams) -> Audit:
     oracle = _Oracle(engine, run.session.rounds.sampler, sampling, text)
     rows = run.generation.speculation.draft_tokens + 1
     one, many = oracle.caches(start), oracle.caches(start)
-    found: list[_Choice] = []
+    found: list[_PlainToken] = []
     for begin in range(start, len(text), rows):
         places = range(begin, min(begin + rows, len(text)))
         singly = [oracle.logits(one, range(place, place + 1)) for place in places]
@@ -141,7 +141,7 @@ def audit(engine: Engine, run: Run, sampling: SamplingParams) -> Audit:
     return Audit(len(text) - start, rows, noise, divergences)
 
 
-class _Choice(NamedTuple):
+class _PlainToken(NamedTuple):
     """What plain decoding chooses at one place.
 
     gap: its lead over the written token. noise: of the logits, over the temperature. flip: of the
@@ -160,7 +160,7 @@ class _Oracle:
     def __init__(
         self, engine: Engine, sampler: Sampler, sampling: SamplingParams, text: list[int]
     ) -> None:
-        self._target = engine.networks[0]
+        self._target = engine.models[0]
         self._sampler = sampler
         self._text = text
         self._sampling = sampling
@@ -176,7 +176,7 @@ class _Oracle:
         before = mx.array([self._text[: places.stop - 1]], mx.int32)
         return self._sampler.scores(self._target.model(fed, cache=cache), before, self._knobs)
 
-    def choices(self, singly: mx.array, together: mx.array, places: range) -> list[_Choice]:
+    def choices(self, singly: mx.array, together: mx.array, places: range) -> list[_PlainToken]:
         """From the same logits by one-row passes and by a many-row pass."""
         written = mx.array([self._text[places.start : places.stop]])[..., None]
         compared = self._scores(singly, places)
@@ -186,7 +186,7 @@ class _Oracle:
         flip = _largest_difference(compared, self._scores(together, places))
         columns = [plain[0, :, 0], gap[0, :, 0], noise[0], flip[0]]
         mx.eval(columns)
-        return [_Choice(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
+        return [_PlainToken(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     def _scores(self, logits: mx.array, places: range) -> mx.array:
         """What tokens are chosen by: the logits, or log p and the coupled rule's noise."""
@@ -194,7 +194,7 @@ class _Oracle:
             return logits
         assert self._sampling.seed is not None
         row = row_key(self._sampling.seed)[None]
-        keys = keys_of(row, TARGET, mx.arange(places.start, places.stop)[None])
+        keys = keys_of(row, TARGET_NOISE, mx.arange(places.start, places.stop)[None])
         log_p = self._sampler.log_probs(logits, self._knobs)
         return log_p + gumbel(keys, self._sampler.vocabulary)
 

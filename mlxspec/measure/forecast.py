@@ -17,8 +17,8 @@ import numpy as np
 
 from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES, TEXT, Knowledge
+from mlxspec.control.records import Recommendation
 from mlxspec.control.replay import Proposed
-from mlxspec.control.tuning import Verdict
 from mlxspec.defaults import AUTO, MODEL, DraftTokens
 
 # What speculation must bring to be recommended, and medians that vary more tell nothing.
@@ -33,7 +33,7 @@ class Contender(NamedTuple):
     draft_tokens: DraftTokens
 
 
-PLAIN, LEFT_TO_AUTO = Contender("", 0), Contender("", AUTO)
+PLAIN_DECODING, LEFT_TO_AUTO = Contender("", 0), Contender("", AUTO)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Drafting:
+class MeasuredDrafter:
     """What was measured of a drafter. Times are in seconds.
 
     step_s: t_draft; 0 where the text proposes. host_s: t_host.
@@ -79,13 +79,13 @@ class Forecast:
     pass_s: dict[int, float]
     plain_s: float
     noise: float
-    drafters: Mapping[str, Drafting]
+    drafters: Mapping[str, MeasuredDrafter]
 
     @property
     def is_noisy(self) -> bool:
         return self.noise > TOO_NOISY
 
-    def seconds(self, drafting: Drafting, draft_tokens: int) -> float:
+    def seconds(self, drafting: MeasuredDrafter, draft_tokens: int) -> float:
         """C(K)."""
         if draft_tokens == 0:
             return self.plain_s
@@ -105,7 +105,7 @@ class Forecast:
             ),
         ]
 
-    def _option(self, name: str, drafting: Drafting, count: int) -> Option:
+    def _option(self, name: str, drafting: MeasuredDrafter, count: int) -> Option:
         replayed = drafting.rounds[count]
         tokens = replay.tokens_per_round(replayed)
         seconds = fmean(self.seconds(drafting, one.tokens) for one in replayed)
@@ -122,14 +122,14 @@ class Forecast:
         models = [one for one in self.options()[1:] if self.drafters[one.drafter].is_model]
         ranked = sorted(models, key=lambda option: -option.speed_up)
         best = [Contender(one.drafter, one.draft_tokens) for one in ranked[:count]]
-        return [PLAIN, *best, LEFT_TO_AUTO]
+        return [PLAIN_DECODING, *best, LEFT_TO_AUTO]
 
     def knowledge(self) -> dict[str, Knowledge]:
         """For a controller to start from, by the name of the drafter.
 
         What the text proposes costs a pass that is waited for.
         """
-        waited = Drafting(0.0, 0.0, {})
+        waited = MeasuredDrafter(0.0, 0.0, {})
         costs = (self.seconds(waited, count) for count in range(SIZES[-1] + 1))
         known = {TEXT: Knowledge(tuple(costs), ())}
         for name, drafting in self.drafters.items():
@@ -162,11 +162,11 @@ class Forecast:
         }
 
 
-def verdict_of(measured: Mapping[Contender, float]) -> Verdict:
+def verdict_of(measured: Mapping[Contender, float]) -> Recommendation:
     """What was the fastest; no speculation, where that is hardly faster than plain decoding."""
     best = max(measured, key=measured.__getitem__)
-    speed_up = measured[best] / measured[PLAIN]
+    speed_up = measured[best] / measured[PLAIN_DECODING]
     if speed_up < WORTH_IT:
-        return Verdict(0, 1.0)
+        return Recommendation(0, 1.0)
     drafter = "" if best.drafter == MODEL else best.drafter
-    return Verdict(best.draft_tokens, speed_up, drafter)
+    return Recommendation(best.draft_tokens, speed_up, drafter)

@@ -20,14 +20,14 @@ from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import GREEDY, Engine
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.device import lengths
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.errors import UsageError
-from mlxspec.measure.forecast import Contender, Drafting, Forecast
+from mlxspec.measure.forecast import Contender, Forecast, MeasuredDrafter
 from mlxspec.measure.timing import halves, round_seconds
-from mlxspec.models.network import Network
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.sampling.sampler import Sampler
 
 ROWS = (*range(1, 17), 32)
@@ -68,7 +68,7 @@ def probe(engine: Engine, prompts: Sequence[str]) -> Forecast:
     engines = {name: alone(engine, name) for name in engine.drafts}
     running = _running(engine, engines)
     models = {
-        name: _drafting(one, running[name] - pass_s[DRAFTED + 1], texts)
+        name: _measured_model(one, running[name] - pass_s[DRAFTED + 1], texts)
         for name, one in engines.items()
     }
     from_text = {make().name: _from_text(make, texts) for make in engine.texts}
@@ -107,11 +107,11 @@ def _replayed(
     }
 
 
-def agreement(network: Network, text: Text) -> list[bool]:
+def agreement(cached: CachedModel, text: Text) -> list[bool]:
     """Of every token behind the prompt, whether a draft would propose it."""
     prompt, following = text
-    rows = mx.minimum(mx.array([prompt + following]), network.vocabulary - 1)
-    best = mx.argmax(network.model(rows)[0, len(prompt) - 1 : -1], axis=-1)
+    rows = mx.minimum(mx.array([prompt + following]), cached.vocabulary - 1)
+    best = mx.argmax(cached.model(rows)[0, len(prompt) - 1 : -1], axis=-1)
     return cast(list[bool], (best == mx.array(following)).tolist())
 
 
@@ -127,36 +127,36 @@ def _running(engine: Engine, engines: Mapping[str, Engine]) -> dict[str, float]:
     return {name: median(some) for name, some in times.items()}
 
 
-def _drafting(engine: Engine, unverified_s: float, texts: Sequence[Text]) -> Drafting:
+def _measured_model(engine: Engine, unverified_s: float, texts: Sequence[Text]) -> MeasuredDrafter:
     """What there is to say of the one draft of an engine.
 
     Args:
         unverified_s: what the target's pass leaves of a round with DRAFTED proposals.
     """
     along = [
-        replay.along_model(agreement(engine.networks[1], text), MAX_AUTO_TOKENS) for text in texts
+        replay.along_model(agreement(engine.models[1], text), MAX_AUTO_TOKENS) for text in texts
     ]
     session = engine.session(_start(engine), draft_tokens=DRAFTED)
     for _ in range(2):  # the first round proposes nothing
         session.step()
     draft_s, _ = halves(session, DRAFTED, REPEATS, next(iter(engine.drafts)))
-    return Drafting(
+    return MeasuredDrafter(
         draft_s / DRAFTED,
         unverified_s - draft_s,
         _replayed(along, {count: [count] for count in range(1, MAX_AUTO_TOKENS + 1)}),
     )
 
 
-def _from_text(make: Callable[[], TextDrafter], texts: Sequence[Text]) -> Drafting:
+def _from_text(make: Callable[[], TextDrafter], texts: Sequence[Text]) -> MeasuredDrafter:
     """What there is to say of a drafter without a model."""
     along = [replay.along_text(make(), *text) for text in texts]
     sizes = {most: [size for size in SIZES if size <= most] for most in SIZES}
-    return Drafting(0.0, 0.0, _replayed(along, sizes))
+    return MeasuredDrafter(0.0, 0.0, _replayed(along, sizes))
 
 
 def _start(engine: Engine) -> list[int]:
     """A prompt like no other, of PROMPT tokens."""
-    return [token % engine.networks[0].vocabulary for token in range(PROMPT)]
+    return [token % engine.models[0].vocabulary for token in range(PROMPT)]
 
 
 def speeds(
@@ -189,7 +189,7 @@ def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int,
 
 
 def stepper(
-    rounds: Round, state: RoundState, draft_tokens: int, length: int
+    rounds: FusedRound, state: RoundState, draft_tokens: int, length: int
 ) -> Callable[[], float]:
     """Runs a round from the same place each time, waits for it, and returns its seconds.
 
@@ -213,8 +213,8 @@ def stepper(
 
 def _passes(engine: Engine) -> dict[int, list[float]]:
     """Seconds of passes of so many rows, measured in turns."""
-    sampler = Sampler(GREEDY.method(), engine.networks[0].vocabulary)
-    rounds = Round(engine.networks[0], {}, sampler, compiled=engine.compiles)
+    sampler = Sampler(GREEDY.method(), engine.models[0].vocabulary)
+    rounds = FusedRound(engine.models[0], {}, sampler, compiled=engine.compiles)
     length = lengths.attended(PROMPT + max(ROWS))
 
     def state() -> RoundState:

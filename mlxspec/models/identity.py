@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import Model
-from mlxspec.models.network import Network
 from mlxspec.text import Tokenizer
 
 SAMPLES = 64  # values of each array of weights: fine-tuning changes nearly all of them
@@ -27,7 +27,7 @@ class Identity:
         versions: of MLX and mlx-lm.
         tokenizer: a digest of its vocabulary, or empty.
         kv: how keys and values are quantised, in words.
-        models: a digest of each network's model, by the network's name.
+        models: a digest of each model's model, by the model's name.
     """
 
     versions: str
@@ -36,12 +36,12 @@ class Identity:
     models: Mapping[str, str]
 
 
-def identity_of(networks: Mapping[str, Network], tokenizer: Tokenizer | None) -> Identity:
+def identity_of(cached_models: Mapping[str, CachedModel], tokenizer: Tokenizer | None) -> Identity:
     return Identity(
         versions=f"mlx {version('mlx')}, mlx-lm {version('mlx-lm')}",
         tokenizer=_digest_of_vocabulary(tokenizer) if tokenizer is not None else "",
-        kv=str(next(iter(networks.values())).kv),
-        models={name: digest_of(network.model) for name, network in networks.items()},
+        kv=str(next(iter(cached_models.values())).kv),
+        models={name: digest_of(cached.model) for name, cached in cached_models.items()},
     )
 
 

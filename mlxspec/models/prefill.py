@@ -9,8 +9,8 @@ import mlx.core as mx
 
 from mlxspec.device.memory import watched
 from mlxspec.errors import OutOfMemory
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
-from mlxspec.models.network import Network
 from mlxspec.models.taps import Features, Taps
 
 # Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
@@ -22,14 +22,14 @@ Note = Callable[[str], None]
 
 
 class Reading(NamedTuple):
-    """What a network has to read. Tokens that it does not have it is shown its last one for."""
+    """What a model has to read. Tokens that it does not have it is shown its last one for."""
 
-    network: Network
+    cached: CachedModel
     tokens: Sequence[int]
 
 
 class Begun(NamedTuple):
-    """mlx-lm's caches of a network that has read the first `read` of its tokens."""
+    """mlx-lm's caches of a model that has read the first `read` of its tokens."""
 
     caches: list[Any]
     read: int
@@ -40,7 +40,7 @@ Begin = Callable[[Reading], Begun]
 
 def afresh(reading: Reading) -> Begun:
     """Nothing read yet."""
-    return Begun(fresh_cache(reading.network.model, None), 0)
+    return Begun(fresh_cache(reading.cached.model, None), 0)
 
 
 def prefill(
@@ -51,10 +51,10 @@ def prefill(
     note: Note | None = None,
     taps: Taps | None = None,
 ) -> tuple[list[Any], Features]:
-    """Let a network read its tokens.
+    """Let a model read its tokens.
 
     Where memory runs out, it begins again with chunks of half the size. Keys and values are
-    quantised after every chunk, where a network's are.
+    quantised after every chunk, where a model's are.
 
     Args:
         begin: gives what was read before, in caches that are written to; called whenever reading
@@ -84,8 +84,8 @@ def prefill(
 def _read(
     reading: Reading, begin: Begin, chunk: int, progress: Progress, taps: Taps | None
 ) -> tuple[list[Any], Features]:
-    network, tokens = reading
-    taps = taps or Taps(network.model, ())
+    cached, tokens = reading
+    taps = taps or Taps(cached.model, ())
     seen: list[Features] = []
     with watched("reading the prompt"):
         caches, read = begin(reading)
@@ -93,14 +93,14 @@ def _read(
     for start in range(read // chunk * chunk, length, chunk):
         with watched("reading the prompt"):
             if new := tokens[max(start, read) : start + chunk]:
-                rows = mx.minimum(mx.array([new], mx.int32), network.vocabulary - 1)
+                rows = mx.minimum(mx.array([new], mx.int32), cached.vocabulary - 1)
                 with taps.watching() as features:
-                    network.model(rows, cache=caches)
+                    cached.model(rows, cache=caches)
                 seen.append(features)
-                caches[:] = quantized(caches, network.kv)
+                caches[:] = quantized(caches, cached.kv)
             mx.eval([layer.state for layer in caches], seen)
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
         progress(min(start + chunk, length), length)
     names = seen[0] if seen else ()
     joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
-    return quantized(caches, network.kv), joined
+    return quantized(caches, cached.kv), joined

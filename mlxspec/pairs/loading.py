@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_set_recommended_wired_limit
 from mlx_lm.utils import load_model, load_tokenizer
 
-from mlxspec.control.tuning import Setting
+from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
@@ -74,7 +74,7 @@ def load(
     target, config = _model(folders.target)
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
 
-    def engine_with(found: _Drafting) -> Engine:
+    def engine_with(found: _Drafters) -> Engine:
         return Engine(
             target,
             found.drafts,
@@ -87,26 +87,26 @@ def load(
             kv=kv,
         )
 
-    found = _Drafting()
+    found = _Drafters()
     if speculation:
-        found = _drafting(pair, folders, target, tokenizer, leave_out)
+        found = _drafters_of(pair, folders, target, tokenizer, leave_out)
     engine = None
     if found.drafts or found.heads:
         engine = unless_left_out(lambda: engine_with(found), leave_out)
     try:
-        engine = engine or engine_with(_Drafting(texts=found.texts))
+        engine = engine or engine_with(_Drafters(texts=found.texts))
     except UnsupportedModel as error:
         if pair.drafts:
             raise
         if leave_out is not None:
             leave_out(f"no speculation: {error.message}")
-        engine = engine_with(_Drafting())
+        engine = engine_with(_Drafters())
     engine.load_s = time.perf_counter() - started
     return engine
 
 
 @dataclass
-class _Drafting:
+class _Drafters:
     """What drafts for a target: models, with the tokens that they share, and others."""
 
     drafts: dict[str, Model] = field(default_factory=dict)
@@ -115,10 +115,10 @@ class _Drafting:
     texts: list[Callable[[], TextDrafter]] = field(default_factory=list)
 
 
-def _drafting(
+def _drafters_of(
     pair: Pair, folders: Folders, target: Model, tokenizer: Tokenizer, leave_out: LeaveOut | None
-) -> _Drafting:
-    found = _Drafting()
+) -> _Drafters:
+    found = _Drafters()
     for name in folders.drafts:
         loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair), leave_out)
         if loaded is not None:

@@ -11,9 +11,9 @@ import mlx.core as mx
 
 # Streams. The target's noise is keyed by the position of the token that it chooses, every other
 # by the position where the round begins: a position may be drafted in several rounds.
-TARGET = 0
-ACCEPT = 1
-DRAFT = 2  # and one more for every step
+TARGET_NOISE = 0
+ACCEPT_NOISE = 1
+DRAFT_NOISE = 2  # and one more for every step
 
 
 def row_key(seed: int) -> mx.array:

@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
     next_token: mx.array
 
 
-class Acceptance(NamedTuple):
+class AcceptanceTests(NamedTuple):
     """The tests of a proposal: log h [B, K], and an array that `follow` needs, [B, K + 1].
 
     log_weight: log W after each number of kept tokens, which scales p in the residual.
@@ -56,9 +56,9 @@ class Rule(NamedTuple):
     follow: (log_p, draft, acceptance, kept) to log w.
     """
 
-    accept: Callable[[mx.array, Draft], Acceptance]
+    accept: Callable[[mx.array, Draft], AcceptanceTests]
     kept: Callable[[mx.array], mx.array]
-    follow: Callable[[mx.array, Draft, Acceptance, mx.array], mx.array]
+    follow: Callable[[mx.array, Draft, AcceptanceTests, mx.array], mx.array]
 
 
 def greedy(scores: mx.array, draft: Draft) -> Verdict:
@@ -92,14 +92,14 @@ def last(kept: mx.array) -> mx.array:
 # --- token ------------------------------------------------------------------------------
 
 
-def accept_token(log_p: mx.array, draft: Draft) -> Acceptance:
+def accept_token(log_p: mx.array, draft: Draft) -> AcceptanceTests:
     """Keep x while u < p(x) / q(x)."""
     log_h = mx.minimum(log_ratio(log_p, draft), 0)
-    return Acceptance(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
+    return AcceptanceTests(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
 
 
 def follow_residual(
-    log_p: mx.array, draft: Draft, acceptance: Acceptance, kept: mx.array
+    log_p: mx.array, draft: Draft, acceptance: AcceptanceTests, kept: mx.array
 ) -> mx.array:
     """After a rejection max(W·p − q, 0), after none p itself."""
     log_p_row = _row(log_p, kept)
@@ -125,7 +125,7 @@ TOKEN = Rule(accept_token, leading, follow_residual)
 # --- block ------------------------------------------------------------------------------
 
 
-def accept_block(log_p: mx.array, draft: Draft) -> Acceptance:
+def accept_block(log_p: mx.array, draft: Draft) -> AcceptanceTests:
     """Test the whole block: keep up to the last i that passes (Sun et al., arXiv 2403.10444).
 
     W₀ = 1, Wᵢ = min(1, Wᵢ₋₁·pᵢ(xᵢ)/qᵢ(xᵢ)). For i < K, with S = Σ max(Wᵢ·pᵢ₊₁ − qᵢ₊₁, 0),
@@ -145,7 +145,7 @@ def accept_block(log_p: mx.array, draft: Draft) -> Acceptance:
         surplus = mx.sum(mx.maximum(over, 0), axis=-1)
     whole = surplus - mx.expm1(inner)
     log_h = mx.where(whole > 0, mx.log(surplus) - mx.log(whole), 0)
-    return Acceptance(mx.concatenate([log_h, log_weight[:, -1:]], axis=1), log_weight)
+    return AcceptanceTests(mx.concatenate([log_h, log_weight[:, -1:]], axis=1), log_weight)
 
 
 BLOCK = Rule(accept_block, last, follow_residual)
@@ -163,14 +163,14 @@ def relaxed(threshold: mx.array) -> Rule:
         threshold: [B].
     """
 
-    def accept(log_p: mx.array, draft: Draft) -> Acceptance:
+    def accept(log_p: mx.array, draft: Draft) -> AcceptanceTests:
         rows = log_p[:, :-1]
         chosen = mx.take_along_axis(rows, draft.tokens[..., None], -1)[..., 0]
         likely = chosen >= mx.max(rows, axis=-1) + mx.log(threshold)[:, None]
         log_h = mx.where(likely, mx.array(0, log_p.dtype), mx.array(-mx.inf, log_p.dtype))
-        return Acceptance(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
+        return AcceptanceTests(log_h, mx.zeros(log_p.shape[:2], log_p.dtype))
 
-    def follow(log_p: mx.array, _d: Draft, _a: Acceptance, kept: mx.array) -> mx.array:
+    def follow(log_p: mx.array, _d: Draft, _a: AcceptanceTests, kept: mx.array) -> mx.array:
         return _row(log_p, kept)
 
     return Rule(accept, leading, follow)

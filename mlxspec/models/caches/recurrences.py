@@ -9,7 +9,7 @@ thread that builds the graph and the models' own modules alone:
   remembered.
 
 A state that a layer then writes into its cache is recognised as one of those. What is not
-recognised is an error, and `network` keeps such a model's past otherwise.
+recognised is an error, and `cached_model` keeps such a model's past otherwise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Unrecognised(Exception):
     """A state was written that nothing known has made."""
 
 
-class Record:
+class Recording:
     """What the recurrences of one pass went through, in the order in which they were called."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class Hook:
     original: Callable[..., Any]
     recurrence: Scan | Window
 
-    def wrapped(self, record: Record) -> Callable[..., Any]:
+    def wrapped(self, record: Recording) -> Callable[..., Any]:
         builder = threading.get_ident()
         signature = inspect.signature(self.original)
         watch = _stepwise if isinstance(self.recurrence, Scan) else _noted
@@ -153,9 +153,9 @@ _LOCK = threading.RLock()  # a function is wrapped by one thread at a time
 
 
 @contextmanager
-def recording(hooks: Sequence[Hook]) -> Iterator[Record]:
+def recording(hooks: Sequence[Hook]) -> Iterator[Recording]:
     """Remember what the recurrences of a model go through while a pass is built."""
-    record = Record()
+    record = Recording()
     with _LOCK:
         for hook in hooks:
             setattr(hook.owner, hook.attribute, hook.wrapped(record))
@@ -167,7 +167,7 @@ def recording(hooks: Sequence[Hook]) -> Iterator[Record]:
 
 
 def _noted(
-    original: Callable[..., Any], bound: inspect.BoundArguments, window: Any, record: Record
+    original: Callable[..., Any], bound: inspect.BoundArguments, window: Any, record: Recording
 ) -> Any:
     if all(value is not None for value in bound.arguments.values()):
         record.fed(window.rows(bound.arguments), window.axis)
@@ -175,7 +175,7 @@ def _noted(
 
 
 def _stepwise(
-    original: Callable[..., Any], bound: inspect.BoundArguments, scan: Any, record: Record
+    original: Callable[..., Any], bound: inspect.BoundArguments, scan: Any, record: Recording
 ) -> Any:
     given = bound.arguments
     length = given[scan.rows[0]].shape[scan.axis] if scan.rows else 1

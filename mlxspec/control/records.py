@@ -20,7 +20,7 @@ from typing import Any
 
 from platformdirs import user_state_path
 
-from mlxspec.control.estimates import LENGTHS, Knowledge, Learned
+from mlxspec.control.estimates import LENGTH_CLASSES, Knowledge, Learned
 from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.files import replacing
 
@@ -43,7 +43,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Recommendation:
     """What is best: K, or "auto", with its speed over plain decoding.
 
     `drafter` tells which draft it is, where there may be several.
@@ -68,7 +68,7 @@ class Verdict:
 class Record:
     setting: Setting
     learned: Learned = field(default_factory=Learned)
-    verdict: Verdict | None = None
+    verdict: Recommendation | None = None
 
 
 def file() -> Path:
@@ -80,10 +80,10 @@ def recall(setting: Setting, note: Note) -> Record:
 
     `note` gets a line where the file could not be read.
     """
-    return next((one for one in records(note) if one.setting == setting), Record(setting))
+    return next((one for one in load_all(note) if one.setting == setting), Record(setting))
 
 
-def records(note: Note) -> list[Record]:
+def load_all(note: Note) -> list[Record]:
     """All that is kept."""
     try:
         return _read(file())
@@ -145,8 +145,8 @@ def _read(path: Path) -> list[Record]:
 
 def described_length(there: int) -> str:
     """Which texts `Learned.by_length[there]` is about."""
-    if there < len(LENGTHS):
-        return f"texts up to {LENGTHS[there]:,} tokens"
+    if there < len(LENGTH_CLASSES):
+        return f"texts up to {LENGTH_CLASSES[there]:,} tokens"
     return "longer texts"
 
 
@@ -158,7 +158,7 @@ def _record(entry: dict[str, Any]) -> Record:
         }
         for there, drafters in entry["learned"].items()
     }
-    verdict = Verdict(**entry["verdict"]) if entry["verdict"] else None
+    verdict = Recommendation(**entry["verdict"]) if entry["verdict"] else None
     return Record(Setting(**entry["setting"]), Learned(by_length), verdict)
 
 

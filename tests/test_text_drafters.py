@@ -15,9 +15,9 @@ from mlxspec.control.controller import Controller
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, MODEL
-from mlxspec.drafters.chain import WATCHED, Chain
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer, Proposal
+from mlxspec.drafters.text_drafters import WATCHED, TextDrafters
 from mlxspec.params import SamplingParams
 
 LENGTH = 100
@@ -57,9 +57,9 @@ class Deaf(Fake):
 # --- bookkeeping ------------------------------------------------------------------------
 
 
-def chain_of(*drafters: Any, vocabulary: int = 100) -> tuple[Chain, list[str]]:
+def chain_of(*drafters: Any, vocabulary: int = 100) -> tuple[TextDrafters, list[str]]:
     notes: list[str] = []
-    return Chain(drafters, vocabulary, notes), notes
+    return TextDrafters(drafters, vocabulary, notes), notes
 
 
 def test_what_is_not_taken_is_held_against_the_text() -> None:
@@ -307,7 +307,7 @@ def test_with_a_fixed_number_the_model_is_asked_and_before_it_a_prediction() -> 
 def test_with_a_fixed_number_the_model_goes_before_what_is_doubtful(grade: int) -> None:
     session = engine_for("llama", "half").session(REPETITIVE, max_tokens=LENGTH, draft_tokens=4)
     wrong = Fake(lambda _, limit: Proposal((0,) * limit, grade))
-    session._chain = Chain([wrong], 10, [])
+    session._chain = TextDrafters([wrong], 10, [])
     taken = set(sources_of(session))
     assert session.text == REPETITIVE + plain(model("llama"), REPETITIVE, LENGTH)
     assert taken - {""} == ({"fake"} if grade else {MODEL})

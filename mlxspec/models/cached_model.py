@@ -1,8 +1,8 @@
 """A model together with the way its past is kept.
 
-Two kinds do the same for a round: `FusedNetwork`, whose past is arrays and part of the round's
-graph, and `HostedNetwork`, whose past is mlx-lm's own caches, for models that the first would
-not run exactly. `network_of` tries a model and chooses.
+Two kinds do the same for a round: `FusedModel`, whose past is arrays and part of the round's
+graph, and `HostedModel`, whose past is mlx-lm's own caches, for models that the first would
+not run exactly. `cached_model_of` tries a model and chooses.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mlxspec.models.caches.recurrent import RecurrentCache
 from mlxspec.params import KVQuantization
 
 # Entries, for passes that are not of a text: more than any indexer selects, so that it does.
-_TRIAL = 2304
+_TRIAL_ENTRIES = 2304
 
 
-class Network(Protocol):
+class CachedModel(Protocol):
     """What a round needs of a model.
 
     model: mlx-lm's. kv: how its keys and values are quantised. vocabulary: rows of its output.
@@ -62,7 +62,7 @@ class Network(Protocol):
         """
 
 
-class FusedNetwork:
+class FusedModel:
     """Keeps a model's past in arrays: every cache of it must be of a known kind."""
 
     fused = True
@@ -102,13 +102,13 @@ class FusedNetwork:
         """Build a pass as a compiled round does; raises where a model asks for a number."""
 
         def build(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
-            return self.forward(tokens, layers, offset, _TRIAL)[0]
+            return self.forward(tokens, layers, offset, _TRIAL_ENTRIES)[0]
 
-        layers = grow(self._unread, _TRIAL)
+        layers = grow(self._unread, _TRIAL_ENTRIES)
         mx.compile(build)(mx.zeros((1, 2), mx.int32), layers, mx.zeros((1,), mx.int32))
 
 
-class HostedNetwork:
+class HostedModel:
     """Keeps a model's past in mlx-lm's own caches, for one sequence."""
 
     fused = False
@@ -156,8 +156,8 @@ class HostedNetwork:
         return [HostedLayers(after.caches)]
 
 
-def network_of(model: Model, kv: KVQuantization | None = None) -> Network:
-    """The network that runs `model` exactly, fused if it can be.
+def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedModel:
+    """The cached model that runs `model` exactly, fused if it can be.
 
     A model of known caches is tried: passes whose rows are partly taken back must say what plain
     decoding says. So neither an unknown way of using a cache nor a recurrence that is recorded
@@ -165,40 +165,40 @@ def network_of(model: Model, kv: KVQuantization | None = None) -> Network:
     """
     strangers = unknown(fresh_cache(model, kv))
     if strangers:
-        return HostedNetwork(model, kv, f"its past is kept in {', '.join(strangers)}")
+        return HostedModel(model, kv, f"its past is kept in {', '.join(strangers)}")
     if why := obstacle_of(model):
-        return HostedNetwork(model, kv, why)
+        return HostedModel(model, kv, why)
     try:
-        network = FusedNetwork(model, kv)
-        network.trace()
-        if agrees(network):
-            return network
+        cached = FusedModel(model, kv)
+        cached.trace()
+        if agrees(cached):
+            return cached
         why = "rounds of it would differ from plain decoding"
     except Unrecognised:
         why = "its recurrence is not one that can be recorded"
     except (TypeError, ValueError, AttributeError) as error:
         # Where a model computes with a cache's numbers instead of arrays, anything may be raised.
         why = f"it asks for numbers while a round is built ({type(error).__name__})"
-    return HostedNetwork(model, kv, why)
+    return HostedModel(model, kv, why)
 
 
-def agrees(network: Network) -> bool:
+def agrees(cached: CachedModel) -> bool:
     """Whether passes of several rows, and taking rows back, say what plain decoding says."""
-    tokens = mx.array([[(7 * i + 1) % network.vocabulary for i in range(7)]], mx.int32)
-    caches = fresh_cache(network.model, network.kv)
-    rows = [network.model(tokens[:, i : i + 1], cache=caches) for i in range(tokens.shape[1])]
+    tokens = mx.array([[(7 * i + 1) % cached.vocabulary for i in range(7)]], mx.int32)
+    caches = fresh_cache(cached.model, cached.kv)
+    rows = [cached.model(tokens[:, i : i + 1], cache=caches) for i in range(tokens.shape[1])]
     plain = mx.concatenate(rows, axis=1)
-    layers = network.adopt(fresh_cache(network.model, network.kv), 0, _TRIAL)
+    layers = cached.adopt(fresh_cache(cached.model, cached.kv), 0, _TRIAL_ENTRIES)
     # Three rows in one pass as a target has them, in two as a draft, and again after those.
     for start, passes, kept in ((0, (3,), 2), (2, (2, 1), 2), (4, (3,), 1)):
         found: list[mx.array] = []
         for count in passes:
             at = start + sum(logits.shape[1] for logits in found)
-            logits, layers = network.forward(
-                tokens[:, at : at + count], layers, mx.array([at], mx.int32), _TRIAL
+            logits, layers = cached.forward(
+                tokens[:, at : at + count], layers, mx.array([at], mx.int32), _TRIAL_ENTRIES
             )
             found.append(logits)
-        layers = network.commit(layers, mx.array([kept], mx.int32))
+        layers = cached.commit(layers, mx.array([kept], mx.int32))
         if not _close(mx.concatenate(found, axis=1), plain[:, start : start + 3]):
             return False
     return True
@@ -217,22 +217,22 @@ def _close(found: mx.array, expected: mx.array) -> bool:
     return 2 * int(mx.sum(error <= tolerance * spread + 1e-6)) > found.shape[1]
 
 
-def require_exact(network: Network) -> None:
-    """Raise UnsupportedModel unless what is proposed to a network, or by it, can be taken back."""
-    # A fused network was tried when it was chosen.
-    if not network.fused and not agrees(network):
+def require_exact(cached: CachedModel) -> None:
+    """Raise UnsupportedModel unless what is proposed to a model, or by it, can be taken back."""
+    # A fused model was tried when it was chosen.
+    if not cached.fused and not agrees(cached):
         raise UnsupportedModel(
-            f"{_type_of(network.model)} says something else when it is fed several tokens at once, "
+            f"{_type_of(cached.model)} says something else when it is fed several tokens at once, "
             "so that it cannot speculate exactly.",
             hint="Use --no-speculation, or another model.",
         )
 
 
-def why_it_waits(network: Network) -> str:
-    """What a person should know of a network that is not fused."""
+def why_it_waits(cached: CachedModel) -> str:
+    """What a person should know of a model that is not fused."""
     return (
-        f"{_type_of(network.model)} runs on mlx-lm's own caches, and rounds wait for it: "
-        f"{network.obstacle}"
+        f"{_type_of(cached.model)} runs on mlx-lm's own caches, and rounds wait for it: "
+        f"{cached.obstacle}"
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxspec.control import tuning
+from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge, Learned
-from mlxspec.control.tuning import Record, Setting, Verdict, recall, records, remember
+from mlxspec.control.records import Recommendation, Record, Setting, load_all, recall, remember
 
 SETTING = Setting(
     target="org/big",
@@ -28,7 +28,7 @@ LEARNED = Learned({0: {"model": Knowledge((1.0, 1.1, 1.2), (0.8, 0.7, 0.6))}})
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "state" / "tuning.json"
-    monkeypatch.setattr(tuning, "file", lambda: path)
+    monkeypatch.setattr(records, "file", lambda: path)
     return path
 
 
@@ -38,10 +38,10 @@ def silent(line: str) -> None:
 
 def test_what_is_remembered_is_recalled() -> None:
     assert recall(SETTING, silent) == Record(SETTING)
-    record = Record(SETTING, LEARNED, Verdict(2, 1.9))
+    record = Record(SETTING, LEARNED, Recommendation(2, 1.9))
     remember(record, silent)
     assert recall(SETTING, silent) == record
-    assert records(silent) == [record]
+    assert load_all(silent) == [record]
 
 
 @pytest.mark.parametrize("part", list(vars(SETTING)))
@@ -54,12 +54,12 @@ def test_another_setting_knows_nothing(part: str) -> None:
 
 
 def test_a_verdict_stays_until_there_is_another() -> None:
-    verdict = Verdict(2, 1.9)
+    verdict = Recommendation(2, 1.9)
     remember(Record(SETTING, LEARNED, verdict), silent)
     remember(Record(SETTING, Learned()), silent)
     assert recall(SETTING, silent) == Record(SETTING, Learned(), verdict)
-    remember(Record(SETTING, LEARNED, Verdict(0, 1.0)), silent)
-    assert recall(SETTING, silent).verdict == Verdict(0, 1.0)
+    remember(Record(SETTING, LEARNED, Recommendation(0, 1.0)), silent)
+    assert recall(SETTING, silent).verdict == Recommendation(0, 1.0)
 
 
 DAMAGED = [
@@ -101,7 +101,7 @@ def test_numbers_that_cannot_be_are_damage(kept: Path, value: object) -> None:
 
 def test_a_file_of_a_newer_version_is_left_alone(kept: Path) -> None:
     kept.parent.mkdir()
-    content = json.dumps({"format": tuning.FORMAT + 1, "records": "other"})
+    content = json.dumps({"format": records.FORMAT + 1, "records": "other"})
     kept.write_text(content)
     said: list[str] = []
     remember(Record(SETTING, LEARNED), said.append)
@@ -111,7 +111,7 @@ def test_a_file_of_a_newer_version_is_left_alone(kept: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(tuning, "file", lambda: tmp_path / "file" / "tuning.json")
+    monkeypatch.setattr(records, "file", lambda: tmp_path / "file" / "tuning.json")
     said: list[str] = []
     remember(Record(SETTING, LEARNED), said.append)
     assert "could not be kept" in said[0]
@@ -133,7 +133,7 @@ def test_a_write_that_fails_leaves_what_was_there(kept: Path, monkeypatch) -> No
 
 
 def _remember_many(path: Path, worker: int) -> None:
-    tuning.file = lambda: path  # type: ignore[assignment]
+    records.file = lambda: path  # type: ignore[assignment]
     for i in range(20):
         remember(Record(replace(SETTING, target=f"{worker} {i}"), LEARNED), silent)
 
@@ -146,4 +146,4 @@ def test_two_processes_lose_nothing_of_each_other(kept: Path) -> None:
     for worker in workers:
         worker.join(60)
         assert worker.exitcode == 0
-    assert len(records(silent)) == 40
+    assert len(load_all(silent)) == 40

@@ -14,7 +14,7 @@ from mlxspec.decode.round import RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import Head, Past
-from mlxspec.models.network import Network
+from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.prefill import Begin, Note, Progress, Reading, afresh, prefill
 from mlxspec.models.taps import Features, Taps
 from mlxspec.params import SamplingParams
@@ -22,11 +22,11 @@ from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
 
 
-class Opening:
+class Reader:
     """Reads the text of one session.
 
     Args:
-        target: its network. drafts: those of the draft models, by name. heads: and the heads.
+        target: its cached. drafts: those of the draft models, by name. heads: and the heads.
         sampler: says how much of the text the rounds look back on; None is not at all.
         capacity: entries that the target's caches have room for, at least.
         note: called with what a person should know.
@@ -35,8 +35,8 @@ class Opening:
 
     def __init__(
         self,
-        target: Network,
-        drafts: Mapping[str, Network],
+        target: CachedModel,
+        drafts: Mapping[str, CachedModel],
         sampling: SamplingParams,
         *,
         heads: Mapping[str, Head] | None = None,
@@ -95,13 +95,13 @@ class Opening:
         Raises:
             OutOfMemory: its caches do not fit.
         """
-        network = self._drafts[name]
+        cached = self._drafts[name]
         read = tokens[start:-2]
-        reading = Reading(network, read)
+        reading = Reading(cached, read)
         caches, _ = prefill(reading, begin=self._begin(name, start), note=self._note)
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
-        layers = network.adopt(caches, len(read), lengths.reserved(len(read) + MAX_DRAFT_TOKENS))
+        layers = cached.adopt(caches, len(read), lengths.reserved(len(read) + MAX_DRAFT_TOKENS))
         return Past(layers, mx.array([start], mx.int32))
 
     @property
@@ -125,7 +125,7 @@ class Opening:
         return caches, features
 
     def _begin(self, name: str, start: int = 0) -> Begin:
-        """Where a network that reads a text from `start` on begins."""
+        """Where a model that reads a text from `start` on begins."""
         cache, note = self._cache, self._note
         if cache is None:
             return afresh
@@ -139,8 +139,8 @@ class Opening:
         return self._read_s * _nbytes(self._drafts[name]) / _nbytes(self._target)
 
 
-def _nbytes(network: Network) -> int:
-    arrays: dict[str, mx.array] = dict(tree_flatten(network.model.parameters()))
+def _nbytes(cached: CachedModel) -> int:
+    arrays: dict[str, mx.array] = dict(tree_flatten(cached.model.parameters()))
     return sum(array.nbytes for array in arrays.values())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlxspec.decode.round import Round, RoundState
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import Past
 from mlxspec.models.caches.layers import capacity_of, grow
@@ -17,7 +17,7 @@ WINDOW = 4096
 
 
 class Reader(Protocol):
-    """Reads a text anew. See `opening.Opening`."""
+    """Reads a text anew. See `opening.Reader`."""
 
     def state(self, tokens: Sequence[int]) -> RoundState: ...
 
@@ -39,7 +39,7 @@ class _Reach:
     end: int
 
 
-class DraftModels:
+class Drafts:
     """The draft models of one sequence, by name.
 
     A model's next round feeds it the last two tokens of the text, so it has to have read all but
@@ -49,7 +49,7 @@ class DraftModels:
         rounds: that they draft in. reader: reads a text for them.
     """
 
-    def __init__(self, rounds: Round, reader: Reader) -> None:
+    def __init__(self, rounds: FusedRound, reader: Reader) -> None:
         self.names = list(rounds.drafters)
         self._rounds = rounds
         self._reader = reader

@@ -39,7 +39,7 @@ class _Watched:
         return Choice(self.drafter, len(self.tokens), self.grade)
 
 
-class Chain:
+class TextDrafters:
     """Drafters of one sequence, the one that is to be asked first in front.
 
     A drafter that raises, or says what makes no sense, is left out from then on or cut short: it
