@@ -6,10 +6,17 @@ that a display or a server needs neither MLX nor the engine.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "interrupted"]
+
+Tell = Callable[[str], None]  # called with one line for people
+
+
+def silent(line: str) -> None:
+    """A `Tell` that nobody hears."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,16 @@ class Piece:
     from_draft: bool
 
 
+class PrefillProgress(NamedTuple):
+    """`read` of a prompt's `total` tokens are read."""
+
+    read: int
+    total: int
+
+
 @dataclass(frozen=True)
 class Event:
-    """What one round committed.
+    """What one round committed; or, with `prefill` set, where reading the prompt has arrived.
 
     `tokens` are the round's token ids, without an end-of-text token, and `from_draft` says of
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
@@ -54,12 +68,13 @@ class Event:
     event only. `notes` are lines for people about what happened besides.
     """
 
-    tokens: tuple[int, ...]
-    from_draft: tuple[bool, ...]
-    pieces: tuple[Piece, ...]
-    round: RoundStats | None
+    tokens: tuple[int, ...] = ()
+    from_draft: tuple[bool, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    round: RoundStats | None = None
     finish_reason: FinishReason | None = None
     notes: tuple[str, ...] = ()
+    prefill: PrefillProgress | None = None
 
     @property
     def text(self) -> str:

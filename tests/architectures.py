@@ -32,7 +32,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import GREEDY
 from mlxspec.decode.run import Run
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import UnsupportedModel
@@ -153,7 +154,7 @@ def attempt(name: str, tokens: int = TOKENS) -> Result:
         "a draft that half agrees": (Contrary(model, 3), 3),
         "a draft of another architecture": (other, 2),
     }
-    cached = Engine(model).cached_models[0]
+    cached = Engine(model).models[0]
     path, why, differs = "fused" if cached.fused else "hosted", cached.obstacle, []
     for what, (draft, count) in drafts.items():
         try:

@@ -94,7 +94,6 @@ def side_by_side(states: list[RoundState]) -> RoundState:
             )
             for name in states[0].drafts
         },
-        heads={},
     )
 
 

@@ -44,16 +44,15 @@ class Erratic(Controller):
 def drained(session: Session) -> list[tuple[int, int]]:
     """Runs a session to its end: proposals made and kept, of full rounds."""
     rounds = []
-    while session.step():
-        assert session.stats is not None
-        if session.stats.full:
-            rounds.append((session.stats.drafted, session.stats.accepted))
+    while stats := session.step().stats:
+        if stats.full:
+            rounds.append((stats.drafted, stats.accepted))
     return rounds
 
 
 def erratic(engine: Engine, prompt: list[int], seed: int = 0, **options: Any) -> Session:
     session = engine.session(prompt, max_tokens=LENGTH, draft_tokens=6, **options)
-    session.controller = Erratic(seed)
+    session.policy = Erratic(seed)
     return session
 
 
@@ -110,8 +109,8 @@ def test_a_controller_is_told_what_became_of_its_choices() -> None:
     target = model("llama")
     session = erratic(Engine(target, draft_for(target, "half"), compiled=False), prompt_of(9))
     rounds = drained(session)
-    assert isinstance(session.controller, Erratic)
-    told = [(choice.draft_tokens, accepted) for choice, accepted in session.controller.told]
+    assert isinstance(session.policy, Erratic)
+    told = [(choice.draft_tokens, accepted) for choice, accepted in session.policy.told]
     assert told[: len(rounds)] == rounds
 
 

@@ -10,7 +10,7 @@ from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
 from mlxspec.control.replay import along_model, rounds
-from mlxspec.decode.engine import GREEDY
+from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
 from mlxspec.device import kernels
 from mlxspec.measure.probe import agreement

@@ -112,8 +112,7 @@ def test_a_head_is_given_the_features_of_every_token_whoever_proposed() -> None:
     session = engine.session(PROMPT, max_tokens=300)
     used = set()
     turns = ["head", "model", "history", ""]
-    assert session.controller is not None
-    session.controller.wants = bool  # type: ignore[method-assign]
+    session.policy.wants = bool  # type: ignore[method-assign]
 
     def choose(_: int, offers: Any = ()) -> Choice:
         turn = turns[len(session.text) % 4]
@@ -121,10 +120,9 @@ def test_a_head_is_given_the_features_of_every_token_whoever_proposed() -> None:
             return Choice("history", 1, offers[0].grade)
         return Choice(turn, 2) if turn in ("head", "model") else PLAIN
 
-    session.controller.choose = choose  # type: ignore[method-assign]
-    while session.step():
-        assert session.stats is not None
-        used.add(session.stats.drafter)
+    session.policy.choose = choose  # type: ignore[method-assign]
+    while stats := session.step().stats:
+        used.add(stats.drafter)
     assert used == set(turns)
     assert session.text[: len(head.text)] == head.text
     with Taps(target, head.taps).watching() as seen:

@@ -20,12 +20,13 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter, Past
-from mlxspec.models.cached_model import CachedModel, HostedModel, cached_model_of
+from mlxspec.models.cached_model import HostedModel, cached_model_of
 from mlxspec.models.caches.hosted import HostedLayers
 from mlxspec.models.caches.layers import flat
 from mlxspec.models.caches.original import Model, fresh_cache, quantized
@@ -133,7 +134,7 @@ class Script:
 def rounds_of(kind: str, kept: Callable[[], int]) -> FusedRound:
     sampler = Sampler(SamplingParams().method(), VOCABULARY)
     drafter = ModelDrafter(Script(text_of(kind), kept), sampler.vocabulary)
-    return FusedRound(engine_of(kind).cached_models[0], {MODEL: drafter}, sampler, compiled=False)
+    return FusedRound(engine_of(kind).models[0], {MODEL: drafter}, sampler, compiled=False)
 
 
 def begun(kind: str, tokens: Sequence[int] = PROMPT) -> RoundState:
@@ -146,9 +147,6 @@ def nothing() -> Past:
 
 class Scripted(Reader):
     """Reads a text for the target, and for a script."""
-
-    def __init__(self, target: CachedModel) -> None:
-        super().__init__(target, {}, SamplingParams())
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
         return nothing()
@@ -165,18 +163,13 @@ def test_greedy_text_past_windows_and_growths(
 ) -> None:
     monkeypatch.setattr(lengths, "reserved", lengths.attended)
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
-    session = Session(
-        rounds_of(kind, counts.__next__),
-        Scripted(engine_of(kind).cached_models[0]),
-        PROMPT,
-        limit=len(PROMPT) + LONG,
-        draft_tokens=draft_tokens,
-    )
+    rounds = rounds_of(kind, counts.__next__)
+    request = Request(tokens=PROMPT, limit=len(PROMPT) + LONG, draft_tokens=draft_tokens)
+    session = Session(rounds, Scripted(rounds, request), request)
     capacities, accepted = set(), []
-    while session.step():
+    while stats := session.step().stats:
         capacities.add(session.ahead(0)[0].capacity)
-        assert session.stats is not None
-        accepted += [session.stats.accepted] * (session.stats.full and session.stats.drafted > 0)
+        accepted += [stats.accepted] * (stats.full and stats.drafted > 0)
     assert session.text == text_of(kind)[: len(PROMPT) + LONG]
     assert len(capacities) > 2 or capacities == {UNBOUNDED}
     expected = {"always": {draft_tokens}, "never": {0}}
@@ -185,7 +178,7 @@ def test_greedy_text_past_windows_and_growths(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_kept_as_it_is_said_to_be(kind: str) -> None:
-    cached = engine_of(kind).cached_models[0]
+    cached = engine_of(kind).models[0]
     assert cached.fused == (kind not in HOSTED)
     assert bool(cached.obstacle) == (kind in HOSTED)
 
@@ -198,14 +191,9 @@ def test_mlx_lms_own_caches_do_as_well(kind: str) -> None:
     rounds = FusedRound(
         cached, {MODEL: drafter}, sampler, compiled=True
     )  # which such a round never is
-    session = Session(
-        rounds,
-        Scripted(cached),
-        PROMPT,
-        limit=len(PROMPT) + 80,
-        draft_tokens=3,
-    )
-    while session.step():
+    request = Request(tokens=PROMPT, limit=len(PROMPT) + 80, draft_tokens=3)
+    session = Session(rounds, Scripted(rounds, request), request)
+    while session.step().tokens:
         pass
     assert session.text == text_of(kind)[: len(PROMPT) + 80]
 
@@ -286,7 +274,7 @@ def _held(one: Any) -> list[mx.array]:
 
 def expected(kind: str, tokens: list[int]) -> list[Any]:
     """The layers after mlx-lm's own reading: at once, or as it would have quantised."""
-    cached = engine_of(kind).cached_models[0]
+    cached = engine_of(kind).models[0]
     read = len(tokens) - 1
     at_once = read if cached.kv is None else len(PROMPT) - 1
     caches = fresh_cache(cached.model, None)

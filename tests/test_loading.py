@@ -15,7 +15,7 @@ from mlx_lm.utils import _get_classes
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from mlxspec.decode.engine import GREEDY
+from mlxspec.decode.request import GREEDY
 from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
 from mlxspec.measure.audit import audit
 from mlxspec.pairs.loading import load, setting_of

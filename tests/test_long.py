@@ -12,14 +12,21 @@ from test_prompt_cache import Counted
 from mlxspec.control.estimates import Knowledge
 from mlxspec.decode import drafts
 from mlxspec.decode import session as session_module
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.reader import Reader
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.models.caches.layers import capacity_of
+from mlxspec.models.prefill import finished
 
 WINDOW, LENGTH = 16, 120
+
+
+def reader_of(engine: Engine) -> Reader:
+    request = engine.request([1])
+    return Reader(engine.rounds.of(request), request)
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def small_window(monkeypatch: pytest.MonkeyPatch) -> None:
 def starts_of(session: Session) -> list[int]:
     """Runs a session to its end: where its draft began to read, whenever it began anew."""
     starts: list[int] = []
-    while session.step():
+    while session.step().tokens:
         state, _ = session.ahead(0)
         if MODEL in state.drafts:
             start = state.drafts[MODEL].start.item()
@@ -65,7 +72,7 @@ def test_what_a_draft_keeps_does_not_grow_with_the_text(
         prompt_of(90), max_tokens=LENGTH, draft_tokens=3
     )
     room = set()
-    while session.step():
+    while session.step().tokens:
         drafts = session._state.drafts
         room |= {capacity_of(past.layers) for past in drafts.values()}
     assert max(room) <= 2 * WINDOW + 2 * 4 + 2  # and two rounds in flight
@@ -77,7 +84,7 @@ def test_a_draft_counts_its_positions_from_where_it_began() -> None:
     engine = Engine(target, target, compiled=False)
     text, start = prompt_of(60), 40
     state = engine.prefilled(text, draft=False, capacity=128)
-    state = state.with_draft(MODEL, engine.opening(GREEDY).draft(MODEL, text, start))
+    state = state.with_draft(MODEL, reader_of(engine).draft(MODEL, text, start))
     rounds = engine.session(text, draft_tokens=3).rounds
     propose, _ = rounds.halves(3, 128)
     assert propose(state)[0].tokens[0].tolist() == plain(target, text[start:], 3)
@@ -106,10 +113,9 @@ def test_a_prompt_is_not_read_where_that_cannot_pay(
     monkeypatch.setattr("mlxspec.decode.reader.Reader.draft_seconds", lambda *_: 0.2)
     draft._fed = 0
     session = engine.session(prompt_of(40), max_tokens=2 + count, draft_tokens=AUTO)
-    for _ in range(3):
-        session.step()
+    notes = [note for _ in range(3) for note in session.step().notes]
     assert (draft._fed > 0) == reads
-    assert any("cost it more" in note for note in session.notes) != reads
+    assert any("cost it more" in note for note in notes) != reads
     # Where it is asked for, it reads.
     fixed = engine.session(prompt_of(40), max_tokens=2 + count, draft_tokens=2)
     for _ in range(3):
@@ -119,8 +125,8 @@ def test_a_prompt_is_not_read_where_that_cannot_pay(
 
 def test_reading_is_priced_by_what_it_took_the_target() -> None:
     engine = Engine(model("llama"), model("llama"), compiled=False)
-    reader = engine.opening(GREEDY)
-    reader.state(prompt_of(600))
+    reader = reader_of(engine)
+    finished(reader.state(prompt_of(600)))
     assert reader.draft_seconds(MODEL) == pytest.approx(reader._read_s)
     assert reader._read_s > 0
 
@@ -158,12 +164,9 @@ def test_drafts_that_take_turns_miss_nothing() -> None:
     engine = Engine(target, {"one": target, "two": target}, compiled=False)
     session = engine.session(prompt_of(9), max_tokens=LENGTH)
     turns = [Choice("one", 2), Choice("two", 3), PLAIN, Choice("two", 1), Choice("one", 4)]
-    assert session.controller is not None
-    session.controller.choose = lambda *_: turns[len(session.text) % 5]  # type: ignore[method-assign]
+    session.policy.choose = lambda *_: turns[len(session.text) % 5]  # type: ignore[method-assign]
     used = set()
-    while session.step():
-        stats = session.stats
-        assert stats is not None
+    while stats := session.step().stats:
         used.add(stats.drafter)
         assert stats.accepted == stats.drafted or not stats.full
     assert used == {"", "one", "two"}

@@ -189,7 +189,7 @@ def test_a_window_of_the_whole_text_without_an_end_is_that_of_the_context() -> N
         prompt_of(5), draft_tokens=3, sampling=SamplingParams(penalties=penalties)
     )
     tokens: list[int] = []
-    while step := session.step():
+    while step := session.step().tokens:
         tokens += step
     assert tokens == plainly(target, prompt_of(5), 75, processors_of_mlx_lm(penalties))
 

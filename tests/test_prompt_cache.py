@@ -22,12 +22,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.decode import prompt_cache, prompt_file, session
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import GREEDY
 from mlxspec.errors import UsageError
 from mlxspec.measure.audit import audit
 from mlxspec.metrics import Generation
 from mlxspec.models import identity, prefill
 from mlxspec.models.identity import digest_of
+from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization
 
 PROMPT = prompt_of(40)
@@ -88,8 +91,9 @@ def fed(engine: Engine, prompt: Sequence[int], path: Path) -> list[int]:
     """How many tokens target and draft read of a prompt."""
     for cached in engine.models:
         cached.model._fed = 0
-    reader = engine.opening(GREEDY, cache=engine._prompt_cache(path, prompt))
-    reader.state(prompt)
+    request = engine.request(prompt, cache=path)
+    reader = Reader(engine.rounds.of(request), request, cache=engine._prompt_cache(request))
+    finished(reader.state(prompt))
     for name in engine.drafts:
         reader.draft(name, [*prompt, 0], 0)  # once the first token is there
     reader.keep()
@@ -532,7 +536,7 @@ def test_a_model_is_known_again_and_no_other_is_taken_for_it() -> None:
 
 
 def test_a_tokenizer_is_its_vocabulary() -> None:
-    cached_models = {"target": engine_of().cached_models[0]}
+    cached_models = {"target": engine_of().models[0]}
     one, same = (identity.identity_of(cached_models, wrapped()) for _ in range(2))
     assert one == same
     other = wrapped()

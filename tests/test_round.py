@@ -43,7 +43,7 @@ def engine_of(name: str, kind: str, *, compiled: bool = False) -> Engine:
 
 def drain(session: Session) -> list[int]:
     tokens: list[int] = []
-    while step := session.step():
+    while step := session.step().tokens:
         tokens += step
     return tokens
 
@@ -100,21 +100,16 @@ def test_compiled_rounds_take_parameters_as_data() -> None:
 
 
 def test_prompt_of_several_chunks() -> None:
-    read: list[tuple[int, int]] = []
-    result = engine_of("llama", "half").generate(
-        prompt_of(1100),
-        max_tokens=20,
-        draft_tokens=3,
-        on_prefill=lambda *progress: read.append(progress),
-    )
-    assert result.tokens == plain_of("llama", 1100, 20)
-    assert read == [(512, 1099), (1024, 1099), (1099, 1099)]
+    run = engine_of("llama", "half").run(prompt_of(1100), max_tokens=20, draft_tokens=3)
+    events = list(run)
+    assert run.generation.tokens == plain_of("llama", 1100, 20)
+    assert [event.prefill for event in events[:3]] == [(512, 1099), (1024, 1099), None]
 
 
 def test_measurements_leave_the_session_as_it_was() -> None:
     session = engine_of("llama", "half").session(prompt_of(7), max_tokens=40, draft_tokens=3)
     tokens: list[int] = []
-    while step := session.step():
+    while step := session.step().tokens:
         tokens += step
         state, length = session.ahead(2)
         if not state.drafts:  # before the first proposal
@@ -134,7 +129,7 @@ def test_text_that_outgrows_its_caches_twice(kind: str, draft_tokens: int) -> No
     )
     capacities = []
     tokens: list[int] = []
-    while step := session.step():
+    while step := session.step().tokens:
         tokens += step
         capacities.append(session.ahead(0)[0].capacity)
     assert tokens == plain_of("llama", 7, 560)
@@ -188,10 +183,8 @@ def test_number_of_proposals_may_change_between_steps() -> None:
     engine = engine_of("llama", "agrees")
     session = engine.session(prompt_of(7), max_tokens=300, draft_tokens=8)
     tokens: list[int] = []
-    while step := session.step():
-        tokens += step
-        stats = session.stats
-        assert stats is not None
+    while stats := (step := session.step()).stats:
+        tokens += step.tokens
         assert stats.accepted <= stats.drafted
         session.draft_tokens = 1 if session.draft_tokens == 8 else 8
     assert tokens == plain_of("llama", 7, 300)

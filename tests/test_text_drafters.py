@@ -18,6 +18,7 @@ from mlxspec.defaults import AUTO, MODEL
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer, Proposal
 from mlxspec.drafters.text_drafters import WATCHED, TextDrafters
+from mlxspec.metrics import silent
 from mlxspec.params import SamplingParams
 
 LENGTH = 100
@@ -59,7 +60,7 @@ class Deaf(Fake):
 
 def chain_of(*drafters: Any, vocabulary: int = 100) -> tuple[TextDrafters, list[str]]:
     notes: list[str] = []
-    return TextDrafters(drafters, vocabulary, notes), notes
+    return TextDrafters(drafters, vocabulary, notes.append), notes
 
 
 def test_what_is_not_taken_is_held_against_the_text() -> None:
@@ -181,10 +182,8 @@ def engine_for(name: str, kind: str | None = None, *texts: Any, **options: Any) 
 def sources_of(session: Session) -> dict[str, int]:
     """Runs a session to its end: how many tokens each drafter had accepted."""
     accepted: dict[str, int] = {}
-    while session.step():
-        assert session.stats is not None
-        name = session.stats.drafter
-        accepted[name] = accepted.get(name, 0) + session.stats.accepted
+    while stats := session.step().stats:
+        accepted[stats.drafter] = accepted.get(stats.drafter, 0) + stats.accepted
     return accepted
 
 
@@ -207,7 +206,7 @@ def test_chains_write_the_plain_text(name: str, kind: str) -> None:
         session = engine.session(
             REPETITIVE, max_tokens=LENGTH, prediction=expected[:20] + expected[30:]
         )
-        session.controller = Erratic(seed, with_model=True)
+        session.policy = Erratic(seed, with_model=True)
         accepted = sources_of(session)
         assert session.text == REPETITIVE + expected
         assert accepted["prediction"] > 0
@@ -217,10 +216,8 @@ def test_chains_write_the_plain_text(name: str, kind: str) -> None:
 def test_a_draft_that_rested_while_the_text_was_followed_has_missed_nothing() -> None:
     # A draft that is the target itself is wrong only if it was not told something.
     session = engine_for("qwen3_next", "agrees").session(REPETITIVE, max_tokens=LENGTH)
-    session.controller = Erratic(3, with_model=True)
-    while session.step():
-        stats = session.stats
-        assert stats is not None
+    session.policy = Erratic(3, with_model=True)
+    while stats := session.step().stats:
         if stats.drafter == MODEL and stats.full:
             assert stats.accepted == stats.drafted
 
@@ -251,7 +248,7 @@ def test_no_drafter_changes_a_text_or_stops_it(hostile: str, with_model: bool) -
         sources_of(session)
         assert session.text == expected
     session = engine.session(prompt_of(9), max_tokens=LENGTH)
-    session.controller = Erratic(1, with_model=with_model)
+    session.policy = Erratic(1, with_model=with_model)
     sources_of(session)
     assert session.text == expected
 
@@ -268,7 +265,7 @@ def test_a_seed_determines_the_text_whatever_proposes(with_model: bool) -> None:
     texts = set()
     for seed in range(3):
         session = engine.session(REPETITIVE, max_tokens=60, sampling=coupled)
-        session.controller = Erratic(seed, with_model=with_model)
+        session.policy = Erratic(seed, with_model=with_model)
         sources_of(session)
         texts.add(tuple(session.text))
     alone = engine.session(REPETITIVE, max_tokens=60, sampling=coupled, draft_tokens=0)
@@ -280,7 +277,7 @@ def test_compiled_rounds_of_every_source() -> None:
     target = model("llama")
     engine = Engine(target, draft_for(target, "half"), texts=(History,), compiled=True)
     session = engine.session(REPETITIVE, max_tokens=LENGTH)
-    session.controller = Erratic(0, with_model=True)
+    session.policy = Erratic(0, with_model=True)
     accepted = sources_of(session)
     assert session.text == REPETITIVE + plain(target, REPETITIVE, LENGTH)
     assert accepted["history"] > 0
@@ -307,7 +304,7 @@ def test_with_a_fixed_number_the_model_is_asked_and_before_it_a_prediction() -> 
 def test_with_a_fixed_number_the_model_goes_before_what_is_doubtful(grade: int) -> None:
     session = engine_for("llama", "half").session(REPETITIVE, max_tokens=LENGTH, draft_tokens=4)
     wrong = Fake(lambda _, limit: Proposal((0,) * limit, grade))
-    session._chain = TextDrafters([wrong], 10, [])
+    session._texts = TextDrafters([wrong], 10, silent)
     taken = set(sources_of(session))
     assert session.text == REPETITIVE + plain(model("llama"), REPETITIVE, LENGTH)
     assert taken - {""} == ({"fake"} if grade else {MODEL})
@@ -318,9 +315,8 @@ def test_a_text_that_is_followed_is_followed_on_without_rounds_in_between() -> N
     engine = engine_for("llama", None, lambda: Fake(lambda text, n: whole[len(text) :][:n]))
     session = engine.session(REPETITIVE, max_tokens=61, draft_tokens=4)
     rounds = []
-    while session.step():
-        assert session.stats is not None
-        rounds.append((session.stats.drafter, session.stats.accepted))
+    while stats := session.step().stats:
+        rounds.append((stats.drafter, stats.accepted))
     assert rounds == [("", 0)] + [("fake", 4)] * 12
 
 

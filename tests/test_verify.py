@@ -30,7 +30,7 @@ from mlxspec.decode import round as round_module
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import ModelDrafter, Past, Picks
+from mlxspec.drafters.graph import HeadDrafter, ModelDrafter, Past, Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.cached_model import FusedModel
@@ -140,7 +140,6 @@ def bigram_state(
         knobs=knobs_of(params, rows, vocabulary),
         target=[],
         drafts={MODEL: Past([], mx.zeros((rows,), mx.int32))},
-        heads={},
     )
 
 
@@ -379,8 +378,8 @@ def test_a_heads_proposals(drafts: int, rule: Verify) -> None:
     sampler = Sampler(params.method(), 8)
     head: Any = TableHead(table)
     cached = FusedModel(Bigram(target))
-    rounds = FusedRound(cached, {}, sampler, compiled=False, heads={MODEL: head})
-    state = bigram_state(40_000, params)._replace(drafts={}, heads={MODEL: mx.zeros((1,))})
+    rounds = FusedRound(cached, {MODEL: HeadDrafter(head)}, sampler, compiled=False)
+    state = bigram_state(40_000, params)._replace(drafts={MODEL: mx.zeros((1,))})
     tokens, kept = emitted(rounds, state, 2, 3)
     check(joint_outcomes(tokens, 8), joint_p(target, params, 2))
     assert 0 < kept.mean() < 3
@@ -449,7 +448,6 @@ def test_models_with_caches(params: SamplingParams, rule: Verify) -> None:
         knobs=knobs_of(params, rows, 8),
         target=stack([one.target] * rows),
         drafts={MODEL: Past(stack([one.drafts[MODEL].layers] * rows), mx.zeros((rows,), mx.int32))},
-        heads={},
     )
     tokens = np.concatenate(
         [

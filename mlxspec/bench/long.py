@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -35,8 +35,9 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.bench.dictated import Dictated
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import GREEDY, Request
 from mlxspec.decode.round import RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
@@ -44,6 +45,7 @@ from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
+from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.prefill import CHUNK
 from mlxspec.pairs.loading import load
@@ -76,15 +78,15 @@ def made_up(model: Model, length: int) -> list[Any]:
 class MadeUp(Reader):
     """Reads nothing, and makes it up."""
 
-    def state(self, tokens: Sequence[int]) -> RoundState:
-        few = super().state(tokens[-2:])
+    def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
+        few = yield from super().state(tokens[-2:])
         read = len(tokens) - 1
         room = lengths.attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        cached, read = self._drafts[name], len(tokens) - 2 - start
+        cached, read = self._rounds.model(name).cached, len(tokens) - 2 - start
         caches = made_up(cached.model, read)
         layers = cached.adopt(caches, read, read + MAX_DRAFT_TOKENS)
         return Past(layers, mx.array([start], mx.int32))
@@ -106,10 +108,10 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
     def ours(draft_tokens: int) -> Timed:
         def run() -> float:
-            drafts = dict(zip(engine.drafts, engine.models[1:], strict=True))
-            reader = MadeUp(engine.models[0], drafts, GREEDY)
-            rounds = engine.session([1, 2], draft_tokens=draft_tokens).rounds
-            session = Session(rounds, reader, text, limit=2**31 - 1, draft_tokens=draft_tokens)
+            # No text that the model was made for is so long.
+            request = Request(tokens=tuple(text), draft_tokens=draft_tokens)
+            rounds = engine.rounds.of(request)
+            session = Session(rounds, MadeUp(rounds, request), request)
             for _ in range(3):
                 session.step()
             started = time.perf_counter()
@@ -164,7 +166,7 @@ def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str,
             session = engine.session(prompt, max_tokens=8, cache=cache, **options)
             session.step()
             seconds = time.perf_counter() - started
-            while session.step():
+            while session.step().tokens:
                 pass
             session.close()
             return seconds

@@ -40,7 +40,8 @@ from mlxspec.bench.rounds import Decode, contenders, timed
 from mlxspec.bench.texts import Kind, kinds_of
 from mlxspec.control.estimates import SIZES, Learned
 from mlxspec.control.replay import along_text, shortest
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import GREEDY
 from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.device import lengths, machine
@@ -65,7 +66,7 @@ def modes(kind: Kind, prompt: list[int]) -> dict[str, Decode]:
             learned = engine.learned
             engine.learned = Learned() if cold else learned
             session = engine.session(prompt, max_tokens=kind.max_tokens, draft_tokens=AUTO)
-            while tokens := session.step():
+            while tokens := session.step().tokens:
                 yield from tokens
             engine.learn_from(session)
             engine.learned = learned if cold else engine.learned

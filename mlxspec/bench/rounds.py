@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import kernels, machine
 from mlxspec.errors import UsageError
@@ -77,7 +78,7 @@ def contenders(
     def ours(count: int) -> Decode:
         def decode() -> Iterable[int]:
             session = engine.session(prompt, max_tokens=max_tokens, draft_tokens=count)
-            while tokens := session.step():
+            while tokens := session.step().tokens:
                 yield from tokens
 
         return decode

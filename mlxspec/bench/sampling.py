@@ -31,6 +31,7 @@ from rich.table import Table
 
 from mlxspec.bench.rounds import COUNTS, PROMPTS, timed
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.reader import Reader
 from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.decode.session import Session
 from mlxspec.defaults import DEFAULT_PAIR, MODEL
@@ -102,11 +103,11 @@ def contenders(
             session = engine.session(
                 prompt, max_tokens=max_tokens, draft_tokens=count, sampling=sampling
             )
-            while tokens := session.step():
-                if session.stats is not None and session.stats.full and session.stats.drafted:
-                    tally.kept += session.stats.accepted
+            while stats := (committed := session.step()).stats:
+                if stats.full and stats.drafted:
+                    tally.kept += stats.accepted
                     tally.rounds += 1
-                yield from tokens
+                yield from committed.tokens
 
         return decode
 
@@ -157,11 +158,11 @@ def overlaps(
     watched.overlaps = []
     for seed, prompt in enumerate(track(prompts, "overlap", transient=True)):
         sampling = SamplingParams(temperature=temperature, seed=seed)
-
-        reader = engine.opening(sampling, sampler=sampler)
-        limit = len(prompt) + max_tokens
-        session = Session(watched, reader, prompt, limit=limit, draft_tokens=max(COUNTS))
-        while session.step():
+        request = engine.request(
+            prompt, max_tokens=max_tokens, draft_tokens=max(COUNTS), sampling=sampling
+        )
+        session = Session(watched, Reader(watched, request), request)
+        while session.step().tokens:
             pass
     means = mx.mean(mx.exp(mx.concatenate(watched.overlaps)), axis=0)
     return [float(mean) for mean in cast(list[float], means.tolist())]

@@ -152,7 +152,7 @@ def _write(
     with open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=quiet, json=silent) as display:
         left_out: list[str] = []
         engine = _engine(pair, models, display, left_out, quiet=quiet)
-        run = engine.run(
+        request = engine.request(
             words,
             max_tokens=text.max_tokens,
             draft_tokens=models.draft_tokens,
@@ -161,13 +161,12 @@ def _write(
             system=text.system,
             raw=text.raw,
             prediction=prediction if models.speculates else None,
-            on_prefill=display.prefill,
             cache=cache,
         )
-        run.generation.notes += left_out
-        speculation = run.generation.speculation
-        record = _recall(pair, engine, display) if speculation.auto else None
+        record = _recall(pair, engine, display) if request.auto else None
         _build_kernels(engine, sampling, models.draft_tokens, display)
+        run = engine.run(request)
+        run.generation.notes += left_out
         interrupted = _show(run, display, with_split=shown and not quiet)
         if record is not None:
             records.remember(replace(record, learned=engine.learned), display.note)
@@ -176,7 +175,7 @@ def _write(
             from mlxspec.measure.audit import audit
 
             with display.status("auditing"):
-                report = audit(engine, run, sampling)
+                report = audit(engine, run)
     if output.as_json:
         typer.echo(_as_json(pair, engine, run, report))
     elif report is not None and not (shown and quiet):
@@ -254,7 +253,7 @@ def _show(run: Run, display: Display, *, with_split: bool) -> bool:
 
     generation = run.generation
     interrupted = False
-    with closing(iter(run)) as events:
+    with closing(run) as events:
         try:
             for event in events:
                 display.show(event, generation, generation.timing.decode_s)

@@ -101,18 +101,18 @@ class Display:
             with suppress(*GONE):
                 spinner.stop()
 
-    def prefill(self, done: int, total: int) -> None:
-        """`done` of the prompt's `total` tokens are read: a bar when the prompt is long."""
+    def prefill(self, read: int, total: int) -> None:
+        """`read` of the prompt's `total` tokens are read: a bar when the prompt is long."""
         if self._people is None or not self._terminal or total < LONG_PROMPT_TOKENS:
             return
-        if done >= total:
+        if read >= total:
             self._end_progress()
             return
         if self._progress is None:
             self._progress = _progress(self._people)
             self._progress.add_task("reading the prompt", total=total)
             self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=done, refresh=True)
+        self._progress.update(self._progress.task_ids[0], completed=read, refresh=True)
 
     def note(self, message: str) -> None:
         """One line for people. It waits for the end of a line of text that it would cut."""
@@ -121,10 +121,13 @@ class Display:
             self._tell_notes()
 
     def show(self, event: Event, generation: Generation, elapsed_s: float) -> None:
-        """Write the event's text.
+        """Write the event's text, or show how far the prompt is read.
 
         `generation` has the event added already. `elapsed_s` counts from the end of prefill.
         """
+        if event.prefill is not None:
+            self.prefill(*event.prefill)
+            return
         self._end_progress()
         self._line.make_way()
         self._text.write(event.pieces, marked=_speculates(generation))

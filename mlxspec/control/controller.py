@@ -141,11 +141,9 @@ class Controller:
             return None
         return plain_s * self._costs.curve(self._payer(choice), choice.draft_tokens)[-1]
 
-    def promise(self, name: str) -> float:
-        """What a model is expected to save, as a fraction of the time without it."""
-        if not self._acceptance[name].tried:
-            return PROMISE
-        return max(1 - 1 / self._rate(self._best(name)), 0.0)
+    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
+        """Whether a draft may save more than `cost_s` of the `left_s` that the rest would take."""
+        return left_s * self._promise(name) > cost_s
 
     def leave_out(self, name: str) -> None:
         """A model is not to be chosen any more."""
@@ -178,6 +176,12 @@ class Controller:
             )
             for name, accepted in rates.items()
         }
+
+    def _promise(self, name: str) -> float:
+        """The share of the time without a model that it is expected to save."""
+        if not self._acceptance[name].tried:
+            return PROMISE
+        return max(1 - 1 / self._rate(self._best(name)), 0.0)
 
     # --- what is expected -----------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -23,10 +23,9 @@ from platformdirs import user_state_path
 from mlxspec.control.estimates import LENGTH_CLASSES, Knowledge, Learned
 from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.files import replacing
+from mlxspec.metrics import Tell
 
 FORMAT = 1
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,37 +74,37 @@ def file() -> Path:
     return user_state_path("mlxspec") / "tuning.json"
 
 
-def recall(setting: Setting, note: Note) -> Record:
+def recall(setting: Setting, tell: Tell) -> Record:
     """What is known of a setting; nothing, where it was never tried.
 
-    `note` gets a line where the file could not be read.
+    `tell` gets a line where the file could not be read.
     """
-    return next((one for one in load_all(note) if one.setting == setting), Record(setting))
+    return next((one for one in load_all(tell) if one.setting == setting), Record(setting))
 
 
-def load_all(note: Note) -> list[Record]:
+def load_all(tell: Tell) -> list[Record]:
     """All that is kept."""
     try:
         return _read(file())
     except _Unreadable as error:
-        note(str(error))
+        tell(str(error))
         return []
 
 
-def remember(record: Record, note: Note) -> None:
-    """Keep a record in place of what was kept for its setting. Never raises: see `note`.
+def remember(record: Record, tell: Tell) -> None:
+    """Keep a record in place of what was kept for its setting. Never raises: see `tell`.
 
     A verdict that there is stays where the new record has none.
     """
     try:
         with _locked():
-            kept = _kept(note)
+            kept = _kept(tell)
             before = next((one for one in kept if one.setting == record.setting), record)
             merged = Record(record.setting, record.learned, record.verdict or before.verdict)
             others = [one for one in kept if one.setting != record.setting]
             _write([*others, merged])
     except (OSError, _Unreadable) as error:
-        note(f"what was learned could not be kept in {file()}: {error}")
+        tell(f"what was learned could not be kept in {file()}: {error}")
 
 
 class _Unreadable(Exception):
@@ -116,13 +115,13 @@ class _Damaged(_Unreadable):
     """A file that makes no sense."""
 
 
-def _kept(note: Note) -> list[Record]:
+def _kept(tell: Tell) -> list[Record]:
     try:
         return _read(file())
     except _Damaged as error:
         aside = file().with_suffix(f".damaged-{os.getpid()}.json")
         file().rename(aside)
-        note(f"{error}; it is kept as {aside.name}, and a new one begun")
+        tell(f"{error}; it is kept as {aside.name}, and a new one begun")
         return []
 
 

@@ -18,10 +18,11 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from mlxspec.decode import prompt_file
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
+from mlxspec.metrics import Tell
 from mlxspec.models.cached_model import agrees
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
-from mlxspec.models.prefill import CHUNK, Begun, Note, Reading, afresh
+from mlxspec.models.prefill import CHUNK, Begun, Reading, afresh
 
 TARGET = "target"
 
@@ -79,17 +80,17 @@ class PromptCache:
         self._read: dict[str, _Read] = {}
         self._told: set[str] = set()
 
-    def begun(self, name: str, reading: Reading, note: Note, start: int = 0) -> Begun:
+    def begun(self, name: str, reading: Reading, tell: Tell, start: int = 0) -> Begun:
         """What a model has read of its tokens, in caches of its own at every call.
 
         Args:
             start: where its tokens begin in the text.
-            note: called with what came of the file.
+            tell: called with what came of the file.
         """
-        note = self._once(note)
+        tell = self._once(tell)
         if name == TARGET:
             self._may_write = True
-            self._held = self._sound(note) if reading.tokens else None
+            self._held = self._sound(tell) if reading.tokens else None
         begun, held = afresh(reading), self._held
         past = held.pasts.get(name) if held is not None else None
         if held is not None and past is not None and past.start == start:
@@ -97,28 +98,28 @@ class PromptCache:
                 begun = _used(reading, past, held.tokens[start:]) or begun
             else:
                 what = "target" if name == TARGET else "draft"
-                note(f"{self._path} is of another {what}: this one reads the prompt afresh")
+                tell(f"{self._path} is of another {what}: this one reads the prompt afresh")
         if held is not None and name == TARGET:
-            self._tell(note, reading, begun, held)
+            self._tell(tell, reading, begun, held)
             del held.pasts[TARGET]
         self.taken[name] = begun.read
         return begun
 
-    def _once(self, note: Note) -> Note:
+    def _once(self, tell: Tell) -> Tell:
         """Reading may begin several times: what was told of the file is not told again."""
 
-        def tell(line: str) -> None:
+        def once(line: str) -> None:
             if line not in self._told:
                 self._told.add(line)
-                note(line)
+                tell(line)
 
-        return tell
+        return once
 
     def has_read(self, name: str, reading: Reading, caches: list[Any], start: int = 0) -> None:
         """What a model has read now, which `keep` writes."""
         self._read[name] = _Read(reading, start, self.taken[name], caches)
 
-    def keep(self, note: Note) -> None:
+    def keep(self, tell: Tell) -> None:
         """Write what was read, if it is worth it; from then on there is nothing to be kept.
 
         It is worth it where a model read a chunk, or as much as it took from the file: so what
@@ -134,14 +135,14 @@ class PromptCache:
         if not (worth and is_prompt and self._may_write):
             return
         if lasting := _without_form([one.caches for one in read.values()]):
-            note(f"the prompt is not kept in {self._path}: there is no form for {lasting} on disk")
+            tell(f"the prompt is not kept in {self._path}: there is no form for {lasting} on disk")
             return
         try:
             prompt_file.write(self._path, self._values(read))
         except OSError as error:
-            note(f"the prompt could not be kept in {self._path}: {error.strerror}")
+            tell(f"the prompt could not be kept in {self._path}: {error.strerror}")
 
-    def _sound(self, note: Note) -> _Held | None:
+    def _sound(self, tell: Tell) -> _Held | None:
         """What the file holds, if it is sound and these models' tokens are its own."""
         try:
             values = prompt_file.read(self._path)
@@ -153,7 +154,7 @@ class PromptCache:
         except Unusable as error:
             self._may_write = error.ours
             then = "and it is replaced" if error.ours else "and it is left as it is"
-            note(f"{self._path} {error}: the prompt is read afresh, {then}")
+            tell(f"{self._path} {error}: the prompt is read afresh, {then}")
             return None
         pasts = [_Stored(**past) for past in values["pasts"]]
         return _Held(values["tokens"].tolist(), {past.name: past for past in pasts})
@@ -172,15 +173,15 @@ class PromptCache:
         tokens = mx.array(list(read[TARGET].reading.tokens), mx.int32)
         return {**_settings(self._identity), "tokens": tokens, "pasts": pasts}
 
-    def _tell(self, note: Note, reading: Reading, begun: Begun, held: _Held) -> None:
+    def _tell(self, tell: Tell, reading: Reading, begun: Begun, held: _Held) -> None:
         """Say what the target took, or why nothing."""
         length = len(reading.tokens) + 1
         if begun.read:
-            note(f"read {begun.read:,} of {length:,} tokens of the prompt from {self._path}")
+            tell(f"read {begun.read:,} of {length:,} tokens of the prompt from {self._path}")
         elif held.pasts[TARGET].model == self._identity.models[TARGET]:
             common = _common(held.tokens, reading.tokens)
             alone = ", which cannot be had without those after them" if common else ""
-            note(f"{self._path} has {common:,} of {length:,} tokens of the prompt{alone}")
+            tell(f"{self._path} has {common:,} of {length:,} tokens of the prompt{alone}")
 
 
 def _settings(identity: Identity) -> dict[str, str]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlxspec.decode.prompt_cache import TARGET, PromptCache
-from mlxspec.decode.round import RoundState
+from mlxspec.decode.request import Request
+from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
-from mlxspec.drafters.graph import Head, Past
+from mlxspec.drafters.graph import HeadDrafter, Past
+from mlxspec.metrics import PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
-from mlxspec.models.prefill import Begin, Note, Progress, Reading, afresh, prefill
-from mlxspec.models.taps import Features, Taps
-from mlxspec.params import SamplingParams
+from mlxspec.models.prefill import Begin, Reading, afresh, finished, prefill
+from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
 
@@ -26,40 +27,33 @@ class Reader:
     """Reads the text of one session.
 
     Args:
-        target: its cached. drafts: those of the draft models, by name. heads: and the heads.
-        sampler: says how much of the text the rounds look back on; None is not at all.
-        capacity: entries that the target's caches have room for, at least.
-        note: called with what a person should know.
+        rounds: that go on from there.
+        request: says how the text is sampled, and how much room the caches have at least.
+        tell: called with what a person should know.
         cache: a file to begin from, and to keep the prompt in.
     """
 
     def __init__(
         self,
-        target: CachedModel,
-        drafts: Mapping[str, CachedModel],
-        sampling: SamplingParams,
+        rounds: FusedRound,
+        request: Request,
         *,
-        heads: Mapping[str, Head] | None = None,
-        sampler: Sampler | None = None,
-        capacity: int = 0,
-        progress: Progress | None = None,
-        note: Note | None = None,
+        tell: Tell = silent,
         cache: PromptCache | None = None,
     ) -> None:
-        self._target = target
-        self._drafts = dict(drafts)
-        self._heads = dict(heads or {})
-        self._taps = Taps(target.model, [tap for head in self._heads.values() for tap in head.taps])
-        self._sampling = sampling.with_seed()
-        self._sampler = sampler
-        self._capacity = capacity
-        self._progress = progress
-        self._note = note or (lambda _: None)
+        self._rounds = rounds
+        self._target = rounds.target
+        self._request = request
+        self._seed = cast(int, request.sampling.with_seed().seed)
+        self._tell = tell
         self._cache = cache
+        self._follows = any(one.follows for one in rounds.drafters.values())
         self._read_s = 0.0
 
-    def state(self, tokens: Sequence[int]) -> RoundState:
-        """The state of one sequence before its next round; no draft has read it yet.
+    def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
+        """The state of one sequence before its next round; no draft model has read it yet.
+
+        Yields where reading has arrived, after every chunk but the last.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
@@ -67,42 +61,46 @@ class Reader:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         started = time.perf_counter()
-        caches, features = self._target_read(Reading(self._target, read))
+        caches, features = yield from self._target_read(Reading(self._target, read))
         self._read_s = time.perf_counter() - started
-        capacity = max(self._capacity, lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS))
-        assert self._sampling.seed is not None
+        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
+        capacity = max(self._request.capacity, room)
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
             last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
-            recent=_recent(tokens, self._sampler),
-            keys=row_key(self._sampling.seed)[None],
-            knobs=knobs_of(self._sampling, batch=1, vocabulary=self._target.vocabulary),
+            recent=_recent(tokens, self._rounds.sampler),
+            keys=row_key(self._seed)[None],
+            knobs=knobs_of(self._request.sampling, batch=1, vocabulary=self._target.vocabulary),
             target=self._target.adopt(caches, len(read), capacity),
-            drafts={},
             # Without a token that was read there are no features to begin with.
-            heads={
-                name: head.begin(mx.array([list(read)], mx.int32), features, capacity)
-                for name, head in self._heads.items()
-                if read
+            drafts={
+                name: one.begin(mx.array([list(read)], mx.int32), features, capacity)
+                for name, one in self._rounds.drafters.items()
+                if read and isinstance(one, HeadDrafter)
             },
         )
 
     def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        """What a draft model knows once it has read a text from `start` on.
+        """The past of a draft model once it has read a text from `start` on.
 
         Its next round feeds it the last two tokens.
 
         Raises:
             OutOfMemory: its caches do not fit.
         """
-        cached = self._drafts[name]
-        read = tokens[start:-2]
-        reading = Reading(cached, read)
-        caches, _ = prefill(reading, begin=self._begin(name, start), note=self._note)
+        cached = self._rounds.model(name).cached
+        reading = Reading(cached, tokens[start:-2])
+        caches, _ = finished(prefill(reading, begin=self._begin(name, start), tell=self._tell))
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
-        layers = cached.adopt(caches, len(read), lengths.reserved(len(read) + MAX_DRAFT_TOKENS))
+        read = len(reading.tokens)
+        layers = cached.adopt(caches, read, lengths.reserved(read + MAX_DRAFT_TOKENS))
         return Past(layers, mx.array([start], mx.int32))
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens that the target took from a file and did not read."""
+        return self._cache.taken.get(TARGET, 0) if self._cache is not None else 0
 
     @property
     def keeps(self) -> bool:
@@ -112,31 +110,33 @@ class Reader:
     def keep(self) -> None:
         """Write what was read so far to the file, once."""
         if self._cache is not None:
-            self._cache.keep(self._note)
+            self._cache.keep(self._tell)
 
-    def _target_read(self, reading: Reading) -> tuple[list[Any], Features]:
-        # A file has no features: with heads the target reads it all.
-        begin = self._begin(TARGET) if not self._heads else afresh
-        caches, features = prefill(
-            reading, begin=begin, progress=self._progress, note=self._note, taps=self._taps
+    def draft_seconds(self, name: str) -> float:
+        """The time that reading the text is likely to take a draft model, from the target's.
+
+        By the bytes of their weights: both read with all the power that there is.
+        """
+        return self._read_s * _nbytes(self._rounds.model(name).cached) / _nbytes(self._target)
+
+    def _target_read(
+        self, reading: Reading
+    ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
+        # A file has no features: beside a head the target reads it all.
+        begin = afresh if self._follows else self._begin(TARGET)
+        caches, features = yield from prefill(
+            reading, begin=begin, tell=self._tell, taps=self._rounds.taps
         )
-        if self._cache is not None and not self._heads:
+        if self._cache is not None and not self._follows:
             self._cache.has_read(TARGET, reading, caches)
         return caches, features
 
     def _begin(self, name: str, start: int = 0) -> Begin:
         """Where a model that reads a text from `start` on begins."""
-        cache, note = self._cache, self._note
+        cache, tell = self._cache, self._tell
         if cache is None:
             return afresh
-        return lambda reading: cache.begun(name, reading, note, start)
-
-    def draft_seconds(self, name: str) -> float:
-        """What reading the text is likely to take a draft model, from what it took the target.
-
-        By the bytes of their weights: both read with all the power that there is.
-        """
-        return self._read_s * _nbytes(self._drafts[name]) / _nbytes(self._target)
+        return lambda reading: cache.begun(name, reading, tell, start)
 
 
 def _nbytes(cached: CachedModel) -> int:
@@ -144,10 +144,10 @@ def _nbytes(cached: CachedModel) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _recent(tokens: Sequence[int], sampler: Sampler | None) -> mx.array:
+def _recent(tokens: Sequence[int], sampler: Sampler) -> mx.array:
     """The text, or as much of its end as the rounds look back on: int32 [1, W]."""
-    if sampler is not None and sampler.sees_whole_text:
+    if sampler.sees_whole_text:
         return mx.array([list(tokens)], mx.int32)
-    window = sampler.context if sampler is not None else 0
+    window = sampler.context
     last = list(tokens[max(len(tokens) - window, 0) :])
     return mx.array([[NO_TOKEN] * (window - len(last)) + last], mx.int32).reshape(1, window)

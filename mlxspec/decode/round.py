@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import Head, ModelDrafter, Past, Picks
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter, Picks
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers, capacity_of, grow
 from mlxspec.models.taps import Taps
@@ -37,8 +37,8 @@ class RoundState(NamedTuple):
         text where the sampler sees it.
     keys: uint32 [B, 2], of the random numbers; they never change.
     knobs: the sampling parameters, float32 [B] each.
-    target: the caches' storage. drafts: what each draft model has read, by its name; one that has
-        read nothing is not among them. heads: the pasts of the heads, by name.
+    target: the caches' storage. drafts: the pasts of draft models and heads, by name; one that has
+        read nothing is not among them.
     """
 
     position: mx.array
@@ -47,15 +47,14 @@ class RoundState(NamedTuple):
     keys: mx.array
     knobs: Knobs
     target: Layers
-    drafts: dict[str, Past]
-    heads: dict[str, Any]
+    drafts: dict[str, Any]
 
     @property
     def capacity(self) -> int:
         """Positions of the text that there is room for with the target."""
         return capacity_of(self.target)
 
-    def with_draft(self, name: str, past: Past) -> RoundState:
+    def with_draft(self, name: str, past: Any) -> RoundState:
         return self._replace(drafts={**self.drafts, name: past})
 
 
@@ -82,7 +81,7 @@ class FusedRound:
 
     Args:
         target: the model.
-        drafters: models that may propose, by name. heads: and heads.
+        drafters: draft models and heads, by name.
         sampler: how the target's tokens are picked, and a drafter's too.
         compiled: whether rounds are compiled. Compiling traces each shape once; eager rounds
             build their graph anew every time.
@@ -93,20 +92,18 @@ class FusedRound:
     def __init__(
         self,
         target: CachedModel,
-        drafters: Mapping[str, ModelDrafter],
+        drafters: Mapping[str, GraphDrafter],
         sampler: Sampler,
         *,
         compiled: bool,
-        heads: Mapping[str, Head] | None = None,
     ) -> None:
+        self.target = target
         self.sampler = sampler
         self.drafters = dict(drafters)
-        self.heads = dict(heads or {})
-        self._taps = Taps(target.model, [tap for head in self.heads.values() for tap in head.taps])
-        self._target = target
-        cached_models = [target, *(drafter.cached for drafter in drafters.values())]
+        self.taps = Taps(target.model, [tap for one in drafters.values() for tap in one.taps])
         # A caller's processors may look at values, which a trace does not have.
-        self.waits = sampler.sees_whole_text or not all(cached.fused for cached in cached_models)
+        fused = target.fused and all(one.fused for one in drafters.values())
+        self.waits = sampler.sees_whole_text or not fused
         self._compiled = compiled and not self.waits
         self._of_shape = cache(self._build)
         self._shapes: set[Shape] = set()
@@ -144,17 +141,30 @@ class FusedRound:
     ) -> tuple[RoundState, mx.array]:
         """The same of a shape that is known."""
         # A graph is given what it uses alone: what another draft has read does not shape it.
-        used = {name: past for name, past in state.drafts.items() if name == shape.drafter}
+        used = {
+            name: past
+            for name, past in state.drafts.items()
+            if name == shape.drafter or self.drafters[name].follows
+        }
         after, result = self._of_shape(shape)(state._replace(drafts=used), given)
         self._shapes.add(shape)
-        after = RoundState(*after)
-        drafts = {name: Past(*past) for name, past in after.drafts.items()}
-        return after._replace(drafts=state.drafts | drafts), result
+        after = self._typed(after)
+        return after._replace(drafts=state.drafts | after.drafts), result
+
+    def model(self, name: str) -> ModelDrafter:
+        """A drafter that reads the text for itself."""
+        drafter = self.drafters[name]
+        assert isinstance(drafter, ModelDrafter)
+        return drafter
 
     def grown(self, state: RoundState, capacity: int) -> RoundState:
-        """`state` with room for a text of so many tokens with the target, and the heads."""
-        heads = {name: self.heads[name].grown(past, capacity) for name, past in state.heads.items()}
-        return state._replace(target=grow(state.target, capacity), heads=heads)
+        """`state` with room for `capacity` tokens with the target, and the drafters that follow."""
+        drafts = {
+            name: self.drafters[name].grown(past, capacity)
+            for name, past in state.drafts.items()
+            if self.drafters[name].follows
+        }
+        return state._replace(target=grow(state.target, capacity), drafts=state.drafts | drafts)
 
     def shape(
         self,
@@ -181,33 +191,37 @@ class FusedRound:
         shape = self.shape(draft_tokens, length, drafter)
 
         def propose(state: RoundState) -> tuple[Draft, RoundState]:
-            return self._propose(_typed(state), shape)
+            return self._propose(self._typed(state), shape)
 
         def commit(state: RoundState, draft: Draft) -> tuple[RoundState, mx.array]:
-            return self._both_committed(_typed(state), Draft(*draft), shape)
+            return self._commit(self._typed(state), Draft(*draft), shape.length)
 
         return (mx.compile(propose), mx.compile(commit)) if self._compiled else (propose, commit)
 
     def _build(self, shape: Shape) -> Callable[..., Any]:
         def body(state: RoundState, given: mx.array | None) -> tuple[RoundState, mx.array]:
-            state = _typed(state)
+            state = self._typed(state)
             if given is not None:
                 return self._commit(state, Draft(given, None), shape.length)
             draft, state = self._propose(state, shape)
-            return self._both_committed(state, draft, shape)
+            return self._commit(state, draft, shape.length)
 
         return mx.compile(body) if self._compiled else body
+
+    def _typed(self, state: Any) -> RoundState:
+        """A compiled function is given plain tuples, and returns them."""
+        typed = RoundState(*state)
+        drafts = {name: self.drafters[name].typed(past) for name, past in typed.drafts.items()}
+        return typed._replace(drafts=drafts)
 
     def _propose(self, state: RoundState, shape: Shape) -> tuple[Draft, RoundState]:
         name, count = shape.drafter, shape.draft_tokens
         if not name:
             return Draft(state.last_two[:, :0], None), state
         picks = Picks(self.sampler, state.recent, state.knobs, self._draft_noise(state, count))
-        asked = (state.last_two, state.position, picks, count)
-        if name in self.heads:
-            after = self.heads[name].propose(state.heads[name], *asked)
-            return picks.draft, state._replace(heads={**state.heads, name: after})
-        past = self.drafters[name].propose(state.drafts[name], *asked, length=shape.draft_length)
+        past = self.drafters[name].propose(
+            state.drafts[name], state.last_two, state.position, picks, count, shape.draft_length
+        )
         return picks.draft, state.with_draft(name, past)
 
     def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
@@ -227,8 +241,8 @@ class FusedRound:
 
     def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
         rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
-        with self._taps.watching() as features:
-            logits, layers = self._target.forward(rows, state.target, state.position, length)
+        with self.taps.watching() as features:
+            logits, layers = self.target.forward(rows, state.target, state.position, length)
         recent = mx.concatenate([state.recent, draft.tokens], axis=1)
         scores = self.sampler.scores(logits, recent, state.knobs)
         verdict = self._judge(scores, draft, state)
@@ -239,23 +253,12 @@ class FusedRound:
             position=state.position + kept,
             last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
             recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
-            target=self._target.commit(layers, kept),
-            heads={
-                name: self.heads[name].commit(past, rows, features, state.position, kept)
-                for name, past in state.heads.items()
+            target=self.target.commit(layers, kept),
+            drafts={
+                name: self.drafters[name].commit(past, rows, features, state.position, kept)
+                for name, past in state.drafts.items()
             },
         )
-        return after, result
-
-    def _both_committed(
-        self, state: RoundState, draft: Draft, shape: Shape
-    ) -> tuple[RoundState, mx.array]:
-        """As `_commit`, where the drafter has read what it proposed, and goes back too."""
-        after, result = self._commit(state, draft, shape.length)
-        name = shape.drafter
-        if name in self.drafters:
-            kept = after.position - state.position
-            after = after.with_draft(name, self.drafters[name].commit(after.drafts[name], kept))
         return after, result
 
     def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
@@ -294,12 +297,6 @@ class FusedRound:
             return recent
         places = accepted[:, None] + 1 + mx.arange(recent.shape[1])
         return mx.take_along_axis(mx.concatenate([recent, committed], axis=1), places, axis=1)
-
-
-def _typed(state: Any) -> RoundState:
-    """A compiled function is given plain tuples."""
-    typed = RoundState(*state)
-    return typed._replace(drafts={name: Past(*past) for name, past in typed.drafts.items()})
 
 
 _RULES = {"token": verify.TOKEN, "block": verify.BLOCK}

@@ -3,51 +3,70 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 
 import mlx.core as mx
 
-from mlxspec.decode.session import Session
-from mlxspec.metrics import Event, FinishReason, Generation, Piece
+from mlxspec.decode.request import Request
+from mlxspec.decode.session import Committed, Session
+from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
 from mlxspec.text import TextStream
 
 
 class Run:
     """An iterator of events, with the result so far beside it.
 
+    It can be consumed once. A loop that was left may be taken up again where it stopped; `close`
+    ends the run before its time.
+
     Args:
-        begin: reads the prompt and returns the session; called at the first event.
-        generation: what to add to.
+        request: what is asked for.
+        begin: returns the session; called at the first event.
         text: turns tokens into text, or None for ids alone.
-        ends: token ids that end the text and are not part of it.
         over: called with the session when no more events follow, however the run ended.
     """
 
     def __init__(
         self,
+        request: Request,
         begin: Callable[[], Session],
-        generation: Generation,
         text: TextStream | None,
-        ends: Container[int],
         over: Callable[[Session], None],
     ) -> None:
-        self.generation = generation
+        sampling, count = request.sampling, request.draft_tokens
+        assert sampling.seed is not None
+        stats = SpeculationStats(count, enabled=count > 0, rule=sampling.rule, auto=request.auto)
+        self.request = request
+        self.generation = Generation(len(request.tokens), stats, sampling.seed)
         self.session: Session | None = None
         self._begin = begin
         self._text = text
-        self._ends = ends
         self._over = over
+        self._events = self._generated()
 
-    def __iter__(self) -> Generator[Event, None, None]:
+    def __iter__(self) -> Run:
+        return self
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    def close(self) -> None:
+        """End the run where it is: the result is complete up to there."""
+        self._events.close()
+
+    def _generated(self) -> Generator[Event, None, None]:
         started = time.perf_counter()
-        timing = self.generation.timing
+        generation, timing = self.generation, self.generation.timing
         mx.reset_peak_memory()
         session = self.session = self._begin()
-        prefilled = time.perf_counter()
-        timing.prefill_s = prefilled - started
-        finished: FinishReason | None = None
         try:
+            for progress in session.read():
+                yield Event(prefill=progress)
+            generation.cached_prompt_tokens = session.cached_tokens
+            prefilled = time.perf_counter()
+            timing.prefill_s = prefilled - started
+            finished: FinishReason | None = None
             while finished is None:
                 event = self._event(session)
                 finished = event.finish_reason
@@ -55,8 +74,8 @@ class Run:
                 timing.time_to_first_token_s = timing.time_to_first_token_s or (
                     timing.prefill_s + timing.decode_s
                 )
-                self.generation.peak_gb = mx.get_peak_memory() / 1e9
-                self.generation.add(event)
+                generation.peak_gb = mx.get_peak_memory() / 1e9
+                generation.add(event)
                 yield event
         finally:
             session.close()
@@ -65,31 +84,33 @@ class Run:
     def _event(self, session: Session) -> Event:
         """Commit one round and say what became of its tokens."""
         committed = session.step()
-        stats = session.stats
-        assert stats is not None
-        tokens: list[int] = []
-        origins: list[bool] = []
-        pieces: list[Piece] = []
-        finish: FinishReason | None = None
-        for index, token in enumerate(committed):
-            if token in self._ends:
-                finish = "stop"
-                break
-            # Every token of a round but the target's last was proposed.
-            from_draft = index < stats.accepted
-            tokens.append(token)
-            origins.append(from_draft)
-            pieces += self._text.add(token, from_draft) if self._text else []
-            if self._text and self._text.stopped:
-                finish = "stop"
-                break
-        cut = len(tokens) < len(committed)
+        assert committed.stats is not None
+        tokens, origins, pieces, finish = self._told(committed)
+        cut = len(tokens) < len(committed.tokens)
         if finish is None and session.done:
             finish = "length"
         if finish is not None and self._text:
             pieces += self._text.finish()
             finish = "stop" if self._text.stopped else finish
-        stats = replace(stats, full=stats.full and not cut)
-        notes = tuple(session.notes)
-        session.notes.clear()
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)
+        stats = replace(committed.stats, full=committed.stats.full and not cut)
+        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, committed.notes)
+
+    def _told(
+        self, committed: Committed
+    ) -> tuple[list[int], list[bool], list[Piece], FinishReason | None]:
+        """The tokens up to an end, whether each was proposed, their text, and how they end."""
+        assert committed.stats is not None
+        tokens: list[int] = []
+        origins: list[bool] = []
+        pieces: list[Piece] = []
+        for index, token in enumerate(committed.tokens):
+            if token in self.request.ends:
+                return tokens, origins, pieces, "stop"
+            # Every token of a round but the target's last was proposed.
+            from_draft = index < committed.stats.accepted
+            tokens.append(token)
+            origins.append(from_draft)
+            pieces += self._text.add(token, from_draft) if self._text else []
+            if self._text and self._text.stopped:
+                return tokens, origins, pieces, "stop"
+        return tokens, origins, pieces, None

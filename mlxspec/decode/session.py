@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import mlx.core as mx
 
-from mlxspec.control.controller import Controller
+from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.control.stopwatch import Marks, Stopwatch
-from mlxspec.decode.drafts import Drafts, Reader
+from mlxspec.decode.drafts import Drafts
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import Request
 from mlxspec.decode.round import BROKEN, FusedRound, RoundState
 from mlxspec.device import lengths
 from mlxspec.device.memory import watched
-from mlxspec.drafters.proposals import PLAIN, Choice, Offer
+from mlxspec.drafters.proposals import PLAIN, Choice, TextDrafter
 from mlxspec.drafters.text_drafters import Proposals, TextDrafters
 from mlxspec.errors import BrokenOutput, OutOfMemory
-from mlxspec.metrics import Parked, RoundStats
-from mlxspec.models.caches.layers import grow
+from mlxspec.metrics import Parked, PrefillProgress, RoundStats
+from mlxspec.models.prefill import finished
 
 CHEAP = 512  # tokens that a draft reads without asking whether that pays
 
@@ -39,6 +41,19 @@ class InFlight(NamedTuple):
     dispatching_s: float
 
 
+@dataclass(frozen=True)
+class Committed:
+    """One round's part of the text.
+
+    tokens: 1 … K + 1 of them, or none once the limit is reached; `stats` is then None.
+    notes: lines for people about what happened besides.
+    """
+
+    tokens: list[int]
+    stats: RoundStats | None
+    notes: tuple[str, ...] = ()
+
+
 class Session:
     """Decodes one sequence.
 
@@ -48,62 +63,58 @@ class Session:
     Args:
         rounds: what runs.
         reader: reads the prompt, and the whole text again after memory ran out.
-        prompt: token ids, at least one.
-        limit: how many tokens there may ever be, the prompt's included.
-        draft_tokens: K, the most that is proposed in a round; 0 decodes plainly.
-        chain: proposes from the text. It has seen nothing yet.
-        controller: chooses what proposes and how many; None is always the most, from the text
-            where that has something to say.
-        notes: of what a person should know; the session adds to them.
+        request: the prompt, its limit, and the most that is proposed in a round.
+        policy: chooses what proposes and how many; None is the request's K in every round.
+        texts: drafters that propose from the text. They have seen nothing yet.
+        notes: of what a person should know before the first round.
     """
 
     def __init__(
         self,
         rounds: FusedRound,
         reader: Reader,
-        prompt: Sequence[int],
+        request: Request,
         *,
-        limit: int,
-        draft_tokens: int,
-        chain: TextDrafters | None = None,
-        controller: Controller | None = None,
+        policy: Policy | None = None,
+        texts: Sequence[TextDrafter] = (),
         notes: list[str] | None = None,
     ) -> None:
-        self.draft_tokens = draft_tokens
-        self.controller = controller
-        self.stats: RoundStats | None = None
-        self.notes: list[str] = [] if notes is None else notes
-        self.text = list(prompt)
-        self._chain = chain
-        self._chained = 0  # how much of the text the chain has seen
-        self._round = rounds
+        self.rounds = rounds
+        self.request = request
+        self.policy = policy or FixedPolicy(rounds.drafters, request.draft_tokens)
+        self.draft_tokens = request.draft_tokens
+        self.text = list(request.tokens)
+        self._notes: list[str] = [] if notes is None else notes
+        self._texts = TextDrafters(texts, rounds.sampler.vocabulary, self._notes.append)
+        self._told = 0  # how much of the text the text drafters have seen
         self._reader = reader
-        self._limit = limit
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
-        self._models = Drafts(rounds, reader)
+        self._drafts = Drafts(rounds, reader)
         self._first_s = 0.0  # what the first round took
         self._keeps = reader.keeps  # whether the prompt is to be written to a file yet
+        self._is_first = True
+        self._is_read = False
         self._state: RoundState
-        self._begin()
 
     @property
     def done(self) -> bool:
-        """Whether the limit is reached: `step` would return no token."""
-        return len(self.text) >= self._limit
+        """Whether the limit is reached: `step` would commit no token."""
+        return len(self.text) >= self.request.limit
 
     @property
-    def drafted(self) -> Collection[str]:
+    def drafted(self) -> list[str]:
         """The models that have drafted, by name."""
-        return self._models.read
+        return self._drafts.read
 
     @property
-    def rounds(self) -> FusedRound:
-        return self._round
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that came from a file."""
+        return self._reader.cached_tokens
 
     def ahead(self, rounds: int, draft_tokens: int | None = None) -> tuple[RoundState, int]:
-        """The device's latest state with room for so many more rounds, and their length.
+        """The device's latest state with room for `rounds` more rounds, and their length.
 
         For measurements: what is computed from it leaves the session as it was. Drafts that have
         read the text so far have room for as many. K is the session's own, unless one is given.
@@ -111,13 +122,27 @@ class Session:
         count = self.draft_tokens if draft_tokens is None else draft_tokens
         length = lengths.attended(self._bound() + rounds * (count + 1))
         room = max(lengths.reserved(length), self._state.capacity)
-        state = self._round.grown(self._state, room)
-        for name, past in state.drafts.items():
-            state = state.with_draft(name, past._replace(layers=grow(past.layers, room)))
+        state = self.rounds.grown(self._state, room)
+        for name in self._drafts.read:
+            state = state.with_draft(
+                name, self.rounds.drafters[name].grown(state.drafts[name], room)
+            )
         return state, length
 
-    def step(self) -> list[int]:
-        """Commit one round and return its tokens: 1 … K + 1 of them, or none when done.
+    def read(self) -> Generator[PrefillProgress, None, None]:
+        """Let the target read the prompt, chunk by chunk. `step` reads what nobody let it read."""
+        if self._is_read:
+            return
+        self._state = yield from self._reader.state(self.text)
+        self._is_read = self._is_first = True
+        self._drafts.forget()
+        self._stopwatch.stop()
+        for name in list(self._drafts.names):
+            if name not in self._drafts.models and name not in self._state.drafts:
+                self._leave_out(name, "a prompt of one token gives it no features")
+
+    def step(self) -> Committed:
+        """Commit one round.
 
         The next round is dispatched before this one is read. Where memory runs out, the text is
         read again and goes on with half as many proposals.
@@ -127,20 +152,31 @@ class Session:
                 no distribution. What was returned before stays as it is in both.
         """
         while True:
+            finished(self.read())
             try:
-                return self._step()
+                tokens, stats = self._step()
+                break
             except OutOfMemory:
                 if self.draft_tokens == 0:
                     raise
             self._shrink()
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return Committed(tokens, stats, notes)
 
-    def _step(self) -> list[int]:
+    def close(self) -> None:
+        """Keep of the prompt what was read, where it is to be kept and is not yet."""
+        if self._keeps and self._is_read:
+            self._keeps = False
+            self._reader.keep()
+
+    def _step(self) -> tuple[list[int], RoundStats | None]:
         with watched("writing text"):
-            depth = 1 if self._round.waits else 2
+            depth = 1 if self.rounds.waits else 2
             while len(self._in_flight) < depth and self._wants_more() and self._dispatch():
                 pass
             if not self._in_flight:
-                return []
+                return [], None
             one = self._in_flight[0]
             asked_s = time.perf_counter()
             *tokens, accepted = cast(list[list[int]], one.result.tolist())[0]
@@ -149,47 +185,33 @@ class Session:
             raise BrokenOutput(len(self.text))
         del self._in_flight[0]
         self._first_s = self._first_s or read_s - one.dispatched_s + one.dispatching_s
-        committed = tokens[: accepted + 1][: self._limit - len(self.text)]
+        committed = tokens[: accepted + 1][: self.request.limit - len(self.text)]
         self.text += committed
-        self.stats = RoundStats(
-            one.choice.draft_tokens,
-            accepted,
-            full=len(committed) == accepted + 1,
-            drafter=one.choice.drafter,
-            parked=one.parked,
+        self._drafts.wrote(one.choice.drafter, self.text)
+        self._report(
+            one, accepted, Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
         )
-        if one.choice.drafter in self._models.names:
-            self._models.wrote(one.choice.drafter, self.text)
-        marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
-        took = self._stopwatch.took(marks, fair=one.fair)
-        if self.controller is not None:
-            self.controller.kept(one.choice, accepted)
-            if took is not None:
-                self.controller.took(one.choice, took)
-        self._tell_chain()
-        return committed
+        self._tell_texts()
+        full = len(committed) == accepted + 1
+        count, drafter = one.choice.draft_tokens, one.choice.drafter
+        return committed, RoundStats(count, accepted, full, drafter, one.parked)
 
-    def close(self) -> None:
-        """Keep of the prompt what was read, where it is to be kept and is not yet."""
-        if self._keeps:
-            self._keeps = False
-            self._reader.keep()
+    def _report(self, one: InFlight, accepted: int, marks: Marks) -> None:
+        """Tell the policy what became of a round, and what it took where that can be told."""
+        self.policy.kept(one.choice, accepted)
+        took = self._stopwatch.took(marks, fair=one.fair)
+        if took is not None:
+            self.policy.took(one.choice, took)
 
     def _shrink(self) -> None:
         """Begin again from what is committed, proposing half as much."""
         self.draft_tokens //= 2
         how = f"{self.draft_tokens} draft tokens" if self.draft_tokens else "no draft"
-        self.notes.append(f"memory ran out: going on with {how}")
+        self._notes.append(f"memory ran out: going on with {how}")
         del self._state
         self._in_flight.clear()
         self._chosen = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self._state = self._reader.state(self.text)
-        self._models.forget()
-        self._stopwatch.stop()
-        self._is_first = True
+        self._is_read = False
 
     def _bound(self) -> int:
         """How many tokens are committed at most once every dispatched round is."""
@@ -197,40 +219,47 @@ class Session:
 
     def _wants_more(self) -> bool:
         # Every round in flight brings at least one token.
-        return len(self.text) + len(self._in_flight) < self._limit
+        return len(self.text) + len(self._in_flight) < self.request.limit
+
+    # --- what the next round does -----------------------------------------------------------
 
     def _choice(self) -> Choice:
         if self.draft_tokens == 0 or self._is_first:
             return PLAIN
-        offers = list(self._offered())
-        if self.controller is not None:
-            choice = self.controller.choose(len(self.text), offers)
-        elif (offer := self._first(offers)) is not None:
-            choice = Choice(offer.drafter, offer.tokens, offer.grade)
-        else:
-            choice = next((Choice(name, self.draft_tokens) for name in self._drafting), PLAIN)
+        choice = self.policy.choose(len(self.text), list(self._offered()))
         return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
 
     def _offered(self) -> Proposals:
-        """What the chain proposes after the text as it is known."""
+        """What text drafters propose after the text as it is known."""
         # Reading a prompt takes a while, and the first round need not wait for that.
-        if self._chain is None or self._chained == 0:
+        if self._told == 0 or self.draft_tokens == 0:
             return {}
-        return self._chain.proposals(self.draft_tokens)
+        return self._texts.proposals(self.draft_tokens)
 
     def _wants_text(self) -> bool:
         """Whether the next round is better chosen when what is in flight is known."""
         latest = self._in_flight[-1].choice
-        if latest.draft_tokens and latest.drafter not in self._drafting:
+        if latest.draft_tokens and latest.drafter not in self._drafts.names:
             return True  # a text that is followed is likely to be followed on
-        offers = list(self._offered())
-        if self.controller is not None:
-            return self.controller.wants(offers)
-        return self._first(offers) is not None
+        return self.policy.wants(list(self._offered()))
 
-    def _first(self, offers: list[Offer]) -> Offer | None:
-        """The offer that is taken with a fixed K: a doubtful one only where nothing else drafts."""
-        return next((one for one in offers if one.grade or not self._drafting), None)
+    def _given(self, choice: Choice) -> mx.array | None:
+        """The tokens that are proposed from the text, int32 [1, K]."""
+        for offer, tokens in self._offered().items():
+            if offer.drafter == choice.drafter:
+                return mx.array([tokens[: choice.draft_tokens]], mx.int32)
+        return None
+
+    def _tell_texts(self) -> None:
+        """Let the text drafters read what is new, and count what they would have been good for."""
+        if not self.request.draft_tokens:
+            return
+        decided = self._texts.extend(self.text[self._told :])
+        self._told = len(self.text)
+        for choice, accepted in decided:
+            self.policy.kept(choice, accepted)
+
+    # --- dispatching ------------------------------------------------------------------------
 
     def _dispatch(self) -> bool:
         """Dispatch the next round; False if what is in flight must be read first."""
@@ -241,7 +270,7 @@ class Session:
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
         choice = self._chosen or self._choice()
-        if choice.drafter in self._models.names and self._is_behind(choice.drafter):
+        if self._is_behind(choice.drafter):
             if self._in_flight:
                 self._chosen = choice
                 return False
@@ -249,83 +278,54 @@ class Session:
         self._chosen = None
         self._send(choice)
         self._is_first = False
-        if self._chain is not None:
-            self._chain.watch(choice)
-            if self._chained == 0:
-                self._tell_chain()
+        self._texts.watch(choice)
+        if self._told == 0:
+            self._tell_texts()
         return True
-
-    def _keep(self) -> None:
-        """Let every draft read the prompt, and keep it: the first token is out by now."""
-        for name in list(self._models.names) if self.draft_tokens else ():
-            if self._is_behind(name):
-                self._catch_up(name)
-        self.close()
 
     def _send(self, choice: Choice) -> None:
         count, given = choice.draft_tokens, self._given(choice)
         bound = self._bound() + count
-        length = draft_length = lengths.attended(bound)
+        length = lengths.attended(bound)
         if length > self._state.capacity:
-            self._state = self._round.grown(self._state, lengths.reserved(length))
-        if choice.drafter in self._models.names:
-            self._state, draft_length = self._models.with_room(self._state, choice.drafter, bound)
-        shape = self._round.shape(
+            self._state = self.rounds.grown(self._state, lengths.reserved(length))
+        self._state, draft_length = self._drafts.with_room(self._state, choice.drafter, bound)
+        shape = self.rounds.shape(
             count, length, choice.drafter, draft_length, given=given is not None
         )
-        fair = not self._round.is_new(shape)
+        fair = not self.rounds.is_new(shape)
         if not fair:
             # The host builds while the device computes, and may be the slower one.
             self._in_flight = [one._replace(fair=False) for one in self._in_flight]
-        self._state, result = self._round.run(self._state, shape, given)
+        self._state, result = self.rounds.run(self._state, shape, given)
         built_s = time.perf_counter()
         mx.async_eval(result, self._state)
         now_s = time.perf_counter()
-        parked = self._parked() if count == 0 else None
+        # The first round is not the policy's choice.
+        parked = self.policy.parked() if count == 0 and not self._is_first else None
         self._in_flight.append(InFlight(choice, result, fair, parked, now_s, now_s - built_s))
 
-    def _parked(self) -> Parked | None:
-        """Why a controller let a round propose nothing; the first round is not its choice."""
-        return None if self.controller is None or self._is_first else self.controller.parked()
-
-    def _given(self, choice: Choice) -> mx.array | None:
-        """The tokens that are proposed from the text, int32 [1, K]."""
-        for offer, tokens in self._offered().items():
-            if offer.drafter == choice.drafter:
-                return mx.array([tokens[: choice.draft_tokens]], mx.int32)
-        return None
-
-    def _tell_chain(self) -> None:
-        """Let the chain read what is new, and count what it would have been good for."""
-        if self._chain is None:
-            return
-        decided = self._chain.extend(self.text[self._chained :])
-        self._chained = len(self.text)
-        if self.controller is not None:
-            for choice, accepted in decided:
-                self.controller.kept(choice, accepted)
-
-    @property
-    def _drafting(self) -> Collection[str]:
-        """What may draft in a round's graph, draft models and heads."""
-        return [*self._models.names, *self._state.heads]
+    # --- what draft models read -------------------------------------------------------------
 
     def _is_behind(self, name: str) -> bool:
-        """Whether a draft model has not read all that it has to before its next round."""
-        if self._models.must_read(name, self.text):
-            return True
-        if self._in_flight:
-            return self._in_flight[-1].choice.drafter != name
-        return self._models.has_missed(name, self.text)
+        before = self._in_flight[-1].choice.drafter if self._in_flight else None
+        return self._drafts.is_behind(name, self.text, before)
+
+    def _keep(self) -> None:
+        """Let every draft read the prompt, and keep it: the first token is out by now."""
+        for name in self._drafts.models if self.draft_tokens else ():
+            if self._is_behind(name):
+                self._catch_up(name)
+        self.close()
 
     def _catch_up(self, name: str) -> bool:
         """Let a draft model read what it has missed; False where it is left out instead."""
         self._stopwatch.stop()
-        if not (name in self._models.read or self._is_worth_reading(name)):
+        if not (name in self._drafts.read or self._is_worth_reading(name)):
             self._leave_out(name, "reading the prompt would cost it more than it can win")
             return False
         try:
-            self._state = self._models.caught_up(self._state, name, self.text)
+            self._state = self._drafts.caught_up(self._state, name, self.text)
         except OutOfMemory:
             self._leave_out(name, "memory does not hold its cache")
             return False
@@ -333,13 +333,12 @@ class Session:
 
     def _is_worth_reading(self, name: str) -> bool:
         """Whether a draft may win more in what is left to write than reading the text costs it."""
-        if self.controller is None or len(self.text) <= CHEAP:
+        if len(self.text) <= CHEAP:
             return True
-        won = (self._limit - len(self.text)) * self._first_s * self.controller.promise(name)
-        return won > self._reader.draft_seconds(name)
+        left_s = (self.request.limit - len(self.text)) * self._first_s
+        return self.policy.pays(name, self._reader.draft_seconds(name), left_s)
 
     def _leave_out(self, name: str, why: str) -> None:
-        self._models.leave_out(name)
-        self.notes.append(f"going on without the draft {name}: {why}")
-        if self.controller is not None:
-            self.controller.leave_out(name)
+        self._drafts.leave_out(name)
+        self._notes.append(f"going on without the draft {name}: {why}")
+        self.policy.leave_out(name)

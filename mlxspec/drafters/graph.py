@@ -1,4 +1,4 @@
-"""What proposes inside the round's graph: draft models, and heads on the target's own features."""
+"""Drafters inside the round's graph: draft models, and heads on the target's own features."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import mlx.core as mx
 
+from mlxspec.defaults import MAX_AUTO_TOKENS
 from mlxspec.models.cached_model import CachedModel
-from mlxspec.models.caches.layers import Layers
+from mlxspec.models.caches.layers import Layers, grow
 from mlxspec.models.taps import Features
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
@@ -110,8 +111,90 @@ class Head(Protocol):
         """
 
 
+class GraphDrafter(Protocol):
+    """A draft model or a head, as a round sees it. Its past is a tree of arrays, [B, …] each.
+
+    taps: names of the target's modules whose output it is given. most: K, at most.
+    follows: whether it is told of every round, whoever proposed. One that does not follow is told
+        of its own rounds alone, and reads what it missed before the next of them.
+    fused: whether its passes can be part of a graph that never waits for the host.
+    """
+
+    taps: Sequence[str]
+    most: int
+    follows: bool
+
+    @property
+    def fused(self) -> bool: ...
+
+    def typed(self, past: Any) -> Any:
+        """The past with its types, which `mx.compile` turns into plain tuples."""
+
+    def grown(self, past: Any, capacity: int) -> Any:
+        """The past with room for a text of `capacity` tokens."""
+
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Any:
+        """Call `picks.pick` `count` ≥ 1 times, and return the past.
+
+        Args:
+            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
+                the last. position: int32 [B], of the last.
+            length: how far its own caches are attended, where it has any.
+        """
+
+    def commit(
+        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
+    ) -> Any:
+        """The past after a round that it is told of; see `Head.commit`."""
+
+
+class HeadDrafter:
+    """A head as a `GraphDrafter`: it follows every round, and its past grows with the target's."""
+
+    follows = True
+    fused = True
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self.taps = head.taps
+        self.most = head.most
+
+    def typed(self, past: Any) -> Any:
+        return past
+
+    def begin(self, tokens: mx.array, features: Features, capacity: int) -> Any:
+        return self._head.begin(tokens, features, capacity)
+
+    def grown(self, past: Any, capacity: int) -> Any:
+        return self._head.grown(past, capacity)
+
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Any:
+        return self._head.propose(past, last_two, position, picks, count)
+
+    def commit(
+        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
+    ) -> Any:
+        return self._head.commit(past, tokens, features, position, kept)
+
+
 class ModelDrafter:
-    """A smaller model over the same tokens.
+    """A smaller model over the same tokens, as a `GraphDrafter`.
 
     Args:
         cached: the model. It proposes from the part of its vocabulary that it shares with the
@@ -119,11 +202,25 @@ class ModelDrafter:
         vocabulary: V, of the target.
     """
 
+    taps: Sequence[str] = ()
+    most = MAX_AUTO_TOKENS
+    follows = False
+
     def __init__(self, cached: CachedModel, vocabulary: int) -> None:
         self.cached = cached
         self._own = cached.vocabulary
         self._common = min(self._own, vocabulary)
         self._clamps = self._own < vocabulary
+
+    @property
+    def fused(self) -> bool:
+        return self.cached.fused
+
+    def typed(self, past: Any) -> Past:
+        return Past(*past)
+
+    def grown(self, past: Past, capacity: int) -> Past:
+        return past._replace(layers=grow(past.layers, capacity))
 
     def propose(
         self,
@@ -160,7 +257,9 @@ class ModelDrafter:
             offset = steps[:, min(i + 1, count - 1)]
         return past._replace(layers=layers)
 
-    def commit(self, past: Past, kept: mx.array) -> Past:
+    def commit(
+        self, past: Past, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
+    ) -> Past:
         """Take back all but the first `kept` rows since the last commit: int32 [B]."""
         return past._replace(layers=self.cached.commit(past.layers, kept))
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxspec.drafters.proposals import GRADES, Choice, Offer, TextDrafter
+from mlxspec.metrics import Tell
 
 # Tokens of a proposal that was not taken which are held against the text.
 WATCHED = 4
@@ -47,13 +48,13 @@ class TextDrafters:
 
     Args:
         drafters: that have seen nothing yet. vocabulary: V of the target.
-        notes: of what a person should know; a drafter that is left out is added.
+        tell: called with why a drafter is left out.
     """
 
-    def __init__(self, drafters: Sequence[TextDrafter], vocabulary: int, notes: list[str]) -> None:
+    def __init__(self, drafters: Sequence[TextDrafter], vocabulary: int, tell: Tell) -> None:
         self._drafters = list(drafters)
         self._vocabulary = vocabulary
-        self._notes = notes
+        self._tell = tell
         self._watched: list[_Watched] = []
         self._proposed: Proposals | None = None  # after the text as it is
 
@@ -116,4 +117,4 @@ class TextDrafters:
     def _leave_out(self, drafter: TextDrafter, error: Exception) -> None:
         self._drafters.remove(drafter)
         what = f"{type(error).__name__}: {error}".rstrip(": ")
-        self._notes.append(f"going on without the drafter {drafter.name}, which failed with {what}")
+        self._tell(f"going on without the drafter {drafter.name}, which failed with {what}")

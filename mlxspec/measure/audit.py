@@ -10,7 +10,7 @@ and where the two give other numbers is what this machine's arithmetic leaves op
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
-from mlxspec.models.prefill import Reading, prefill
+from mlxspec.models.prefill import Reading, finished, prefill
 from mlxspec.params import SamplingParams
 from mlxspec.sampling.noise import TARGET_NOISE, gumbel, keys_of, row_key
 from mlxspec.sampling.sampler import Sampler, knobs_of
@@ -114,16 +114,15 @@ class Audit:
         }
 
 
-def audit(engine: Engine, run: Run, sampling: SamplingParams) -> Audit:
-    """Compare what a finished run wrote, to its last committed token, with plain decoding.
+def audit(engine: Engine, run: Run) -> Audit:
+    """Compare the text of a finished run, to its last committed token, with plain decoding.
 
     Args:
-        sampling: as the run was given it, greedy or coupled.
+        run: of the greedy or the coupled rule.
     """
     assert run.session is not None
     text, start = run.session.text, run.generation.prompt_tokens
-    sampling = replace(sampling, seed=run.generation.seed)
-    oracle = _Oracle(engine, run.session.rounds.sampler, sampling, text)
+    oracle = _Oracle(engine, run.session.rounds.sampler, run.request.sampling, text)
     rows = run.generation.speculation.draft_tokens + 1
     one, many = oracle.caches(start), oracle.caches(start)
     found: list[_PlainToken] = []
@@ -168,7 +167,7 @@ class _Oracle:
 
     def caches(self, start: int) -> list[Any]:
         """mlx-lm's own, with all before the last of the first `start` tokens read."""
-        return prefill(Reading(self._target, self._text[: start - 1]))[0]
+        return finished(prefill(Reading(self._target, self._text[: start - 1])))[0]
 
     def logits(self, cache: list[Any], places: range) -> mx.array:
         """Processed logits, float32 [1, N, V], for tokens at `places`: one pass over N tokens."""

@@ -19,7 +19,8 @@ import mlx.core as mx
 from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES
 from mlxspec.control.replay import Proposed
-from mlxspec.decode.engine import GREEDY, Engine
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import GREEDY
 from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.device import lengths
@@ -92,7 +93,7 @@ Text = tuple[list[int], list[int]]  # a prompt, and what follows it
 def _greedy(engine: Engine, prompt: str) -> Text:
     session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=0)
     length = len(session.text)
-    while session.step():
+    while session.step().tokens:
         pass
     return session.text[:length], session.text[length:]
 
@@ -181,7 +182,7 @@ def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int,
     session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=draft_tokens)
     session.step()
     first, started = len(session.text), time.perf_counter()
-    while session.step():
+    while session.step().tokens:
         pass
     took = time.perf_counter() - started
     engine.learn_from(session)

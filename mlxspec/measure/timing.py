@@ -24,17 +24,15 @@ def measure_split(session: Session, mean_s: float) -> Split | None:
     it holds the tracing of new lengths too. The session can go on afterwards.
 
     Args:
-        mean_s: mean seconds of a round during the generation; where a controller chose how much
-            rounds propose, its estimate for what it settled on takes the place of the mean.
+        mean_s: mean seconds of a round during the generation. Where the policy has an estimate for
+            the rounds that it settled on, that takes the place of the mean.
 
     Returns:
         None where no model drafted, or no round was run.
     """
-    drafter, count, round_s = next(iter(session.drafted), ""), session.draft_tokens, mean_s
-    if session.controller is not None:
-        choice = session.controller.current
-        drafter, count = choice.drafter, choice.draft_tokens
-        round_s = session.controller.seconds(choice) or 0.0
+    choice = session.policy.current
+    drafter, count = choice.drafter, min(choice.draft_tokens, session.draft_tokens)
+    round_s = session.policy.seconds(choice) or mean_s
     if count == 0 or round_s <= 0 or drafter not in session.drafted:
         return None
     repeats = 1 if round_s > SLOW_ROUND_S else 5

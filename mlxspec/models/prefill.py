@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
 from mlxspec.device.memory import watched
 from mlxspec.errors import OutOfMemory
+from mlxspec.metrics import PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
 from mlxspec.models.taps import Features, Taps
@@ -17,8 +18,7 @@ from mlxspec.models.taps import Features, Taps
 CHUNK = 512
 SMALLEST_CHUNK = 16
 
-Progress = Callable[[int, int], None]
-Note = Callable[[str], None]
+T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -47,10 +47,9 @@ def prefill(
     reading: Reading,
     *,
     begin: Begin = afresh,
-    progress: Progress | None = None,
-    note: Note | None = None,
+    tell: Tell = silent,
     taps: Taps | None = None,
-) -> tuple[list[Any], Features]:
+) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     """Let a model read its tokens.
 
     Where memory runs out, it begins again with chunks of half the size. Keys and values are
@@ -59,9 +58,11 @@ def prefill(
     Args:
         begin: gives what was read before, in caches that are written to; called whenever reading
             begins.
-        progress: called with (tokens read, tokens in all) after every chunk.
-        note: called with what a person should know.
+        tell: called with what a person should know.
         taps: modules that are watched while it reads.
+
+    Yields:
+        Where it has arrived, after every chunk but the last.
 
     Returns:
         mlx-lm's caches, and what the taps saw, [1, N, D] of all N tokens, evaluated.
@@ -72,18 +73,26 @@ def prefill(
     chunk = CHUNK
     while True:
         try:
-            return _read(reading, begin, chunk, progress or (lambda *_: None), taps)
+            return (yield from _read(reading, begin, chunk, taps))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
                 raise
-        if note is not None:
-            note(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
+        tell(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
+
+
+def finished(steps: Generator[Any, None, T]) -> T:
+    """Run a generator to its end, and return what it returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _read(
-    reading: Reading, begin: Begin, chunk: int, progress: Progress, taps: Taps | None
-) -> tuple[list[Any], Features]:
+    reading: Reading, begin: Begin, chunk: int, taps: Taps | None
+) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     cached, tokens = reading
     taps = taps or Taps(cached.model, ())
     seen: list[Features] = []
@@ -100,7 +109,8 @@ def _read(
                 caches[:] = quantized(caches, cached.kv)
             mx.eval([layer.state for layer in caches], seen)
         mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
-        progress(min(start + chunk, length), length)
+        if start + chunk < length:
+            yield PrefillProgress(start + chunk, length)
     names = seen[0] if seen else ()
     joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
     return quantized(caches, cached.kv), joined

@@ -1,0 +1,98 @@
+"""The choice of each round's drafter and K: one protocol for a fixed K and for `auto`. No MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from mlxspec.control.estimates import Knowledge
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
+from mlxspec.metrics import Parked
+
+
+class Policy(Protocol):
+    """Chooses, and is told how each round went. A session asks; a policy changes nothing itself."""
+
+    @property
+    def current(self) -> Choice:
+        """The choice of all rounds but trials and those that follow the text."""
+
+    def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
+        """The next round of a text of `length` tokens, given what text drafters offer."""
+
+    def wants(self, offers: Sequence[Offer]) -> bool:
+        """Whether the next round would take one of these offers."""
+
+    def kept(self, choice: Choice, accepted: int) -> None:
+        """A round kept `accepted` of its proposals, or would have kept those from the text."""
+
+    def took(self, choice: Choice, seconds: float) -> None:
+        """A round took `seconds`, more than 0."""
+
+    def seconds(self, choice: Choice) -> float | None:
+        """The time of such a round at the present pace; None where nothing was timed."""
+
+    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
+        """Whether a draft may save more than `cost_s` of the `left_s` that the rest would take."""
+
+    def parked(self) -> Parked | None:
+        """Why rounds propose nothing, where the policy decided so."""
+
+    def leave_out(self, name: str) -> None:
+        """A drafter cannot be chosen any more."""
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        """What later runs may begin with, by drafter."""
+
+
+class FixedPolicy:
+    """The same K in every round.
+
+    An offer from the text goes first, unless it is doubtful and something else can draft. The first
+    drafter in the graph comes next.
+
+    Args:
+        names: drafters in the round's graph, the preferred one first.
+        draft_tokens: K.
+    """
+
+    def __init__(self, names: Iterable[str], draft_tokens: int) -> None:
+        self._names = list(names)
+        self._draft_tokens = draft_tokens
+
+    @property
+    def current(self) -> Choice:
+        if not (self._names and self._draft_tokens):
+            return PLAIN
+        return Choice(self._names[0], self._draft_tokens)
+
+    def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
+        offer = self._taken(offers)
+        return self.current if offer is None else Choice(offer.drafter, offer.tokens, offer.grade)
+
+    def wants(self, offers: Sequence[Offer]) -> bool:
+        return self._taken(offers) is not None
+
+    def kept(self, choice: Choice, accepted: int) -> None:
+        """Nothing is learned."""
+
+    def took(self, choice: Choice, seconds: float) -> None:
+        """Nothing is learned."""
+
+    def seconds(self, choice: Choice) -> float | None:
+        return None
+
+    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
+        return True  # this K was asked for, whatever it costs
+
+    def parked(self) -> Parked | None:
+        return None
+
+    def leave_out(self, name: str) -> None:
+        self._names.remove(name)
+
+    def knowledge(self) -> dict[str, Knowledge]:
+        return {}
+
+    def _taken(self, offers: Sequence[Offer]) -> Offer | None:
+        return next((one for one in offers if one.grade or not self._names), None)

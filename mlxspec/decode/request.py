@@ -1,0 +1,203 @@
+"""One text that is asked for, with every choice made before its first token is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mlxspec.defaults import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    DEFAULT_MAX_TOKENS,
+    MAX_AUTO_TOKENS,
+    MAX_DRAFT_TOKENS,
+    DraftTokens,
+)
+from mlxspec.device import lengths
+from mlxspec.drafters.proposals import MOST
+from mlxspec.errors import PromptError, UsageError
+from mlxspec.files import require_no_folder
+from mlxspec.params import Method, SamplingParams
+from mlxspec.sampling.sampler import Processor
+from mlxspec.text import Tokenizer, encode_prompt, is_raw
+
+GREEDY = SamplingParams()
+UNLIMITED = 2**31 - 1
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What one text is asked for. `Engine.request` makes one; everything after that takes it.
+
+    Args:
+        tokens: ids of the prompt, at least one.
+        limit: tokens that there may be in all, the prompt's included.
+        draft_tokens: K, or the largest where it is chosen round by round; 0 decodes plainly.
+        auto: whether the drafter and K are chosen round by round.
+        sampling: with a seed, and with the tokens that XTC spares.
+        stop: the text ends before the first of these strings.
+        ends: token ids that end the text and are no part of it.
+        continues: whether the text goes on where the prompt ends, so that a leading space counts.
+        prediction: ids of a text that is expected, in parts at least.
+        processors: a caller's own logits processors.
+        capacity: entries that the caches have room for from the start.
+        cache: a file that the prompt's past is kept in.
+    """
+
+    tokens: tuple[int, ...]
+    limit: int = UNLIMITED
+    draft_tokens: int = 0
+    auto: bool = False
+    sampling: SamplingParams = GREEDY
+    stop: tuple[str, ...] = ()
+    ends: frozenset[int] = frozenset()
+    continues: bool = False
+    prediction: tuple[int, ...] = ()
+    processors: tuple[Processor, ...] = ()
+    capacity: int = 0
+    cache: Path | None = None
+
+    @property
+    def method(self) -> Method:
+        """What of the sampling parameters shapes a round's graph."""
+        whole = lengths.reserved(self.limit) if self.limit < UNLIMITED else None
+        return self.sampling.method(whole)
+
+
+class Requests:
+    """Makes requests for one engine: text becomes tokens, and every default is filled in.
+
+    Args:
+        tokenizer: None takes token ids only.
+        vocabulary: V of the target. context: tokens that it was made for, None where unknown.
+        draft_tokens: K where a call does not say.
+        drafts: whether a model or head drafts. texts: whether anything drafts from the text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        vocabulary: int,
+        context: int | None,
+        *,
+        draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
+        drafts: bool = False,
+        texts: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocabulary = vocabulary
+        self._context = context
+        self._draft_tokens = draft_tokens
+        self._drafts = drafts
+        self._texts = texts
+
+    def make(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        draft_tokens: DraftTokens | None = None,
+        sampling: SamplingParams = GREEDY,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        system: str | None = None,
+        raw: bool = False,
+        processors: Sequence[Processor] = (),
+        prediction: Prompt | None = None,
+        capacity: int = 0,
+        cache: Path | None = None,
+    ) -> Request:
+        """See `Engine.request`."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+        if stop and self._tokenizer is None:
+            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
+        if cache is not None:
+            require_no_folder(cache)
+        tokens = self.encode(prompt, system=system, raw=raw)
+        expected = self.tokens_of(prediction)
+        count, auto = self._drafting(draft_tokens, predicted=bool(expected))
+        ends = set() if ignore_eos or self._tokenizer is None else self._tokenizer.eos_token_ids
+        return Request(
+            tokens=tuple(tokens),
+            limit=self._limit(len(tokens), max_tokens),
+            draft_tokens=count,
+            auto=auto,
+            sampling=self._completed(sampling, auto=auto),
+            stop=tuple(stop),
+            ends=frozenset(ends),
+            continues=isinstance(prompt, str)
+            and self._tokenizer is not None
+            and is_raw(self._tokenizer, raw),
+            prediction=tuple(expected),
+            processors=tuple(processors),
+            capacity=capacity,
+            cache=cache,
+        )
+
+    def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+        """Token ids of a prompt that fits the context.
+
+        Raises:
+            PromptError: it is empty, too long, or has a token that the model does not.
+        """
+        if isinstance(prompt, str):
+            tokens = encode_prompt(self._required("A text prompt"), prompt, system=system, raw=raw)
+        else:
+            tokens = list(prompt)
+        if not tokens:
+            raise PromptError("The prompt is empty.", hint="Give at least one token.")
+        if not all(0 <= token < self._vocabulary for token in tokens):
+            raise PromptError(
+                f"A token of the prompt is not one of the model's {self._vocabulary:,}.",
+                hint="Encode it with the model's own tokenizer.",
+            )
+        if self._context is not None and len(tokens) >= self._context:
+            raise PromptError(
+                f"The prompt has {len(tokens):,} tokens; the model's context is {self._context:,}.",
+                hint="Shorten it, or take a model with a longer context.",
+            )
+        return tokens
+
+    def tokens_of(self, text: Prompt | None) -> list[int]:
+        """Token ids of a text as it stands inside another, without a beginning of its own."""
+        if not isinstance(text, str):
+            return list(text or ())
+        return list(self._required("A text").encode(text, add_special_tokens=False))
+
+    def _required(self, what: str) -> Tokenizer:
+        if self._tokenizer is None:
+            raise UsageError(
+                f"{what} needs a tokenizer.", hint="Give the engine one, or token ids."
+            )
+        return self._tokenizer
+
+    def _limit(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        written = UNLIMITED if max_tokens is None else prompt_tokens + max_tokens
+        return min(written, self._context or UNLIMITED)
+
+    def _drafting(self, draft_tokens: DraftTokens | None, *, predicted: bool) -> tuple[int, bool]:
+        """K, or the largest, and whether it is chosen round by round; 0 where nothing drafts."""
+        asked = self._draft_tokens if draft_tokens is None else draft_tokens
+        from_text = self._texts or predicted
+        count = asked if asked != AUTO else MOST if from_text else MAX_AUTO_TOKENS
+        if not (isinstance(count, int) and 0 <= count <= MAX_DRAFT_TOKENS):
+            raise UsageError(
+                f"draft_tokens is {asked!r}.",
+                hint=f'It must be "auto", or between 0 and {MAX_DRAFT_TOKENS}.',
+            )
+        return (count, asked == AUTO) if self._drafts or from_text else (0, False)
+
+    def _completed(self, sampling: SamplingParams, *, auto: bool) -> SamplingParams:
+        """With a seed, a rule under which that seed decides the text, and the tokens XTC spares."""
+        if auto and sampling.seed is not None and sampling.verify is None:
+            sampling = sampling.auditable()
+        sampling = sampling.with_seed()
+        if sampling.xtc_special_tokens is not None or self._tokenizer is None:
+            return sampling
+        line_end = self._tokenizer.encode("\n", add_special_tokens=False)
+        spared = (*line_end, *sorted(self._tokenizer.eos_token_ids))
+        return replace(sampling, xtc_special_tokens=spared)

@@ -1,0 +1,107 @@
+"""The rounds of one engine: built for each way of sampling, and compiled where that pays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import Request
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.session import Session
+from mlxspec.device.compiling import Compiling
+from mlxspec.drafters.graph import GraphDrafter
+from mlxspec.drafters.proposals import Proposal
+from mlxspec.models.cached_model import CachedModel, kind_of
+from mlxspec.params import Method
+from mlxspec.sampling.sampler import Processor, Sampler
+
+_ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
+
+
+class Rounds:
+    """Makes rounds for requests.
+
+    Args:
+        models: the target, and the draft models behind it.
+        drafters: draft models and heads, by name.
+        from_text: whether anything drafts from the text.
+        compiled: None compiles on a GPU always, and on a CPU once the kernels are built.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[CachedModel],
+        drafters: Mapping[str, GraphDrafter],
+        *,
+        from_text: bool,
+        compiled: bool | None,
+    ) -> None:
+        self._target = models[0]
+        self._drafters = dict(drafters)
+        self._compiling = Compiling(
+            [*(kind_of(cached.model) for cached in models), models[0].kv],
+            models_draft=bool(drafters),
+            text_drafts=from_text,
+            asked=compiled,
+        )
+        self._built = lru_cache(maxsize=16)(self._build)
+
+    def of(self, request: Request) -> FusedRound:
+        """The rounds that a request runs."""
+        if request.processors:
+            return self._build(request.method, False, request.processors)
+        return self._built(request.method, self.are_compiled(request))
+
+    def with_sampler(self, sampler: Sampler, *, compiled: bool = False) -> FusedRound:
+        """Rounds with a way of sampling, for a program that drives rounds."""
+        return FusedRound(self._target, self._drafters, sampler, compiled=compiled)
+
+    def are_compiled(self, request: Request) -> bool:
+        """Whether the rounds of a request are compiled."""
+        return self._compiling.holds(
+            _for_any_length(request), request.draft_tokens, auto=request.auto
+        )
+
+    def kernels_missing(self, request: Request) -> bool:
+        """Whether `build_kernels` would make the rounds of a request faster from now on."""
+        return self._compiling.would_hold(
+            _for_any_length(request), request.draft_tokens, auto=request.auto
+        )
+
+    def build_kernels(self, request: Request) -> None:
+        """Run three compiled rounds of each kind, so that MLX builds every kernel they need."""
+        method = _for_any_length(request)
+        rounds = self._built(method, True)
+        for kind in self._compiling.kinds(request.draft_tokens, auto=request.auto):
+            some = replace(
+                request, tokens=(0, 0), limit=64, draft_tokens=kind.draft_tokens, cache=None
+            )
+            texts = [_Zeros()] if kind.from_text else []
+            session = Session(rounds, Reader(rounds, some), some, texts=texts)
+            for _ in range(3):
+                session.step()
+            self._compiling.built(method, kind)
+
+    def _build(
+        self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
+    ) -> FusedRound:
+        sampler = Sampler(method, self._target.vocabulary, processors)
+        return self.with_sampler(sampler, compiled=compiled)
+
+
+class _Zeros:
+    """Proposes, whatever the text."""
+
+    name, most = "zeros", 1
+
+    def extend(self, tokens: Sequence[int]) -> None: ...
+
+    def propose(self, limit: int) -> Proposal:
+        return Proposal((0,) * limit, 1)
+
+
+def _for_any_length(request: Request) -> Method:
+    """The operations that a way of sampling needs, for a text of any length."""
+    return request.sampling.method(_ANY_LENGTH)
