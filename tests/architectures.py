@@ -33,7 +33,6 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.request import GREEDY
 from mlxspec.decode.run import Run
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import UnsupportedModel
@@ -180,7 +179,7 @@ def _kinds(caches: Sequence[Any]) -> list[str]:
 
 def _judged(engine: Engine, run: Run) -> str:
     """What an audit says to a text that differs; nothing where it was rounding."""
-    found = audit(engine, run, GREEDY)
+    found = audit(engine, run)
     return "" if found.outcome == "rounding tie" else found.described(str)
 
 

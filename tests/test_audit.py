@@ -25,7 +25,7 @@ def audited(
     run = engine.run(prompt_of(prompt), max_tokens=tokens, draft_tokens=count, sampling=sampling)
     for _ in run:
         pass
-    return audit(engine, run, sampling)
+    return audit(engine, run)
 
 
 SAMPLINGS = {
@@ -72,7 +72,7 @@ def test_a_token_that_plain_decoding_would_not_write_is_a_defect(sampling: Sampl
     assert run.session is not None
     text = run.session.text
     text[9 + 17] = (text[9 + 17] + 1) % 64
-    report = audit(engine, run, sampling)
+    report = audit(engine, run)
     first = report.decisive
     assert report.outcome == "defect"
     assert first is not None
@@ -88,8 +88,8 @@ def test_text_of_another_seed_is_a_defect() -> None:
     run = engine.run(prompt_of(9), max_tokens=30, sampling=WARM)
     for _ in run:
         pass
-    run.generation.seed += 1
-    assert audit(engine, run, WARM).outcome == "defect"
+    run.request = replace(run.request, sampling=replace(WARM, seed=run.generation.seed + 1))
+    assert audit(engine, run).outcome == "defect"
 
 
 class Wide(nn.Module):

@@ -225,7 +225,7 @@ def test_what_cannot_be_used_is_one_error(outside: Path, folder: str, name: str,
     with pytest.raises(LoadError, match=f"The drafter {name} .* cannot be used: .*{why}"):
         load(Pair("x", folder, name), compiled=False)
     said: list[str] = []
-    load(Pair("x", folder, name), compiled=False, leave_out=said.append)
+    load(Pair("x", folder, name), compiled=False, tell=said.append)
     assert why in said[0]
 
 

@@ -255,7 +255,7 @@ def test_a_draft_of_too_few_of_the_targets_tokens_is_refused(target, tmp_path, k
     )
     assert "--draft history" in error.hint
     notes = []
-    assert load(pair_of(target, draft), leave_out=notes.append).draft is None
+    assert load(pair_of(target, draft), tell=notes.append).draft is None
     assert notes == [f"no speculation: {error.message}"]
 
 
@@ -282,7 +282,7 @@ def test_a_draft_with_the_tokens_in_another_order_is_translated(
     assert result.notes == [
         "the draft speaks another tokenizer: 100% of the target's tokens are shared"
     ]
-    assert audit(engine, drained(engine, **options), sampling).outcome == "identical"
+    assert audit(engine, drained(engine, **options)).outcome == "identical"
 
 
 def drained(engine, **options):
@@ -353,7 +353,7 @@ def test_a_draft_that_cannot_be_used_is_left_out_where_that_is_allowed(target, f
     pair, notes = pair_of(target, folder), []
     with pytest.raises(LoadError):
         load(pair)
-    engine = load(pair, leave_out=notes.append)
+    engine = load(pair, tell=notes.append)
     assert engine.draft is None
     (note,) = notes
     assert note.startswith("no speculation: ")
@@ -366,7 +366,7 @@ def test_a_target_that_cannot_be_used_is_always_an_error(target, folder):
     cut_weights(folder)
     notes = []
     with pytest.raises(LoadError):
-        load(pair_of(folder, target), leave_out=notes.append)
+        load(pair_of(folder, target), tell=notes.append)
     assert notes == []
 
 
@@ -501,7 +501,7 @@ def test_of_several_drafts_the_others_stay_where_one_is_not_to_be_had(target, tm
     with pytest.raises(LoadError, match="no model folder"):
         load(pair)
     said = []
-    engine = load(pair, compiled=False, leave_out=said.append)
+    engine = load(pair, compiled=False, tell=said.append)
     assert list(engine.drafts) == ["small"]
     assert "gone" in said[0]
     assert setting_of(pair, engine).draft == "small"
@@ -520,7 +520,7 @@ def test_a_target_that_cannot_speculate_decodes_plainly_unless_it_is_asked_to(ta
 
     monkeypatch.setattr("mlxspec.decode.engine.require_exact", refuse)
     said = []
-    assert load(Pair("mine", str(target)), leave_out=said.append).texts == ()
+    assert load(Pair("mine", str(target)), tell=said.append).texts == ()
     assert said == ["no speculation: llama says something else."]
     with pytest.raises(UnsupportedModel):
-        load(Pair("mine", str(target), "history"), leave_out=said.append)
+        load(Pair("mine", str(target), "history"), tell=said.append)

@@ -24,7 +24,6 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxspec.decode import prompt_cache, prompt_file, session
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
-from mlxspec.decode.request import GREEDY
 from mlxspec.errors import UsageError
 from mlxspec.measure.audit import audit
 from mlxspec.metrics import Generation
@@ -296,7 +295,7 @@ def comes_to_nothing(path: Path, why: str, *, replaced: bool) -> None:
         (lambda content: content.replace(b"[1,", b"[2,"), "is damaged: its header makes no sense"),
         (lambda content: content.replace(b"F32", b"X32"), "is damaged: its header makes no sense"),
         (lambda content: content.replace(b"F32", b"I32"), "is damaged: its checksum is another"),
-        (lambda content: content.replace(b"cache 1", b"cache 9"), "is of another version"),
+        (lambda content: content.replace(b"cache 2", b"cache 9"), "is of another version"),
     ],
 )
 def test_a_damaged_file_is_told_and_replaced(
@@ -560,4 +559,4 @@ def test_an_audit_reads_for_itself(path: Path) -> None:
     for _ in run:
         pass
     assert run.generation.cached_prompt_tokens == 39
-    assert audit(engine, run, GREEDY).outcome == "defect"
+    assert audit(engine, run).outcome == "defect"

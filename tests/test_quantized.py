@@ -80,7 +80,7 @@ def test_sampled_text_is_the_seeds_alone_and_passes_an_audit() -> None:
         for _ in run:
             pass
         texts.append(run.generation.tokens)
-        assert audit(engine, run, sampling).outcome == "identical"
+        assert audit(engine, run).outcome == "identical"
     assert texts[0] == texts[1] == texts[2]
 
 

@@ -200,8 +200,8 @@ def _engine(
     with display.status("starting"):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
         from mlxspec.pairs.folders import fetch
-    leave_out = tell if models.falls_back else None
-    folders = fetch(pair, speculation=models.speculates, leave_out=leave_out)
+    hears = tell if models.falls_back else None
+    folders = fetch(pair, speculation=models.speculates, tell=hears)
     with display.status(f"loading {pair.name}"):
         engine: Engine = loading.load(
             pair,
@@ -209,7 +209,7 @@ def _engine(
             speculation=models.speculates,
             compiled=models.compiled,
             kv=models.kv(),
-            leave_out=leave_out,
+            tell=hears,
         )
     return engine
 

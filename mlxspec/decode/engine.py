@@ -144,9 +144,9 @@ class Engine:
                 the text ends in any case.
             draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it
                 round by round and never proposes for long what does not pay.
-            sampling: `SamplingParams`, greedy unless given. With a seed of your own, "auto"
-                verifies with the coupled rule unless another is named: the seed alone then decides
-                the text, whatever is proposed.
+            sampling: `SamplingParams`, greedy unless given. "auto" verifies with the coupled rule
+                unless another is named: the seed alone then decides the text, whatever is
+                proposed.
             stop: the text ends before the first of these strings.
             ignore_eos: go on after the end of the text, for measurements.
             system, raw: see `encode_prompt`.

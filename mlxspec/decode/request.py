@@ -193,7 +193,7 @@ class Requests:
 
     def _completed(self, sampling: SamplingParams, *, auto: bool) -> SamplingParams:
         """With a seed, a rule under which that seed decides the text, and the tokens XTC spares."""
-        if auto and sampling.seed is not None and sampling.verify is None:
+        if auto and sampling.verify is None:
             sampling = sampling.auditable()
         sampling = sampling.with_seed()
         if sampling.xtc_special_tokens is not None or self._tokenizer is None:

@@ -24,14 +24,12 @@ from mlxspec.defaults import MODEL
 from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
 from mlxspec.errors import LoadError, OutOfMemory, VocabularyMismatch
+from mlxspec.metrics import Tell
 from mlxspec.pairs.table import Pair, package_folder
 
 T = TypeVar("T")
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
-
-# Called with why a draft is left out.
-LeaveOut = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,19 @@ class Folders:
     drafts: Mapping[str, Path]
 
 
-def fetch(pair: Pair, *, speculation: bool = True, leave_out: LeaveOut | None = None) -> Folders:
+def fetch(pair: Pair, *, speculation: bool = True, tell: Tell | None = None) -> Folders:
     """Find a pair's folders, and download what is not on this machine yet.
 
     Args:
         speculation: False leaves the draft where it is.
-        leave_out: go on without a draft that is not to be had, and say why; None raises.
+        tell: called with why a draft is left out; None leaves none out, and raises.
 
     Raises:
         LoadError: a folder or repository is missing or not complete.
     """
     target, drafts = _folder(pair.target, pair), {}
     for name, location in named(pair).items() if speculation else ():
-        folder = unless_left_out(partial(_folder, location, pair), leave_out)
+        folder = unless_left_out(partial(_folder, location, pair), tell)
         if folder is not None:
             drafts[name] = folder
     return Folders(target, drafts)
@@ -72,15 +70,15 @@ def named(pair: Pair) -> dict[str, str]:
     }
 
 
-def unless_left_out(step: Callable[[], T], leave_out: LeaveOut | None) -> T | None:
-    """What `step` returns; None where it cannot be done and may be left out."""
+def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
+    """The result of `step`; None where it fails and its draft may be left out."""
     try:
         with watched("loading the draft"):
             return step()
     except (LoadError, VocabularyMismatch, OutOfMemory) as error:
-        if leave_out is None:
+        if tell is None:
             raise
-        leave_out(f"no speculation: {error.message}")
+        tell(f"no speculation: {error.message}")
         return None
 
 

@@ -25,10 +25,10 @@ from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens
 from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
+from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
 from mlxspec.pairs.folders import (
     Folders,
-    LeaveOut,
     damaged,
     fetch,
     first_unreadable,
@@ -49,7 +49,7 @@ def load(
     compiled: bool | None = None,
     kv: KVQuantization | None = None,
     folders: Folders | None = None,
-    leave_out: LeaveOut | None = None,
+    tell: Tell | None = None,
 ) -> Engine:
     """Load a pair's models and tokenizer.
 
@@ -59,7 +59,8 @@ def load(
         speculation: False leaves the draft unloaded.
         compiled, kv: see `Engine`.
         folders: what `fetch` returned, where that was called before.
-        leave_out: go on without a draft that cannot be used, and say why; None raises.
+        tell: called with why a draft that cannot be used is left out; None leaves none out, and
+            raises.
 
     Raises:
         UnknownPair, TableError: the table has no such pair, or is not valid.
@@ -69,7 +70,7 @@ def load(
     started = time.perf_counter()
     if isinstance(pair, str):
         pair = find_pair(pair, models)
-    folders = folders or fetch(pair, speculation=speculation, leave_out=leave_out)
+    folders = folders or fetch(pair, speculation=speculation, tell=tell)
     maybe_set_recommended_wired_limit()
     target, config = _model(folders.target)
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
@@ -89,17 +90,17 @@ def load(
 
     found = _Drafters()
     if speculation:
-        found = _drafters_of(pair, folders, target, tokenizer, leave_out)
+        found = _drafters_of(pair, folders, target, tokenizer, tell)
     engine = None
     if found.drafts or found.heads:
-        engine = unless_left_out(lambda: engine_with(found), leave_out)
+        engine = unless_left_out(lambda: engine_with(found), tell)
     try:
         engine = engine or engine_with(_Drafters(texts=found.texts))
     except UnsupportedModel as error:
         if pair.drafts:
             raise
-        if leave_out is not None:
-            leave_out(f"no speculation: {error.message}")
+        if tell is not None:
+            tell(f"no speculation: {error.message}")
         engine = engine_with(_Drafters())
     engine.load_s = time.perf_counter() - started
     return engine
@@ -116,17 +117,17 @@ class _Drafters:
 
 
 def _drafters_of(
-    pair: Pair, folders: Folders, target: Model, tokenizer: Tokenizer, leave_out: LeaveOut | None
+    pair: Pair, folders: Folders, target: Model, tokenizer: Tokenizer, tell: Tell | None
 ) -> _Drafters:
     found = _Drafters()
     for name in folders.drafts:
-        loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair), leave_out)
+        loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair), tell)
         if loaded is not None:
             found.drafts[name], shared = loaded
             found.shared |= {} if shared is None else {name: shared}
     for name in pair.models:
         if name in plugins.installed():
-            made = unless_left_out(partial(plugins.made, name, target, tokenizer), leave_out)
+            made = unless_left_out(partial(plugins.made, name, target, tokenizer), tell)
             if plugins.is_head(made):
                 found.heads[name] = cast(Head, made)
             elif made is not None:
