@@ -97,6 +97,6 @@ class BrokenOutput(MlxspecError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The entry of `known` that is most like `name`, or None when none is alike."""
+    """The entry of `known` that is most like `name`, or None when none is similar."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""What a generation consists of and what it cost: plain numbers, no arrays, no clock.
+"""The events, counts and times of a generation: plain numbers, no arrays, no clock.
 
 The events that a session yields and the summary that every consumer prints are defined here, so
 that a display or a server needs neither MLX nor the engine.
@@ -10,7 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from mlxspec.params import SamplingParams
+
 FinishReason = Literal["stop", "length", "interrupted"]
+TARGET = "target"  # in place of a drafter's name: the author of tokens that no drafter proposed
 
 Tell = Callable[[str], None]  # called with one line for people
 
@@ -21,7 +24,10 @@ def silent(line: str) -> None:
 
 @dataclass(frozen=True)
 class Parked:
-    """Speculation rests: it was expected to lose `loss`, a fraction, and is tried again then."""
+    """Speculation is parked, because it was expected to lose `loss` of the speed, a fraction.
+
+    It is tried again in `retry_in` rounds.
+    """
 
     loss: float
     retry_in: int
@@ -60,12 +66,12 @@ class PrefillProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Event:
-    """What one round committed; or, with `prefill` set, where reading the prompt has arrived.
+    """The tokens that one round committed; or, with `prefill` set, the progress of prefill.
 
     `tokens` are the round's token ids, without an end-of-text token, and `from_draft` says of
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
     tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
-    event only. `notes` are lines for people about what happened besides.
+    event only. `notes` are lines for people about anything else that happened.
     """
 
     tokens: tuple[int, ...] = ()
@@ -101,7 +107,7 @@ class Split:
 
 
 class Visit(NamedTuple):
-    """From round `round` on, counted from 0, `drafter` proposed so many tokens in each."""
+    """From round `round` on, counted from 0, `drafter` proposed `draft_tokens` tokens in each."""
 
     round: int
     drafter: str
@@ -110,7 +116,7 @@ class Visit(NamedTuple):
 
 @dataclass
 class Source:
-    """What one drafter did in full rounds of its own."""
+    """The counts of one drafter over its own full rounds."""
 
     rounds: int = 0
     drafted: int = 0
@@ -131,10 +137,10 @@ class SpeculationStats:
     """Acceptance over the rounds so far. Rates are None until there is a full round.
 
     draft_tokens: K, or the largest where it is chosen round by round (`auto`).
-    drafted_by_position, accepted_by_position: of full rounds, how many proposed a token there, and
-        how many kept it; K numbers, or as many as the longest proposal had.
-    by_source: by the drafters' names.
-    history: what rounds did, from which one on.
+    drafted_by_position, accepted_by_position: the number of full rounds that proposed a token at
+        each position, and that kept it; K numbers, or with `auto` as many as the longest proposal.
+    by_source: the counts of each drafter, by name.
+    history: an entry for every change of drafter or K.
     """
 
     draft_tokens: int
@@ -183,12 +189,12 @@ class SpeculationStats:
 
     @property
     def tokens_per_round(self) -> float | None:
-        """Tokens that a full round commits, the target's own included."""
+        """The mean number of tokens that a full round commits, the target's own included."""
         return 1 + self.accepted / self.full_rounds if self.full_rounds else None
 
     @property
     def is_exact(self) -> bool:
-        """Whether the text is distributed as the target's own: always, but for one rule."""
+        """Whether the text is distributed as the target's own: not under the relaxed rule."""
         return not self.enabled or self.rule != "relaxed"
 
     def as_dict(self) -> dict[str, Any]:
@@ -216,13 +222,14 @@ class SpeculationStats:
 class Generation:
     """The whole result of one prompt; grows by `add` while the text is being written.
 
-    `tokens` are ids without the end-of-text token. `peak_gb` is MLX's peak memory in 10⁹ bytes.
+    `tokens` are ids without the end-of-text token. `written_by` counts them by author: the drafter
+    that proposed a token, or "target". `peak_gb` is MLX's peak memory in 10⁹ bytes.
     `cached_prompt_tokens` are those of the prompt that came from a file and were not read.
     """
 
     prompt_tokens: int
     speculation: SpeculationStats
-    seed: int
+    sampling: SamplingParams
     timing: Timing = field(default_factory=Timing)
     tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -230,9 +237,18 @@ class Generation:
     peak_gb: float = 0.0
     notes: list[str] = field(default_factory=list)
     cached_prompt_tokens: int = 0
+    written_by: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the random numbers; None where none was drawn yet."""
+        return self.sampling.seed
 
     def add(self, event: Event) -> None:
         self.tokens.extend(event.tokens)
+        for proposed in event.from_draft:
+            author = event.round.drafter if proposed and event.round is not None else TARGET
+            self.written_by[author] = self.written_by.get(author, 0) + 1
         self.text += event.text
         self.notes.extend(event.notes)
         if event.round is not None:
@@ -255,7 +271,9 @@ class Generation:
             "tokens": self.tokens,
             "text": self.text,
             "finish_reason": self.finish_reason,
+            "written_by": self.written_by,
             "seed": self.seed,
+            "sampling": self.sampling.as_dict(),
             "notes": self.notes,
             "speculation": self.speculation.as_dict(),
             "timing": timing,

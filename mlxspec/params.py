@@ -1,11 +1,11 @@
-"""How the next token is chosen: what a caller asks for. Needs no MLX."""
+"""The parameters of a generation: sampling, penalties, verification. Needs no MLX."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mlxspec.errors import UsageError
 
@@ -13,7 +13,7 @@ Verify = Literal["greedy", "token", "block", "coupled", "relaxed"]
 VERIFY: tuple[Verify, ...] = get_args(Verify)
 
 DEFAULT_CONTEXT = 20  # tokens that a penalty looks back on, as in mlx-lm
-DEFAULT_GROUP_SIZE = 64  # of quantised keys and values
+DEFAULT_GROUP_SIZE = 64  # values that share one scale in quantised keys and values
 DEFAULT_THRESHOLD = 0.3  # of the relaxed rule
 
 
@@ -28,16 +28,16 @@ def _require_finite(name: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Penalties:
-    """What is done to logits because of the tokens before them, the prompt's included.
+    """Penalties on the logits of tokens that occurred before, in the prompt or the output.
 
-    The meaning is that of mlx-lm's `make_logits_processors`. Each looks back on so many tokens;
-    0 is the whole text.
+    They mean what they mean in mlx-lm's `make_logits_processors`. Each looks back on the number
+    of tokens that its `_context` gives; 0 is the whole text.
 
     Args:
         repetition: logits of seen tokens are divided by it when positive, multiplied when
             negative (Keskar et al., arXiv 1909.05858); 0 or 1 is off.
-        presence: taken from the logit of a token that was seen; 0 is off.
-        frequency: taken from it for every time it was seen; 0 is off.
+        presence: subtracted from the logit of a token that was seen; 0 is off.
+        frequency: subtracted once for every time that the token was seen; 0 is off.
     """
 
     repetition: float = 0.0
@@ -56,13 +56,13 @@ class Penalties:
             _require_finite(name, value)
 
     def windows(self, whole: int | None) -> Windows:
-        """How many tokens each looks back on, 0 where it is off.
+        """The number of tokens that each penalty looks back on, 0 where it is off.
 
         Args:
-            whole: the length of the longest text there can be, if that is known.
+            whole: the greatest length that the text can reach, if known.
 
         Raises:
-            UsageError: the whole text is asked for and has no known end.
+            UsageError: a penalty looks back on the whole text, and `whole` is not known.
         """
         return Windows(
             *(
@@ -89,11 +89,14 @@ class Penalties:
 
 @dataclass(frozen=True)
 class KVQuantization:
-    """Keys and values kept in fewer bits, as mlx-lm's `kv_bits` does from the first token on.
+    """Quantised keys and values, as with mlx-lm's `kv_bits` from the first token on.
 
     Args:
-        bits: 2, 4 or 8 for a number.
-        group_size: 32, 64 or 128 numbers share a scale; it divides the heads' dimension.
+        bits: bits per value: 2, 4 or 8.
+        group_size: values that share one scale: 32, 64 or 128, a divisor of the heads' dimension.
+
+    Raises:
+        UsageError: a value is none of these.
     """
 
     bits: int
@@ -107,7 +110,7 @@ class KVQuantization:
 
 @dataclass(frozen=True)
 class Windows:
-    """Tokens that each penalty looks back on; 0 where it is off."""
+    """The number of tokens that each penalty looks back on; 0 where it is off."""
 
     repetition: int = 0
     presence: int = 0
@@ -126,20 +129,20 @@ class SamplingParams:
         temperature: 0 takes the most likely token; above 0 samples.
         top_p: keep the smallest set of tokens whose probability reaches this; 0 or 1 is off.
         top_k: keep this many of the most likely tokens; 0 is off.
-        min_p: keep tokens at least this times as likely as the most likely one; 0 is off.
+        min_p: keep tokens at least `min_p` times as likely as the most likely one; 0 is off.
         seed: of the random numbers; None draws one.
-        xtc_probability: of leaving out, at a token, all that reach `xtc_threshold` but the least
-            likely of them; 0 is off.
-        xtc_threshold: at most 0.5.
-        xtc_special_tokens: ids that XTC never leaves out; None is the line end and the ends of
-            the text, where there is a tokenizer.
-        penalties: for tokens that were there before.
-        logit_bias: added to the logits of these ids.
-        verify: how proposals are verified; None is greedy at temperature 0, else block.
+        xtc_probability: the chance, at each token, of dropping all tokens that reach
+            `xtc_threshold` except the least likely of them; 0 is off.
+        xtc_threshold: a probability, at most 0.5.
+        xtc_special_tokens: ids that XTC never drops; None stands for the line end and the
+            end-of-text tokens, where there is a tokenizer.
+        penalties: for tokens that occurred before.
+        logit_bias: added to the logits, by token id; -inf forbids a token.
+        verify: the verification rule; None is greedy at temperature 0, else block.
         acceptance_threshold: of the relaxed rule, 0 to 1; None is its default.
 
     Raises:
-        UsageError: when a value is outside its range, or two do not go together.
+        UsageError: a value is outside its range, or two values contradict each other.
     """
 
     temperature: float = 0.0
@@ -198,19 +201,22 @@ class SamplingParams:
         if self.verify == "relaxed":
             return "relaxed"
         if self.temperature == 0:
-            return "greedy"  # what every exact rule comes to
+            return "greedy"  # every exact rule reduces to it
         return self.verify or "block"
 
     @property
     def is_exact(self) -> bool:
-        """Whether what is written is distributed as the target's own text."""
+        """Whether the text is distributed as the target's own."""
         return self.rule != "relaxed"
 
     def method(self, whole: int | None = None) -> Method:
-        """What of these parameters shapes the graph.
+        """The steps of these parameters, which shape the graph.
 
         Args:
-            whole: the length of the longest text there can be, if that is known.
+            whole: the greatest length that the text can reach, if known.
+
+        Raises:
+            UsageError: see `Penalties.windows`.
         """
         steps = Method(
             rule=self.rule,
@@ -231,7 +237,7 @@ class SamplingParams:
         )
 
     def auditable(self) -> SamplingParams:
-        """These parameters with a rule whose text plain decoding can be held against.
+        """These parameters with a rule whose text can be compared with plain decoding.
 
         Raises:
             UsageError: another rule is asked for, whose text depends on the draft.
@@ -249,10 +255,31 @@ class SamplingParams:
         """These parameters with a seed, drawn where there is none."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
 
+    def in_words(self) -> list[str]:
+        """The values that are not the defaults, one phrase each; the seed last, when sampling."""
+        plain = SamplingParams()
+        words = [] if self.temperature else ["greedy"]
+        for name in NAMES:
+            value = _named(self, name)
+            looks_back = name.endswith("context_size")
+            if value != _named(plain, name) and not looks_back:
+                words.append(f"{name.replace('_', ' ')} {value:g}")
+        if self.logit_bias:
+            words.append(f"{len(self.logit_bias)} biases")
+        if self.temperature and self.seed is not None:
+            words.append(f"seed {self.seed}")
+        return words
+
+    def as_dict(self) -> dict[str, float]:
+        """The values that are not the defaults, by the names that `sampling_params` takes."""
+        plain = SamplingParams()
+        values = {name: _named(self, name) for name in NAMES}
+        return {name: value for name, value in values.items() if value != _named(plain, name)}
+
 
 @dataclass(frozen=True)
 class Method:
-    """Which steps a distribution goes through: what of the parameters shapes the graph."""
+    """The steps from logits to a token: the part of the parameters that shapes the graph."""
 
     rule: Verify = "greedy"
     greedy: bool = True
@@ -263,3 +290,40 @@ class Method:
     top_k: int = 0
     xtc: bool = False
     xtc_special_tokens: tuple[int, ...] = ()
+
+
+_PENALTY_NAMES = {
+    f"{kind}_{mine}": f"{kind}{its}"
+    for kind in ("repetition", "presence", "frequency")
+    for mine, its in (("penalty", ""), ("context_size", "_context"))
+}
+# The parameters that are numbers, by the names that the command line and the table give them.
+NAMES = (
+    *("temperature", "top_p", "top_k", "min_p", "xtc_probability", "xtc_threshold"),
+    *_PENALTY_NAMES,
+)
+WHOLE = ("top_k", *(name for name in NAMES if name.endswith("context_size")))  # integers
+
+
+def sampling_params(values: Mapping[str, float], **others: Any) -> SamplingParams:
+    """Sampling parameters from numbers by NAMES, with penalties among them.
+
+    Args:
+        others: further arguments of `SamplingParams`, such as `seed` and `verify`.
+
+    Raises:
+        UsageError: see `SamplingParams`.
+    """
+    penalties: dict[str, Any] = {
+        its: values[name] for name, its in _PENALTY_NAMES.items() if name in values
+    }
+    direct: dict[str, Any] = {
+        name: value for name, value in values.items() if name not in _PENALTY_NAMES
+    }
+    return SamplingParams(**direct, **others, penalties=Penalties(**penalties))
+
+
+def _named(params: SamplingParams, name: str) -> float:
+    owner = params.penalties if name in _PENALTY_NAMES else params
+    value: float = getattr(owner, _PENALTY_NAMES.get(name, name))
+    return value

@@ -184,11 +184,13 @@ def test_a_seed_determines_the_text_whatever_is_chosen() -> None:
     assert results[0].speculation.rule == "coupled"
 
 
-def test_without_a_seed_of_ones_own_the_rule_is_the_one_that_keeps_most() -> None:
+def test_the_seed_that_is_drawn_writes_the_same_text_again() -> None:
     target = model("llama")
     engine = Engine(target, target, compiled=False)
-    drawn = engine.generate(prompt_of(9), max_tokens=9, sampling=SamplingParams(temperature=1.0))
-    assert drawn.speculation.rule == "block"
+    drawn = engine.generate(prompt_of(9), max_tokens=40, sampling=SamplingParams(temperature=1.0))
+    assert drawn.speculation.rule == "coupled"
+    seeded = SamplingParams(temperature=1.0, seed=drawn.seed)
+    assert engine.generate(prompt_of(9), max_tokens=40, sampling=seeded).tokens == drawn.tokens
     named = SamplingParams(temperature=1.0, seed=1, verify="token")
     assert engine.generate(prompt_of(9), max_tokens=9, sampling=named).speculation.rule == "token"
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlxspec.cli import display as display_module
-from mlxspec.cli.display import Display, Split, _live_parts, _summary, open_display
+from mlxspec.cli.display import Display, Split, open_display
+from mlxspec.cli.summary import live_parts, summary
 from mlxspec.metrics import (
     Event,
     FinishReason,
@@ -30,6 +31,7 @@ from mlxspec.metrics import (
     RoundStats,
     SpeculationStats,
 )
+from mlxspec.params import Penalties, SamplingParams
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4
@@ -116,12 +118,12 @@ class Running:
     def __init__(self, display: Display, *, draft_tokens: int = K) -> None:
         self.display = display
         stats = SpeculationStats(draft_tokens, enabled=draft_tokens > 0)
-        self.generation = Generation(prompt_tokens=3, speculation=stats, seed=0)
+        self.generation = Generation(prompt_tokens=3, speculation=stats, sampling=SamplingParams())
         self.elapsed_s = 0.0
 
     def say(self, text: str, *, own: bool = False, finish: FinishReason | None = None) -> None:
         accepted = 3 if self.generation.speculation.enabled else None
-        stats = None if accepted is None else RoundStats(K, accepted)
+        stats = None if accepted is None else RoundStats(K, accepted, drafter="draft")
         pieces = (Piece(text, from_draft=not own),) if text else ()
         event = Event((1,) * 4, (not own,) * 4, pieces, stats, finish)
         self.generation.add(event)
@@ -204,10 +206,11 @@ def test_live_line_is_below_the_text_and_gone_at_the_end(terminal: Terminal) -> 
     assert (terminal.screen.cursor.x, terminal.screen.cursor.y) == (13, 0)
     run.say("", finish="length")
     run.finish()
-    assert terminal.rows()[:5] == [
+    assert terminal.rows()[:6] == [
         "The quick fox",
         "output    12 tokens in 0.30 s · 40 tok/s · first after 0.04 s · length limit",
-        "accepted  75% of 4 drafted · 4.00 tokens per round · by position 100 100 100 0%",
+        "written   draft 67% · target 33%",
+        "rounds    3 rounds · 4.00 tokens per round · 75% of 12 proposals accepted",
         "cost      draft 14% · verify 79% · host 7% of a round · peak memory 0.03 GB",
         "",
     ]
@@ -289,8 +292,8 @@ def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
     run.say("", finish="stop")
     run.finish(None)
     assert terminal.rows()[1:4] == [
-        "output  8 tokens in 0.20 s · 40 tok/s · first after 0.04 s · end of text",
-        "cost    peak memory 0.03 GB",
+        "output    8 tokens in 0.20 s · 40 tok/s · first after 0.04 s · end of text",
+        "cost      peak memory 0.03 GB",
         "",
     ]
 
@@ -360,7 +363,12 @@ def test_no_rates_before_there_is_something_to_tell(terminal: Terminal) -> None:
     run.display.show(event, run.generation, 0.001)
     assert terminal.rows()[1] == "0.0 s"
     run.display.finish(run.generation, None)
-    assert terminal.rows()[1:3] == ["output  1 token · interrupted", ""]
+    assert terminal.rows()[1:5] == [
+        "output    1 token · interrupted",
+        "written   target 100%",
+        "rounds    1 round",
+        "",
+    ]
 
 
 def test_numbers_hold_still_long_enough_to_be_read(terminal: Terminal) -> None:
@@ -459,7 +467,7 @@ def test_second_generation_on_the_same_display(terminal: Terminal) -> None:
     run.finish()
     again = Running(run.display)
     again.say("three")
-    assert terminal.rows()[4:6] == [
+    assert terminal.rows()[5:7] == [
         "three",
         "40 tok/s · acceptance 75% · 4.0 tokens/round · 0.1 s",
     ]
@@ -604,7 +612,7 @@ def test_file_gets_the_exact_text_and_the_terminal_the_rest(
         assert terminal.text() == "note"
         run.finish()
     assert terminal.rows()[1].startswith("output    ")
-    assert terminal.text().count("\n") == 3
+    assert terminal.text().count("\n") == 4
     assert path.read_bytes() == EXACT.encode()
 
 
@@ -642,7 +650,8 @@ def test_stderr_elsewhere_gets_one_final_line(terminal: Terminal) -> None:
     assert terminal.raw == "text \x1b[1mown\x1b[0m\r\n"
     assert stderr.getvalue() == (
         "output: 8 tokens in 0.20 s · 40 tok/s · first after 0.04 s · interrupted; "
-        "accepted: 75% of 4 drafted · 4.00 tokens per round · by position 100 100 100 0%; "
+        "written: draft 50% · target 50%; "
+        "rounds: 2 rounds · 4.00 tokens per round · 75% of 8 proposals accepted; "
         "cost: draft 14% · verify 79% · host 7% of a round · peak memory 0.03 GB\n"
     )
 
@@ -694,10 +703,11 @@ def test_closed_streams_do_not_make_finish_raise(terminal: Terminal) -> None:
 
 def auto_of(*rounds: RoundStats) -> Generation:
     stats = SpeculationStats(8, auto=True)
-    generation = Generation(prompt_tokens=3, speculation=stats, seed=0)
+    generation = Generation(prompt_tokens=3, speculation=stats, sampling=SamplingParams())
     for one in rounds:
         tokens = (1,) * (one.accepted + 1)
-        generation.add(Event(tokens, (True,) * len(tokens), (), one))
+        proposed = (True,) * one.accepted + (False,)
+        generation.add(Event(tokens, proposed, (), one))
     return generation
 
 
@@ -714,27 +724,50 @@ DRAFTING = RoundStats(3, 2, drafter="model")
     ],
 )
 def test_the_live_line_tells_what_is_chosen(latest: RoundStats, expected: str) -> None:
-    assert expected in _live_parts(auto_of(DRAFTING, latest), latest, 1.0)
-    fixed = Generation(prompt_tokens=3, speculation=SpeculationStats(3), seed=0)
-    assert expected not in _live_parts(fixed, latest, 1.0)
+    assert expected in live_parts(auto_of(DRAFTING, latest), latest, 1.0)
+    fixed = Generation(prompt_tokens=3, speculation=SpeculationStats(3), sampling=SamplingParams())
+    assert expected not in live_parts(fixed, latest, 1.0)
 
 
-def test_the_summary_tells_what_was_chosen_and_how_often() -> None:
-    generation = auto_of(
-        *[RoundStats(0, 0)] * 3, *[DRAFTING] * 6, RoundStats(1, 1, drafter="model")
-    )
-    rows = dict(_summary(generation, None))
-    assert rows["chosen"] == [
-        "model 3 in 60% of rounds",
-        "nothing drafted in 30% of rounds",
-        "model 1 in 10% of rounds",
+def test_the_summary_tells_who_wrote_the_text() -> None:
+    history = RoundStats(15, 15, drafter="history")
+    generation = auto_of(*[RoundStats(0, 0)] * 4, *[DRAFTING] * 3, history)
+    rows = dict(summary(generation, None))
+    # 4 rounds write 1 token each, 3 write 2 of 3 proposed and one of the target, one writes 16.
+    assert rows["written"] == ["history 52%", "model 21%", "target 28%"]
+    assert rows["rounds"] == [
+        "8 rounds",
+        "3.62 tokens per round",
+        "88% of 24 proposals accepted",
     ]
-    # 13 of 19 proposed were kept; 7 rounds drafted 19; the first position was kept every time.
-    assert rows["accepted"][0] == "68% of 2.7 drafted"
-    assert rows["accepted"][2] == "by position 100 100 0%"
 
 
 def test_a_run_that_never_drafted_is_summed_up() -> None:
-    rows = dict(_summary(auto_of(PARKED, PARKED), None))
-    assert "accepted" not in rows
-    assert rows["chosen"] == ["nothing drafted in 100% of rounds"]
+    rows = dict(summary(auto_of(PARKED, PARKED), None))
+    assert rows["written"] == ["target 100%"]
+    assert rows["rounds"] == ["2 rounds", "1.00 tokens per round"]
+
+
+def test_the_summary_names_how_tokens_were_chosen() -> None:
+    generation = auto_of(DRAFTING)
+    assert "sampling" not in dict(summary(generation, None))
+    penalties = Penalties(repetition=1.1, repetition_context=64)
+    generation.sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=7, penalties=penalties)
+    assert dict(summary(generation, None))["sampling"] == [
+        "temperature 0.8",
+        "top p 0.95",
+        "repetition penalty 1.1",
+        "seed 7",
+    ]
+
+
+def test_the_summary_compares_with_plain_decoding() -> None:
+    fast, slow = auto_of(DRAFTING, DRAFTING), auto_of(*[PARKED] * 6)
+    fast.timing.decode_s, slow.timing.decode_s = 0.1, 0.2
+    assert dict(summary(fast, None, slow))["plain"] == [
+        "30 tok/s without speculation",
+        "2.00 x as fast with it",
+        "the same text",
+    ]
+    slow.tokens[-1] = 2
+    assert dict(summary(fast, None, slow))["plain"][-1] == "another text"

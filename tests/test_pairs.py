@@ -90,7 +90,7 @@ def test_a_pair_may_have_several_drafts(table):
     pair = find_pair("mine", models)
     assert pair.drafts == ("org/a", str(models.parent / "b"), "history")
     assert pair.models == pair.drafts[:2]
-    assert pair.drafting == f"org/a + {models.parent / 'b'}"
+    assert pair.draft_name == f"org/a + {models.parent / 'b'}"
     assert find_pair("mine", table('[mine]\ntarget = "t"\ndraft = "history"\n')).models == ()
 
 

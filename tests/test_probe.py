@@ -30,7 +30,7 @@ from mlxspec.measure.forecast import (
     Forecast,
     MeasuredDrafter,
     Option,
-    verdict_of,
+    recommended,
 )
 from mlxspec.measure.probe import ROWS, TOKENS, agreement, probe, speeds
 
@@ -106,15 +106,15 @@ def test_it_is_what_a_controller_starts_from() -> None:
 
 def test_a_verdict_is_what_was_measured() -> None:
     two, three = Contender(MODEL, 2), Contender("small", 3)
-    assert verdict_of({PLAIN_DECODING: 10.0, two: 19.0, three: 18.0}) == Recommendation(2, 1.9)
-    assert verdict_of({PLAIN_DECODING: 10.0, two: 11.0, three: 18.0}) == Recommendation(
+    assert recommended({PLAIN_DECODING: 10.0, two: 19.0, three: 18.0}) == Recommendation(2, 1.9)
+    assert recommended({PLAIN_DECODING: 10.0, two: 11.0, three: 18.0}) == Recommendation(
         3, 1.8, "small"
     )
-    assert verdict_of({PLAIN_DECODING: 10.0, two: 11.0, LEFT_TO_AUTO: 18.0}) == Recommendation(
+    assert recommended({PLAIN_DECODING: 10.0, two: 11.0, LEFT_TO_AUTO: 18.0}) == Recommendation(
         "auto", 1.8
     )
-    assert verdict_of({PLAIN_DECODING: 10.0, two: 10.1}) == Recommendation(0, 1.0)
-    assert verdict_of({PLAIN_DECODING: 10.0, two: 5.0}) == Recommendation(0, 1.0)
+    assert recommended({PLAIN_DECODING: 10.0, two: 10.1}) == Recommendation(0, 1.0)
+    assert recommended({PLAIN_DECODING: 10.0, two: 5.0}) == Recommendation(0, 1.0)
 
 
 def kept(replayed: list[Proposed]) -> list[int]:
@@ -275,7 +275,8 @@ def test_tune_remembers_what_it_found(table: Path, tmp_path: Path) -> None:
     assert set(kept["verdict"]) == {"draft_tokens", "speed_up", "drafter"}
     assert len(kept["learned"]["0"]["model"]["costs"]) == MAX_AUTO_TOKENS + 1
     said = mlxspec("pairs", "show", "mine", *options, env=env).stdout.decode()
-    assert "is accepted" in said
+    measured = [line.split() for line in said.splitlines() if line.rstrip().endswith("%")]
+    assert [row[-4] for row in measured] == [str(k) for k in range(1, MAX_AUTO_TOKENS + 1)]
     assert str(Recommendation(**kept["verdict"])) in said
     # A run begins with it, and adds to it.
     run = mlxspec("generate", "--pair", "mine", *options, "--no-compile", "abc", env=env)

@@ -53,13 +53,20 @@ def test_another_setting_knows_nothing(part: str) -> None:
     assert recall(SETTING, silent).learned == LEARNED
 
 
+def test_numbers_that_were_not_measured_are_kept_as_such() -> None:
+    learned = Learned()
+    learned.learn(9, {"model": Knowledge((1.0, None, 1.2), (0.9,))})
+    remember(Record(SETTING, learned), silent)
+    assert recall(SETTING, silent).learned == learned
+
+
 def test_a_verdict_stays_until_there_is_another() -> None:
     verdict = Recommendation(2, 1.9)
     remember(Record(SETTING, LEARNED, verdict), silent)
     remember(Record(SETTING, Learned()), silent)
     assert recall(SETTING, silent) == Record(SETTING, Learned(), verdict)
     remember(Record(SETTING, LEARNED, Recommendation(0, 1.0)), silent)
-    assert recall(SETTING, silent).verdict == Recommendation(0, 1.0)
+    assert recall(SETTING, silent).recommendation == Recommendation(0, 1.0)
 
 
 DAMAGED = [
@@ -88,7 +95,7 @@ def test_a_damaged_file_is_set_aside(kept: Path, content: str) -> None:
     assert aside.name in said[1]
 
 
-@pytest.mark.parametrize("value", ["nan", 0, -1, "x", None])
+@pytest.mark.parametrize("value", ["nan", 0, -1, "x", [1]])
 def test_numbers_that_cannot_be_are_damage(kept: Path, value: object) -> None:
     remember(Record(SETTING, LEARNED), silent)
     content = json.loads(kept.read_text())

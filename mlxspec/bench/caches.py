@@ -1,4 +1,4 @@
-"""What taking proposals back costs, for each kind of cache, on random models of mlx-lm.
+"""The cost of taking proposals back, for each kind of cache, on random models of mlx-lm.
 
     scripts/bench_caches
     scripts/bench_caches --hidden-size 1024 --json FILE
@@ -6,10 +6,10 @@
 A round verifies three fixed proposals from the same place again and again, compiled, in turn with
 the other measurements of its model:
 
-- *taking back* is the share of a round that goes when states are neither recorded nor chosen;
+- *taking back* is the share of a round that is saved when states are neither recorded nor chosen;
 - *room* is a round's time with room for 16,384 positions over that with room for 256;
-- *rows* is a pass of so many rows over one of a single row. Where experts are many, it touches
-  more of them.
+- *rows* is the time of a pass of several rows over that of one row. In a model of many experts,
+  more rows use more of them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Careless(FusedModel):
 
 
 def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> dict[str, float]:
-    """Milliseconds of a round, and what the module's text names as ratios."""
+    """Milliseconds of a round, and the ratios that the module's docstring names."""
     model = model_of(config)
     engine = Engine(model, kv=kv)
     cached = engine.models[0]

@@ -1,4 +1,4 @@
-"""A target that writes what it is told, at its own pace: texts that a small model cannot write."""
+"""A target that writes a given text at its own pace: one that a small model cannot write."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.models.caches.original import Model
 
-CERTAIN = 1e4  # added to the logit of what is dictated
+CERTAIN = 1e4  # added to the logit of the dictated token
 
 
 class Dictated(nn.Module):
-    """A model whose every next token is that of a text, and costs what it costs.
+    """A model whose every next token is that of a given text, at the cost of its own passes.
 
     Args:
-        model: with caches that know their offset, as attention's do.
-        text: token ids from the first of the prompt on; behind its end the model is itself.
+        model: a model whose caches know their offset, as attention's do.
+        text: token ids from the prompt's first on; after its end the model decides by itself.
     """
 
     def __init__(self, model: Model, text: Sequence[int]) -> None:

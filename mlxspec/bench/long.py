@@ -1,17 +1,17 @@
-"""Long texts: what a token takes as they grow, and how soon the first one is there.
+"""Long texts: the time per token as they grow, and the time to the first token.
 
     scripts/bench_long
     scripts/bench_long --repeats 5 --json FILE
     LD_PRELOAD=libopenblas.so.0 scripts/bench_long --no-prompts
 
-Seconds per token are taken behind a text whose past is made up: the caches hold random numbers, as
-many as the text has tokens, because attention takes as long for those. Time to the first token is
-taken with real prompts, without a cache on disk, with one that is to be written, and with one that
-was. All contenders take turns; a median is quoted.
+Seconds per token are measured after a text whose past is made up: the caches hold random numbers
+for all of its tokens, because attention takes as long for those. Time to the first token is
+measured with real prompts, without a cache on disk, with one to be written, and with one to be
+read. All contenders take turns; a median is quoted.
 
-On a CPU the product of several rows is that of the BLAS library. MLX's wheel carries the reference
-one, with which each row costs as much as the first; another can be loaded before it. What MLX's
-attention alone takes is shown beside.
+On a CPU the BLAS library multiplies several rows. MLX's wheel carries the reference library, with
+which each row costs as much as the first; another can be preloaded. The time of MLX's attention
+alone is shown beside.
 """
 
 from __future__ import annotations
@@ -59,7 +59,11 @@ Timed = Callable[[], float]
 
 
 def made_up(model: Model, length: int) -> list[Any]:
-    """mlx-lm's caches as if so many tokens had been read."""
+    """mlx-lm's caches as if `length` tokens had been read.
+
+    Raises:
+        UsageError: a cache is not one of full attention.
+    """
     caches = fresh_cache(model, None)
     model(mx.zeros((1, 1), mx.int32), cache=caches)
     for cache in caches:
@@ -76,7 +80,7 @@ def made_up(model: Model, length: int) -> list[Any]:
 
 
 class MadeUp(Reader):
-    """Reads nothing, and makes it up."""
+    """A reader that makes caches up in place of reading."""
 
     def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
         few = yield from super().state(tokens[-2:])
@@ -93,7 +97,7 @@ class MadeUp(Reader):
 
 
 def per_token(engine: Engine, length: int) -> dict[str, Timed]:
-    """What decodes behind a text of so many tokens: seconds per token."""
+    """Timers, by name, of decoding after `length` tokens: seconds per token or round."""
     text = [i % 100 for i in range(length)]
 
     def plain() -> float:
@@ -108,7 +112,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
     def ours(draft_tokens: int) -> Timed:
         def run() -> float:
-            # No text that the model was made for is so long.
+            # Made by hand, because `engine.request` rejects a text beyond the model's context.
             request = Request(tokens=tuple(text), draft_tokens=draft_tokens)
             rounds = engine.rounds.of(request)
             session = Session(rounds, MadeUp(rounds, request), request)
@@ -131,7 +135,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
 
 def attending(model: Model, length: int, rows: int) -> Timed:
-    """What MLX's attention alone takes of a pass over so many rows, in all layers."""
+    """A timer of MLX's attention alone, in all layers of a pass over `rows` rows."""
     heads = model.args.num_attention_heads
 
     def run() -> float:
@@ -147,7 +151,7 @@ def attending(model: Model, length: int, rows: int) -> Timed:
 
 
 def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str, Timed]:
-    """What writes the first token after a prompt: seconds."""
+    """Timers, by name, of writing the first token after a prompt: seconds."""
     kept = folder / f"{len(prompt)}"
 
     def theirs() -> float:
@@ -183,7 +187,7 @@ def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str,
 
 
 def in_turns(table: dict[str, Timed], repeats: int) -> dict[str, float]:
-    """Medians; after a run for nothing, unless there is one run alone."""
+    """Median seconds, by name, after one warm-up turn unless `repeats` is 1."""
     times: dict[str, list[float]] = {name: [] for name in table}
     warming = 0 if repeats == 1 else 1
     for turn in range(repeats + warming):
@@ -206,7 +210,7 @@ def reading(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds to the first token, by the length of the prompt."""
     rng = random.Random(0)
     vocabulary = engine.models[0].vocabulary
-    # A target without a context of its own, for prompts longer than the embedded one's.
+    # A target without a limit to its context, for prompts longer than the embedded target's.
     endless = Engine(Dictated(engine.target, []), engine.draft, texts=(History,), compiled=True)
     first = {}
     with TemporaryDirectory() as folder:

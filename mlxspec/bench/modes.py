@@ -5,17 +5,18 @@
     scripts/bench_modes --kind new --kind JSON
 
 All contenders write the same greedy text after the same prompt, in turns. A speed is tokens per
-second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with an
-interval that 95 of 100 such medians of resampled prompts lie in. `auto` has all drafters and begins
-with what the texts before it have taught, `auto, cold` with nothing; `history` and `model` are that
+second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with the
+interval of 95 of 100 such medians of resampled prompts. `auto` has all drafters and begins with
+what it learned from earlier texts, `auto, cold` with nothing; `history` and `model` are that
 drafter alone.
 
 Copy-heavy texts, and one in which nothing repeats, are dictated: the embedded models write neither,
-so the target is told what to write, and takes as long for it as ever. Of each of these there is one
-text, which is decoded again and again.
+so the target is told what to write, and takes as long as ever. There is one text of each of these
+kinds, which is decoded again and again.
 
-The `ceiling` of `history` is what it would bring if all proposals were right, and `hindsight` if it
-were known beforehand how many of them are: what this machine's cost of several rows allows.
+The `ceiling` of `history` is its speed-up if all proposals were right, and `hindsight` is the one
+if the number of right ones were known beforehand: both show what this machine's cost of several
+rows allows.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PROFILED, REPEATS = 4, 20
 
 
 def modes(kind: Kind, prompt: list[int]) -> dict[str, Decode]:
-    """Everything that decodes `prompt`, by name."""
+    """All decoders of `prompt`, by name."""
 
     def auto(engine: Engine, *, cold: bool = False) -> Decode:
         def decode() -> Iterable[int]:
@@ -92,7 +93,7 @@ def race(kind: Kind) -> tuple[dict[str, list[float]], list[list[int]]]:
         random.Random(turn).shuffle(table)
         for name, decode in table:
             texts[name], speed = timed(decode())
-            if turn:  # the first prompt is run once for nothing
+            if turn:  # the first prompt is run once to warm up
                 speeds.setdefault(name, []).append(speed)
         if different := [name for name, text in texts.items() if text != texts["plain"]]:
             raise RuntimeError(f"{different} left mlx-lm's plain text on prompt {turn}")
@@ -110,7 +111,7 @@ def compared(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
 
 
 def summed_up(speeds: dict[str, list[float]], counts: Iterable[int]) -> dict[str, Any]:
-    """What the kinds of text are compared by."""
+    """The figures by which kinds of text are compared: the best K, ratios, and speeds."""
 
     def best(name: str) -> str:
         return max((f"{name} {count}" for count in counts), key=lambda one: median(speeds[one]))
@@ -136,8 +137,8 @@ def summed_up(speeds: dict[str, list[float]], counts: Iterable[int]) -> dict[str
 def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     """Milliseconds of a round, of its halves, and of the models' passes alone, each waited for.
 
-    What the passes leave of the halves is sampling and the verdict; what the halves leave of a
-    round, or save, is the host and what overlaps with it.
+    The halves without the passes are sampling and the verdict; a round without its halves is the
+    host's time, less what overlaps with it.
     """
     session = engine.session(prompt, draft_tokens=count)
     for _ in range(2):  # the first one proposes nothing
@@ -168,7 +169,7 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
 
 
 def figures_of(kind: Kind) -> dict[str, Any]:
-    """All that is measured with a kind of text."""
+    """All figures of a kind of text."""
     speeds, texts = race(kind)
     seconds = costs(kind)
     hindsight = []
@@ -183,9 +184,9 @@ def figures_of(kind: Kind) -> dict[str, Any]:
 
 
 def costs(kind: Kind) -> dict[int, float]:
-    """Seconds of rounds that verify so many proposals from the text, and of plain ones.
+    """Seconds of a round, by the number of proposals from the text that it verifies.
 
-    The former are waited for; of the latter the next one is always in flight.
+    Rounds with proposals are waited for; of plain rounds, 0, the next one is always in flight.
     """
     engine, prompt = kind.entrants.history, kind.prompts[0]
     sampler = Sampler(GREEDY.method(), engine.models[0].vocabulary)

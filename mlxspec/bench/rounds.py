@@ -4,7 +4,7 @@
     scripts/bench_round --pair NAME --max-tokens 128 --json FILE
 
 Every contender decodes every prompt greedily to the same number of tokens; a speed is tokens per
-second from the first token on, without text; a ratio is taken prompt by prompt and its median
+second from the first token on, in ids only; a ratio is taken prompt by prompt and its median
 quoted, because a machine's own speed drifts more than what is compared.
 """
 
@@ -58,7 +58,7 @@ def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
 def contenders(
     engine: Engine, prompt: list[int], max_tokens: int, counts: Iterable[int]
 ) -> dict[str, Decode]:
-    """What decodes `prompt`, by name: `plain`, `mlx-lm K`, `mlxspec 0` and `mlxspec K`."""
+    """The decoders of `prompt`, by name: `plain`, `mlx-lm K`, `mlxspec 0` and `mlxspec K`."""
     array = mx.array(prompt, mx.uint32)
     draft = engine.draft
     if draft is None:
@@ -101,7 +101,7 @@ def race(engine: Engine, prompts: list[list[int]], max_tokens: int) -> dict[str,
         texts: dict[str, list[int]] = {}
         for name, decode in contenders(engine, prompt, max_tokens, COUNTS).items():
             texts[name], speed = timed(decode())
-            if warm:  # the first prompt is run once for nothing: kernels, traces, buffers
+            if warm:  # the first prompt warms up kernels, traces and buffers
                 speeds.setdefault(name, []).append(speed)
         different = [name for name, text in texts.items() if text != texts["plain"]]
         if different:
@@ -130,7 +130,7 @@ def acceptance(engine: Engine, prompts: list[list[int]], max_tokens: int) -> lis
 
 
 def against_parts(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
-    """A round against its halves run back to back, and against itself at four times the room."""
+    """Ratios of a round's time: over its halves run back to back, and at four times the room."""
     over_parts, at_four_times = [], []
     for _ in range(8):
         room = engine.prefilled(prompt).capacity

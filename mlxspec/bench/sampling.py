@@ -48,7 +48,7 @@ RULES: tuple[Verify, ...] = ("token", "block", "coupled")
 
 @dataclass
 class Tally:
-    """What one contender did over all prompts."""
+    """The speeds and counts of one contender over all prompts."""
 
     speeds: list[float] = field(default_factory=list)
     kept: int = 0
@@ -67,7 +67,7 @@ Decode = Callable[[Tally], Iterable[int]]
 def contenders(
     engine: Engine, prompt: list[int], max_tokens: int, temperature: float, seed: int
 ) -> dict[str, Decode]:
-    """What decodes `prompt`, by name: `plain`, `mlx-lm K` and `RULE K`; each counts its rounds."""
+    """The decoders of `prompt`: `plain`, `mlx-lm K` and `RULE K`; each counts its rounds."""
     array, draft = mx.array(prompt, mx.uint32), engine.draft
     if draft is None:
         raise UsageError("This pair has no draft.", hint="Choose one that has.")
@@ -78,7 +78,7 @@ def contenders(
         return (int(token) for token, _ in steps)
 
     def theirs(count: int) -> Decode:
-        """mlx-lm's: every token that is not the draft's ends a round."""
+        """Rounds of mlx-lm: every token that is not the draft's ends one."""
 
         def decode(tally: Tally) -> Iterable[int]:
             for token, _, from_draft in speculative_generate_step(
@@ -126,7 +126,7 @@ def race(
     mx.random.seed(0)
     for turn, prompt in enumerate(track([prompts[0], *prompts], "decoding", transient=True)):
         for name, decode in contenders(engine, prompt, max_tokens, temperature, turn).items():
-            if turn == 0:  # the first prompt is run once for nothing: kernels, traces, buffers
+            if turn == 0:  # the first prompt warms up kernels, traces and buffers
                 timed(decode(Tally()))
                 continue
             tally = tallies.setdefault(name, Tally())

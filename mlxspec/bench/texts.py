@@ -1,4 +1,4 @@
-"""Kinds of text that decoding is measured on, and who decodes them."""
+"""Kinds of text that decoding is measured on, and the engines that decode them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.drafters.history import History
 from mlxspec.models.caches.original import Model
 
-COPY_COUNTS = (3,)  # a draft that cannot copy loses with any
+COPY_COUNTS = (3,)  # a draft that cannot copy loses with any K
 ROWS = 24  # of the list that is reformatted
 PROSE = (
     "The harbour was quiet in the early morning, and the fishermen who had come back",
@@ -49,7 +49,7 @@ class Entrants(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of text: who races over which prompts, with which fixed numbers, for how long."""
+    """A kind of text: its engines, its prompts, the fixed values of K, and the length."""
 
     entrants: Entrants
     prompts: list[list[int]]
@@ -65,10 +65,10 @@ def entrants_of(engine: Engine, target: Model) -> Entrants:
 
 
 def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[str, Kind]:
-    """So many prompts of each kind of text, as token ids.
+    """`count` prompts of each kind of text, as token ids.
 
     Args:
-        max_tokens: of each text. copied: of each of those that are dictated, at most.
+        max_tokens: of each text. copied: the most tokens of each dictated text.
     """
     code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
     rng = random.Random(0)
@@ -113,7 +113,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def changed() -> tuple[str, str]:
-    """A list of objects in a line each, and the same with every fifth number changed."""
+    """A list of objects, one on each line, and the same with every fifth number changed."""
     new = [row | ({"score": 0} if i % 5 == 0 else {}) for i, row in enumerate(rows())]
     given, wanted = ("".join(f"{json.dumps(row)}\n" for row in some) for some in (rows(), new))
     return given + "\n", wanted

@@ -16,10 +16,19 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from mlxspec.cli.summary import STATUS_EVERY_S, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
     GONE,
@@ -31,26 +40,10 @@ from mlxspec.cli.terminal import (
     TextOut,
     visible,
 )
-from mlxspec.metrics import (
-    Event,
-    FinishReason,
-    Generation,
-    RoundStats,
-    SpeculationStats,
-    Split,
-)
+from mlxspec.metrics import Event, Generation, Split
 
 SPINNER_AFTER_S = 0.3
 LONG_PROMPT_TOKENS = 1024
-POSITIONS = 8  # whose acceptance is said in the summary
-MOST_OFTEN = 3  # of what rounds did: said in the summary
-STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
-
-_STOPPED: dict[FinishReason, str] = {
-    "stop": "end of text",
-    "length": "length limit",
-    "interrupted": "interrupted",
-}
 
 
 class Display:
@@ -84,12 +77,16 @@ class Display:
         self.close()
 
     @contextmanager
-    def status(self, message: str) -> Iterator[None]:
-        """A spinner with `message` while the block runs, unless that is over in no time."""
+    def status(self, message: str, *, timed: bool = False) -> Iterator[None]:
+        """A spinner with `message` while the block runs, unless that is over in no time.
+
+        Args:
+            timed: it counts seconds.
+        """
         if self._people is None or not self._terminal:
             yield
             return
-        spinner = self._people.status(Text(visible(message)))
+        spinner = _spinner(self._people, Text(visible(message)), timed=timed)
         timer = Timer(SPINNER_AFTER_S, spinner.start)
         timer.daemon = True
         timer.start()
@@ -130,20 +127,22 @@ class Display:
             return
         self._end_progress()
         self._line.make_way()
-        self._text.write(event.pieces, marked=_speculates(generation))
+        self._text.write(event.pieces, marked=speculates(generation))
         if elapsed_s - self._status_s >= STATUS_EVERY_S:
-            parts = _live_parts(generation, event.round, elapsed_s)
+            parts = live_parts(generation, event.round, elapsed_s)
             self._status, self._status_s = parts, elapsed_s
         self._line.draw(self._status)
         for note in event.notes:
             self.note(note)
 
-    def finish(self, generation: Generation, split: Split | None) -> None:
-        """End the text and sum the generation up. Never raises."""
+    def finish(
+        self, generation: Generation, split: Split | None, plain: Generation | None = None
+    ) -> None:
+        """End the text, and sum it up beside a plain one if there is any. Never raises."""
         self.close()
         if self._people is None:
             return
-        rows = _summary(generation, split)
+        rows = summary(generation, split, plain)
         with suppress(*GONE):
             if self._terminal:
                 self._people.print(_table(rows))
@@ -201,96 +200,27 @@ def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> 
     return Display(text=text, line=line, people=people, terminal=terminal)
 
 
-def _live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: float) -> list[str]:
-    tokens, stats = len(generation.tokens), generation.speculation
-    # The first token is there when decoding begins: at once, it would look like a rate.
-    parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
-    if _speculates(generation) and stats.acceptance_rate is not None:
-        parts.append(f"acceptance {stats.acceptance_rate:.0%}")
-        parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
-        parts += [] if stats.is_exact else ["not exact"]
-    if stats.auto and latest is not None:
-        parts.append(_doing(latest))
-    return [*parts, f"{elapsed_s:.1f} s"]
-
-
-def _doing(latest: RoundStats) -> str:
-    """What a controller has rounds do."""
-    if latest.drafted:
-        return f"{latest.drafter} drafts {latest.drafted}"
-    if latest.parked is None:
-        return "nothing drafted"
-    rounds = latest.parked.retry_in
-    return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
-
-
-def _summary(generation: Generation, split: Split | None) -> list[tuple[str, list[str]]]:
-    """Labels and what to say about each."""
-    stats = generation.speculation
-    rows = [("output", _output(generation))]
-    if _speculates(generation) and stats.acceptance_rate is not None:
-        counts = zip(stats.accepted_by_position, stats.drafted_by_position, strict=True)
-        kept = [accepted / drafted for accepted, drafted in counts if drafted][:POSITIONS]
-        accepted = [
-            f"{stats.acceptance_rate:.0%} of {_drafted(stats)} drafted",
-            f"{stats.tokens_per_round:.2f} tokens per round",
-            f"by position {' '.join(f'{100 * share:.0f}' for share in kept)}%",
-        ]
-        if len(stats.by_source) > 1:
-            accepted += [
-                f"{name} {source.acceptance_rate:.0%} of {source.drafted}"
-                for name, source in stats.by_source.items()
-            ]
-        accepted += [] if stats.is_exact else [f"not exact: {stats.rule} verification"]
-        rows.append(("accepted", accepted))
-    if stats.auto and stats.rounds:
-        rows.append(("chosen", _chosen(stats)))
-    cost = []
-    if split is not None:
-        cost += [f"draft {split.draft:.0%}", f"verify {split.verify:.0%}"]
-        cost += [f"host {split.host:.0%} of a round"]
-    if generation.peak_gb:
-        cost.append(f"peak memory {generation.peak_gb:.2f} GB")
-    return [*rows, ("cost", cost)] if cost else rows
-
-
-def _drafted(stats: SpeculationStats) -> str:
-    if not stats.auto:
-        return str(stats.draft_tokens)
-    return f"{stats.drafted / max(stats.drafted_by_position):.1f}"
-
-
-def _chosen(stats: SpeculationStats) -> list[str]:
-    """How often rounds did what."""
-    ends = [visit.round for visit in stats.history[1:]] + [stats.rounds]
-    shares: dict[str, int] = {}
-    for visit, end in zip(stats.history, ends, strict=True):
-        what = f"{visit.drafter} {visit.draft_tokens}" if visit.draft_tokens else "nothing drafted"
-        shares[what] = shares.get(what, 0) + end - visit.round
-    often = sorted(shares.items(), key=lambda one: -one[1])[:MOST_OFTEN]
-    return [f"{what} in {count / stats.rounds:.0%} of rounds" for what, count in often]
-
-
-def _output(generation: Generation) -> list[str]:
-    timing, count = generation.timing, len(generation.tokens)
-    tokens = f"{count} token{'' if count == 1 else 's'}"
-    parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
-    if generation.tokens_per_second:
-        parts.append(f"{generation.tokens_per_second:.0f} tok/s")
-    if count and timing.time_to_first_token_s:
-        parts.append(f"first after {timing.time_to_first_token_s:.2f} s")
-    return [*parts, _STOPPED[generation.finish_reason]]
-
-
-def _speculates(generation: Generation) -> bool:
-    return generation.speculation.enabled and generation.speculation.draft_tokens > 0
-
-
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
     table = Table.grid(padding=(0, 2))
+    table.add_column(min_width=len("sampling"))  # the longest label, so that summaries line up
+    table.add_column()
     for label, parts in rows:
         table.add_row(Text(label, ASIDE), Text(" · ".join(parts)))
     return table
+
+
+def _spinner(console: Console, message: Text, *, timed: bool) -> Status | Progress:
+    if not timed:
+        return console.status(message)
+    spinner = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    spinner.add_task(message.plain)
+    return spinner
 
 
 def _progress(console: Console) -> Progress:

@@ -1,17 +1,11 @@
-"""The options of the commands, in groups that commands share.
-
-A command takes a group as one parameter; `grouped` makes every field of it an option.
-"""
+"""The options that commands share: models, the text, and what is shown of it."""
 
 from __future__ import annotations
 
-import inspect
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import partial, wraps
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -19,20 +13,13 @@ from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_T
 from mlxspec.errors import UsageError
 from mlxspec.files import require_no_folder
 from mlxspec.pairs.table import Pair, find_pair
-from mlxspec.params import (
-    DEFAULT_CONTEXT,
-    DEFAULT_GROUP_SIZE,
-    VERIFY,
-    KVQuantization,
-    Penalties,
-    SamplingParams,
-)
+from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
 PromptArgument = Annotated[
     str | None,
     typer.Argument(
-        help="The prompt; what is piped in is added to it, once the pipe ends. `-` takes stdin "
-        "alone."
+        help="The prompt. Piped text is added to it once the pipe ends; `-` takes stdin alone. "
+        "Without either, the pair's own prompt, where it has one."
     ),
 ]
 ModelsOption = Annotated[
@@ -45,18 +32,22 @@ PromptsOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE",
-        help="Texts of your own: a JSON list of strings, or a text on each line.",
+        help="Prompts of your own: a JSON list of strings, or a prompt on each line.",
     ),
-]
-AuditOption = Annotated[
-    bool, typer.Option("--audit", help="Hold the text against plain decoding afterwards.")
 ]
 
 _model = partial(typer.Option, rich_help_panel="Models")
-_sampling = partial(typer.Option, rich_help_panel="Sampling")
-_penalty = partial(typer.Option, rich_help_panel="Penalties")
+_drafting = partial(typer.Option, rich_help_panel="Speculation")
+_text = partial(typer.Option, rich_help_panel="Text")
+_output = partial(typer.Option, rich_help_panel="Output")
 
-_Context = Annotated[int, _penalty(min=0, help="Tokens it looks back on; 0 is all.")]
+AuditOption = Annotated[
+    bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
+]
+CompareOption = Annotated[
+    bool,
+    _output("--compare", help="Decode again without speculation, and show both speeds."),
+]
 
 
 def _draft_tokens(text: str) -> DraftTokens:
@@ -73,7 +64,7 @@ def _draft_tokens(text: str) -> DraftTokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which models run, and how they draft."""
+    """The models that run, and how they draft."""
 
     pair: Annotated[str, _model(help="A pair of the table.")] = DEFAULT_PAIR
     target: Annotated[
@@ -87,61 +78,54 @@ class ModelOptions:
         list[str] | None,
         _model(
             metavar="PATH_OR_REPO|history",
-            help="A draft in place of the pair's; repeatable, the best is used. `history` repeats "
-            "what followed in the text so far, and needs no model; installed drafters go by name.",
-        ),
-    ] = None
-    draft_tokens: Annotated[
-        Any,
-        _model(
-            "--draft-tokens",
-            "--max-draft-tokens",
-            metavar=f"auto|0-{MAX_DRAFT_TOKENS}",
-            parser=_draft_tokens,
-            help="Tokens proposed in a round; auto measures what pays, and proposes none where "
-            "none does. The pair's own if not given, which is auto for most.",
-            show_default=False,
-        ),
-    ] = None
-    no_speculation: Annotated[
-        bool,
-        _model(
-            "--no-speculation",
-            help="Decode plainly: propose nothing.",
-        ),
-    ] = False
-    no_fallback: Annotated[
-        bool,
-        _model(
-            "--no-fallback",
-            help="Fail where a pair's draft cannot be used, in place of decoding plainly.",
-        ),
-    ] = False
-    kv_bits: Annotated[
-        int | None,
-        _model(
-            metavar="2|4|8",
-            help="Keep keys and values in so many bits; the text may differ, for the target alone "
-            "just as well.",
-        ),
-    ] = None
-    kv_group_size: Annotated[
-        int, _model(metavar="32|64|128", help="Of them that share a scale.")
-    ] = DEFAULT_GROUP_SIZE
-    compiled: Annotated[
-        bool | None,
-        _model(
-            "--compile/--no-compile",
-            help="Compile rounds: by default yes; on a CPU the first run builds kernels for it.",
-            show_default=False,
+            help="A draft in place of the pair's; repeatable, the fastest is used. `history` "
+            "proposes what followed in the text so far and needs no model. Installed drafters go "
+            "by name.",
         ),
     ] = None
     models: Annotated[
         Path | None,
+        _model("--models", metavar="FILE", help="A table of pairs laid over the shipped one."),
+    ] = None
+    kv_bits: Annotated[
+        int | None,
         _model(
-            "--models",
-            metavar="FILE",
-            help="A table of pairs laid over the shipped one.",
+            metavar="2|4|8",
+            help="Keep keys and values in this many bits. The text may differ, with and without a "
+            "draft alike.",
+        ),
+    ] = None
+    kv_group_size: Annotated[
+        int, _model(metavar="32|64|128", help="Keys or values that share one scale.")
+    ] = DEFAULT_GROUP_SIZE
+    draft_tokens: Annotated[
+        Any,
+        _drafting(
+            "--draft-tokens",
+            "--max-draft-tokens",
+            metavar=f"auto|0-{MAX_DRAFT_TOKENS}",
+            parser=_draft_tokens,
+            help="Tokens proposed in a round. auto measures what pays, and proposes nothing where "
+            "nothing does. The pair's own by default, which is auto for most.",
+            show_default=False,
+        ),
+    ] = None
+    no_speculation: Annotated[
+        bool, _drafting("--no-speculation", help="Decode plainly: propose nothing.")
+    ] = False
+    no_fallback: Annotated[
+        bool,
+        _drafting(
+            "--no-fallback",
+            help="Fail where a pair's draft cannot be used, in place of decoding plainly.",
+        ),
+    ] = False
+    compiled: Annotated[
+        bool | None,
+        _drafting(
+            "--compile/--no-compile",
+            help="Compile rounds: yes by default. On a CPU the first run builds kernels for it.",
+            show_default=False,
         ),
     ] = None
 
@@ -150,7 +134,7 @@ class ModelOptions:
         return not self.no_speculation and self.draft_tokens != 0
 
     def kv(self) -> KVQuantization | None:
-        """How keys and values are quantised, if they are."""
+        """The quantisation of keys and values, if there is any."""
         if self.kv_bits is None:
             return None
         return KVQuantization(self.kv_bits, self.kv_group_size)
@@ -174,36 +158,33 @@ class ModelOptions:
         pair = find_pair(self.pair, self.models)
         if draft is None:
             return pair
-        return Pair(name=self.pair, target=pair.target, draft=draft)
+        return replace(pair, draft=draft, draft_tokens=AUTO, note="")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """What is read, and where the text ends."""
+    """The prompt's surroundings, and the end of the text."""
 
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write at most.")] = (
-        DEFAULT_MAX_TOKENS
-    )
-    system: Annotated[str | None, typer.Option(help="A system message.")] = None
+    max_tokens: Annotated[int, _text(min=1, help="Tokens to write at most.")] = DEFAULT_MAX_TOKENS
+    system: Annotated[str | None, _text(help="A system message.")] = None
     stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="End before this text; repeatable."),
+        list[str] | None, _text(metavar="TEXT", help="End before this text; repeatable.")
     ] = None
-    raw: Annotated[bool, typer.Option("--raw", help="Use no chat template.")] = False
+    raw: Annotated[bool, _text("--raw", help="Use no chat template.")] = False
     prediction: Annotated[
         Path | None,
-        typer.Option(
+        _text(
             metavar="FILE",
-            help="What the text is expected to be like, such as the file that it edits: proposed "
-            "wherever the text follows it.",
+            help="A text that the output is expected to resemble, such as the file that it edits. "
+            "It is proposed wherever the output follows it.",
         ),
     ] = None
     cache: Annotated[
         Path | None,
-        typer.Option(
+        _text(
             metavar="FILE",
-            help="Keep what was read of the prompt in this file: the next prompt that begins with "
-            "the same tokens starts from there.",
+            help="Keep the prompt's past in this file: the next prompt that begins with the same "
+            "tokens starts from there.",
         ),
     ] = None
     constraint: Annotated[
@@ -231,167 +212,8 @@ class TextOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """How the next token is chosen, and how proposals are verified."""
-
-    temperature: Annotated[
-        float,
-        _sampling(
-            "--temp",
-            "--temperature",
-            min=0,
-            help="Temperature; 0 is greedy.",
-        ),
-    ] = 0.0
-    top_p: Annotated[
-        float,
-        _sampling(
-            min=0,
-            max=1,
-            help="Keep the most likely tokens up to this sum; 1 is off.",
-        ),
-    ] = 1.0
-    top_k: Annotated[
-        int,
-        _sampling(min=0, help="Keep so many tokens; 0 is off."),
-    ] = 0
-    min_p: Annotated[
-        float,
-        _sampling(
-            min=0,
-            max=1,
-            help="Keep tokens so likely beside the likeliest; 0 is off.",
-        ),
-    ] = 0.0
-    xtc_probability: Annotated[
-        float,
-        _sampling(
-            min=0,
-            max=1,
-            help="How often to leave out all likely tokens but the least likely of them.",
-        ),
-    ] = 0.0
-    xtc_threshold: Annotated[
-        float,
-        _sampling(min=0, max=0.5, help="From here on a token is likely."),
-    ] = 0.1
-    seed: Annotated[
-        int | None,
-        _sampling(
-            min=0,
-            help="Of the random numbers; drawn if not given. With --draft-tokens auto it verifies "
-            "by the coupled rule, so that the text is the seed's alone.",
-        ),
-    ] = None
-    verify: Annotated[
-        str | None,
-        _sampling(
-            metavar="|".join(VERIFY),
-            help="How proposals are verified; block when sampling. relaxed is not exact.",
-        ),
-    ] = None
-    acceptance_threshold: Annotated[
-        float | None,
-        _sampling(
-            min=0,
-            max=1,
-            help="With --verify relaxed: keep tokens so likely beside the likeliest.",
-        ),
-    ] = None
-    repetition_penalty: Annotated[
-        float,
-        _penalty(min=0, help="Divides the logits of seen tokens; 1 is off."),
-    ] = 1.0
-    repetition_context_size: _Context = DEFAULT_CONTEXT
-    presence_penalty: Annotated[
-        float,
-        _penalty(help="Taken from the logits of seen tokens."),
-    ] = 0.0
-    presence_context_size: _Context = DEFAULT_CONTEXT
-    frequency_penalty: Annotated[
-        float,
-        _penalty(help="Taken from a logit for every time it was seen."),
-    ] = 0.0
-    frequency_context_size: _Context = DEFAULT_CONTEXT
-    logit_bias: Annotated[
-        str | None,
-        _penalty(
-            metavar="JSON",
-            help='Added to logits by token id, such as {"42": -5}.',
-        ),
-    ] = None
-
-    def params(self) -> SamplingParams:
-        """Raises UsageError where values do not go together."""
-        verify: Any = self.verify  # SamplingParams says what it may be
-        return SamplingParams(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            xtc_probability=self.xtc_probability,
-            xtc_threshold=self.xtc_threshold,
-            penalties=Penalties(
-                repetition=self.repetition_penalty,
-                presence=self.presence_penalty,
-                frequency=self.frequency_penalty,
-                repetition_context=self.repetition_context_size,
-                presence_context=self.presence_context_size,
-                frequency_context=self.frequency_context_size,
-            ),
-            logit_bias=_biases(self.logit_bias),
-            verify=verify,
-            acceptance_threshold=self.acceptance_threshold,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is shown of the result."""
+    """The part of the result that is shown."""
 
-    as_json: JsonOption = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")] = (
-        False
-    )
-
-
-def _biases(text: str | None) -> dict[int, float]:
-    try:
-        return {int(token): float(bias) for token, bias in json.loads(text or "{}").items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"--logit-bias is {text!r}.", hint='Give token ids and numbers: {"42": -5, "7": 2}.'
-        ) from error
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Make an option of every field of the command's parameters that are groups of options."""
-    hints = get_type_hints(command, include_extras=True)
-    given = inspect.signature(command).parameters
-    groups = {name: hints[name] for name in given if is_dataclass(hints[name])}
-    parameters = [
-        given[name].replace(annotation=hints[name]) for name in given if name not in groups
-    ]
-    for group in groups.values():
-        types = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=types[field.name],
-            )
-            for field in fields(group)
-        ]
-
-    @wraps(command)
-    def called(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
-
-    ordered = sorted(parameters, key=lambda one: one.kind)
-    called.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in ordered} | {"return": None}
-    return called
+    as_json: Annotated[bool, _output("--json", help="Print one JSON object on stdout.")] = False
+    quiet: Annotated[bool, _output("--quiet", "-q", help="Nothing on stderr but errors.")] = False

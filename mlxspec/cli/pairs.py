@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxspec.cli import options
+from mlxspec.cli.output import Output
 from mlxspec.control import records
+from mlxspec.control.estimates import Knowledge
 from mlxspec.control.records import Record
 from mlxspec.defaults import AUTO, HISTORY
 from mlxspec.pairs.table import Pair, find_pair, load_pairs
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
 
@@ -19,11 +24,11 @@ pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
 @pairs_app.command("list")
 def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption = False) -> None:
     """Show every pair of the table."""
-    pairs = load_pairs(models)
+    out, pairs = Output(as_json), load_pairs(models)
     if as_json:
-        typer.echo(json.dumps([pair.as_dict() for pair in pairs.values()], ensure_ascii=False))
+        out.object([pair.as_dict() for pair in pairs.values()])
         return
-    _print_table([(pair.name, _in_three_lines(pair)) for pair in pairs.values()])
+    out.show(_grid((pair.name, _in_three_lines(pair)) for pair in pairs.values()))
 
 
 @pairs_app.command("show")
@@ -32,41 +37,80 @@ def show_pair(
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Show one pair, and what was learned of it on this machine."""
-    pair = find_pair(name, models)
+    """Show one pair, and the measurements of its runs on this machine."""
+    out, pair = Output(as_json), find_pair(name, models)
     kept = [
         record
-        for record in records.load_all(_warn)
-        if (record.setting.target, record.setting.draft) == (pair.target, pair.drafting)
+        for record in records.load_all(out.tell)
+        if (record.setting.target, record.setting.draft) == (pair.target, pair.draft_name)
     ]
     if as_json:
-        known = [records.as_dict(record) for record in kept]
-        typer.echo(json.dumps(pair.as_dict() | {"learned": known}, ensure_ascii=False))
+        out.object(pair.as_dict() | {"learned": [records.as_dict(record) for record in kept]})
         return
-    values = pair.as_dict() | {"draft": _drafts_of(pair)}
-    rows = [(key.replace("_", " "), str(value)) for key, value in values.items()]
-    _print_table(rows + [("learned", _in_words(record)) for record in kept])
+    out.show(_grid(_rows(pair)))
+    for record in kept:
+        out.show("", _setting(record), _learned(record))
+        if record.recommendation is not None:
+            out.show(str(record.recommendation), style="bold")
 
 
-def _in_words(record: Record) -> str:
-    """A setting, and what is known under it."""
-    setting, verdict = record.setting, record.verdict
-    lines = [f"{setting.chip}, {setting.backend}, mlx {setting.mlx}, mlx-lm {setting.mlx_lm}"]
-    lines.append(f"weights: {setting.quantisation}")
-    if verdict is not None:
-        lines.append(str(verdict))
+def _rows(pair: Pair) -> list[tuple[str, str]]:
+    """What the table says, one line for each key."""
+    sampling = ", ".join(f"{key} {value:g}" for key, value in pair.sampling.items())
+    values = {
+        "name": pair.name,
+        "target": pair.target,
+        "draft": _drafts_of(pair),
+        "draft tokens": str(pair.draft_tokens),
+        "sampling": sampling or "greedy",
+        "prompt": pair.prompt or "",
+        "note": pair.note,
+    }
+    return [(key, value) for key, value in values.items() if value]
+
+
+def _setting(record: Record) -> str:
+    setting = record.setting
+    return (
+        f"learned on {setting.chip}, {setting.backend}, mlx {setting.mlx}, "
+        f"mlx-lm {setting.mlx_lm}; weights: {setting.quantisation}"
+    )
+
+
+def _learned(record: Record) -> Table:
+    """The measurements of a record: a row for each number of draft tokens that was tried."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        "texts",
+        "drafter",
+        "draft tokens",
+        "takes",
+        "last accepted",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
     for length, drafters in sorted(record.learned.by_length.items()):
-        for name, one in drafters.items():
-            rates = " ".join(f"{100 * rate:.0f}" for rate in one.acceptance)
-            costs = " ".join(f"{cost / one.costs[0]:.2f}" for cost in one.costs)
-            accepted = f" is accepted {rates}% and" if rates else ""
-            lines.append(f"{records.described_length(length)}: {name}{accepted}")
-            lines.append(f"  costs {costs} plain rounds, with 0, 1, 2, … proposals")
-    return "\n".join(lines)
+        texts = records.described_length(length).removeprefix("texts ")
+        for name, one in sorted(drafters.items()):
+            for row in _measured(one):
+                table.add_row(texts, name, *row)
+                texts = name = ""
+    return table
 
 
-def _warn(line: str) -> None:
-    typer.echo(line, err=True)
+def _measured(one: Knowledge) -> list[tuple[str, str, str]]:
+    """K, its round over a plain one, and the acceptance of its last position, where measured."""
+    rows = []
+    for count, cost in enumerate(one.costs):
+        if count and cost is not None and one.costs[0] is not None:
+            reached = count <= len(one.acceptance)
+            accepted = f"{one.acceptance[count - 1]:.0%}" if reached else ""
+            rows.append((str(count), f"{cost / one.costs[0]:.2f} rounds", accepted))
+    return rows
 
 
 def _in_three_lines(pair: Pair) -> str:
@@ -78,8 +122,7 @@ def _drafts_of(pair: Pair) -> str:
     return ", ".join(pair.drafts) or HISTORY
 
 
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
+def _grid(rows: Iterable[tuple[str, str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -88,4 +131,4 @@ def _print_table(rows: list[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # not strings, in which brackets are markup
-    Console(highlight=False).print(table)
+    return table

@@ -11,11 +11,12 @@ from typing import BinaryIO
 from mlxspec.errors import PromptError
 
 
-def read_prompt(argument: str | None, stdin: BinaryIO) -> str:
+def read_prompt(argument: str | None, stdin: BinaryIO, *, default: str | None = None) -> str:
     """The argument; or stdin; or the argument, a blank line and stdin. `-` is stdin alone.
 
     Args:
         stdin: read where it is a pipe or a file, never where a person would have to type.
+        default: the prompt where neither is given.
 
     Raises:
         PromptError: there is none, it is blank, or it is not UTF-8.
@@ -24,6 +25,8 @@ def read_prompt(argument: str | None, stdin: BinaryIO) -> str:
     parts = [argument if argument not in (None, "-") else "", piped]
     prompt = "\n\n".join(part for part in parts if part)
     if argument is None and not piped:
+        if default is not None and not _is_piped(stdin):
+            return default
         raise PromptError(
             "There is no prompt.",
             hint="Give a text: mlxspec generate 'def fibonacci(n):', or pipe one in.",

@@ -1,12 +1,12 @@
-"""Which drafter proposes in the next round and how many tokens, by expected tokens per second.
+"""The choice of the next round's drafter and K, by expected tokens per second.
 
 The controller expects N(K) tokens of a round that costs C(K) (`estimates`) and picks the best
-N(K)/C(K). Plain decoding, K = 0, always competes; where it wins, speculation is *parked*. What is
-not in use is tried again from time to time, at distances that double and that its last loss can
-pay for; a longer round is tried as soon as its costs, continued from shorter ones, promise a gain.
-Proposals from the text cost no drafting, and what they would bring is counted whether they are used
-or not. They are taken in the rounds where they are offered and expected to be better than what the
-controller has settled on.
+N(K)/C(K). Plain decoding, K = 0, always competes; where it wins, speculation is *parked*. A choice
+that is not in use is tried again from time to time, at intervals that double and that keep its
+expected loss within a budget; a longer round is tried as soon as its cost, extrapolated from
+shorter ones, promises a gain. Proposals from the text cost no drafting, and the tokens that they
+would bring are counted whether they are used or not. They are taken in the rounds where they are
+offered and expected to be better than the choice that the controller has settled on.
 
 Plain Python without a clock or random numbers: the same reports give the same choices.
 """
@@ -28,27 +28,27 @@ from mlxspec.control.estimates import (
 from mlxspec.drafters.proposals import PLAIN, PRIORS, Choice, Offer
 from mlxspec.metrics import Parked
 
-# Rounds that a trial takes, and plain rounds before the first one, to know what they cost.
+# Rounds of a trial, and plain rounds before the first trial, to know their cost.
 TRIAL_ROUNDS, OPENING = 2, 3
-# Rounds between trials of the same: first, and at most; so few because texts change.
+# Rounds between trials of one drafter: at first, and at most; so few because texts change.
 FIRST_RETRY, LAST_RETRY = 16, 96
-# The share of the time that trials of the same may lose.
+# The share of the time that trials of one drafter may lose.
 BUDGET = 0.005
-# In a trial the rounds before it count no more than so many.
+# In a trial, a drafter's earlier rounds count for this many at most.
 RETRY_WEIGHT = 3.0
-# Another choice must be so much better, or rounds would flap between equals.
+# Another choice must be better by this factor, or rounds would flap between equals.
 HYSTERESIS, PARKING_HYSTERESIS = 1.03, 1.01
-# A drafter that was in use for so many rounds is retried soon again.
+# A drafter that was in use for this many rounds is retried soon.
 PROVEN = 32
 # Rounds between trials of one proposal more or less, at first; and how many standard deviations
 # below its estimate a cost may well lie.
 FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
-# The most that is proposed from the text before such rounds were measured.
+# The most tokens that are proposed from the text before such rounds are measured.
 FIRST_TEXT = 3
-# More of them are taken to cost so much of what the last measured ones did, each: a pass of many
-# rows is often no dearer than one of some, and to find out costs one round.
+# The assumed share of the extrapolated extra cost of still more of them: a pass of many rows often
+# costs no more than one of some, and finding out costs one round.
 HOPE = 0.5
-# What a model is taken to save of the time without it, before it was tried.
+# The share of the time without a model that it is assumed to save before it is tried.
 PROMISE = 0.33
 
 
@@ -64,14 +64,14 @@ class _Rest:
 
 
 class Controller:
-    """Picks what every round does.
+    """Picks the drafter and K of every round.
 
     Args:
         most: the models that draft, each with its largest K.
-        known: of drafters, from earlier runs.
+        known: knowledge of drafters from earlier runs.
         start: K of a first trial.
 
-    What proposes from the text need not be named: it is offered round by round.
+    Text drafters need not be named: they make offers round by round.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Controller:
         }
         self._graded: dict[tuple[str, int], AcceptanceEstimate] = {}
         self._round = 0
-        self._followed = 0  # rounds that followed the text, one after the other
+        self._followed = 0  # rounds in a row that followed the text
         self._current = PLAIN
         self._entered = 0  # the round in which the current drafter came into use
         self._trial, self._left = PLAIN, 0
@@ -103,10 +103,10 @@ class Controller:
         self._rank()
 
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
-        """What the next round of a text of so many tokens does."""
+        """The next round of a text of `length` tokens, given what text drafters offer."""
         self._costs.enter(length)
         taken = self._taken(offers)
-        # What a round costs is known beside others only, so these come up now and then.
+        # Costs are known only relative to other rounds, so those must come up now and then.
         self._followed = self._followed + 1 if taken else 0
         choice = taken or self._next_trial() or self._settled()
         self._round += 1
@@ -117,7 +117,7 @@ class Controller:
         return self._taken(offers) is not None
 
     def kept(self, choice: Choice, accepted: int) -> None:
-        """A round kept so many of its proposals, or would have kept those from the text."""
+        """Record that a round kept `accepted` proposals, or would have kept those from the text."""
         if choice.drafter in self._most:
             self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
             self._rank()
@@ -125,17 +125,17 @@ class Controller:
             self._of_grade(choice.drafter, choice.grade).add(choice.draft_tokens, accepted)
 
     def took(self, choice: Choice, seconds: float) -> None:
-        """A round took so long, more than nothing."""
+        """Record that a round took `seconds`, more than 0."""
         self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
         self._rank()
 
     @property
     def current(self) -> Choice:
-        """What rounds do but for trials."""
+        """The choice of all rounds but trials and those that follow the text."""
         return self._current
 
     def seconds(self, choice: Choice) -> float | None:
-        """What such a round takes, at the present pace; None before any was timed."""
+        """The time of such a round at the present pace; None before any was timed."""
         plain_s = self._costs.plain_s
         if plain_s is None:
             return None
@@ -146,14 +146,14 @@ class Controller:
         return left_s * self._promise(name) > cost_s
 
     def leave_out(self, name: str) -> None:
-        """A model is not to be chosen any more."""
+        """Never choose a model again."""
         for about in (self._most, self._acceptance, self._rests, self._rates):
             about.pop(name, None)
         if name in (self._current.drafter, self._trial.drafter):
             self._current, self._trial, self._left = PLAIN, PLAIN, 0
 
     def parked(self) -> Parked | None:
-        """Why nothing is proposed and when it is tried again; None while something is."""
+        """Why nothing is proposed, and when a drafter is tried again; None while one proposes."""
         tried = [name for name, one in self._acceptance.items() if one.tried]
         if self._current != PLAIN or self._left or not tried:
             return None
@@ -162,20 +162,25 @@ class Controller:
         return Parked(max(loss, 0.0), max(retry - self._round, 0))
 
     def knowledge(self) -> dict[str, Knowledge]:
-        """What is known of the drafters that were tried, for the next run."""
+        """The knowledge of the drafters that were tried, for the next run."""
         plain_s = self._costs.plain_s
         if plain_s is None:
             return {}
-        rates = {name: one.rates() for name, one in self._acceptance.items() if one.tried}
-        # What is accepted from the text is the text's alone.
+        rates = {name: one.measured() for name, one in self._acceptance.items() if one.tried}
+        # Acceptance of proposals from the text depends on the text alone.
         rates |= {TEXT: []} if self._costs.measured(TEXT) else {}
         return {
-            name: Knowledge(
-                tuple(plain_s * c for c in self._costs.curve(name, self._costs.measured(name))),
-                tuple(accepted),
-            )
+            name: Knowledge(self._measured_costs(name, plain_s), tuple(accepted))
             for name, accepted in rates.items()
         }
+
+    def _measured_costs(self, name: str, plain_s: float) -> tuple[float | None, ...]:
+        """Seconds of rounds with 0, 1, 2, … proposals; None where none was timed."""
+        curve = self._costs.curve(name, self._costs.measured(name))
+        return tuple(
+            plain_s * cost if k == 0 or self._costs.knows(name, k) else None
+            for k, cost in enumerate(curve)
+        )
 
     def _promise(self, name: str) -> float:
         """The share of the time without a model that it is expected to save."""
@@ -186,7 +191,7 @@ class Controller:
     # --- what is expected -----------------------------------------------------------------
 
     def _rank(self) -> None:
-        """N(K)/C(K) of every drafter, in tokens per plain round, as far as it may be tried."""
+        """Compute N(K)/C(K) of every drafter, in tokens per plain round, for all K to be tried."""
         self._curves: dict[str, list[float]] = {}
         self._rates: dict[str, list[float]] = {}
         for name, most in self._most.items():
@@ -202,12 +207,12 @@ class Controller:
         self._text_curve = curve
 
     def _payer(self, choice: Choice) -> str:
-        """The name that the costs of such rounds go by."""
+        """The name under which the costs of such rounds are kept."""
         return choice.drafter if choice.drafter in self._most or not choice.drafter else TEXT
 
     def _of_grade(self, name: str, grade: int) -> AcceptanceEstimate:
         if (name, grade) not in self._graded:
-            # Where one token follows the text, the next ones are the likelier to.
+            # Where one token is accepted, the next ones are likelier to be.
             rates = [1 - (1 - PRIORS[grade]) / sqrt(j) for j in range(1, SIZES[-1] + 1)]
             self._graded[name, grade] = AcceptanceEstimate(SIZES[-1], rates, PRIOR_WEIGHT)
         return self._graded[name, grade]
@@ -259,7 +264,7 @@ class Controller:
         rest.since = self._entered = self._round
 
     def _next_trial(self) -> Choice | None:
-        """What is on trial, if anything is."""
+        """The choice that is on trial, if there is one."""
         if not self._left:
             resting = [name for name in self._rests if name != self._current.drafter]
             due = [name for name in resting if self._round >= self._next_retry(name)]
@@ -293,7 +298,7 @@ class Controller:
         return self._rate(choice) * exp(OPTIMISM * doubt)
 
     def _next_retry(self, name: str) -> int:
-        """The round from which on it may be tried; plain decoding too, however bad it looks."""
+        """The round from which a drafter or plain decoding may be tried, however bad it looks."""
         rest = self._rests[name]
         if name and not self._acceptance[name].tried:
             return rest.since + rest.distance

@@ -1,8 +1,8 @@
-"""What a round brings and what it takes, estimated from the rounds so far. Plain numbers, no clock.
+"""Estimates of a round's tokens and time, from the rounds so far. Plain numbers, no clock.
 
-`Acceptance` gives N(K) = 1 + Σₖ Πⱼ≤ₖ aⱼ, the tokens that a round of K proposals commits on average
-where position j is accepted with probability aⱼ once it is reached. `Costs` gives C(K), what such a
-round takes, relative to a round without proposals.
+`AcceptanceEstimate` gives N(K) = 1 + Σₖ Πⱼ≤ₖ aⱼ, the tokens that a round of K proposals commits on
+average where position j is accepted with probability aⱼ once it is reached. `Costs` gives C(K),
+the time of such a round relative to a round without proposals.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from itertools import pairwise
 from math import exp, log, sqrt
 
 # --- acceptance; weights are in rounds ---
-# A draft that nothing is known of is expected to do well enough to be worth a try.
+# An unknown draft is expected to do well enough to be worth a try.
 FIRST_RATE, FIRST_WEIGHT = 0.65, 2.0
-# What is believed of a position because of the one before it.
+# The weight of the previous position's rate.
 NEIGHBOUR_WEIGHT = 4.0
-# Texts differ: what was stored is outvoted by a handful of rounds of this one.
+# Texts differ: a handful of rounds of this text outvotes the stored rates.
 STORED_WEIGHT = 3.0
-# Nor is much believed of proposals from the text before any were seen.
+# The prior rates of proposals from the text weigh little, too.
 PRIOR_WEIGHT = 2.0
 # Counts fade with every round of the drafter, so that about 20 rounds are remembered.
 FADE = 0.95
@@ -30,45 +30,46 @@ NOISE = 0.1**2  # of one measurement
 FIRST_PACE = 0.3**2  # of the pace after one measurement: a first round may be a slow one
 PACE_DRIFT = 0.04**2  # of the machine, from one round to the next
 UNKNOWN, UNKNOWN_TEXT = 0.3**2, 0.6**2  # of a ratio that was never measured
-STORED = 0.05**2  # of one that was, in an earlier run
+STORED = 0.05**2  # of a ratio that was measured in an earlier run
 RATIO_DRIFT = 0.015**2  # of every ratio, from one round to the next
-# Attention takes more of a round as a text grows, so ratios measured in the last bucket may move.
+# Attention takes more of a round as a text grows, so ratios may move with every bucket of tokens.
 BUCKET, BUCKET_DRIFT = 512, 0.03**2
-# No round with proposals is much cheaper than one without: the host was late where it seems so.
+# No round with proposals is much cheaper than one without: where it seems so, the host was late.
 CHEAPEST = 0.9
-# What one more proposal is taken to cost before any was measured, in plain rounds: by a model; and
-# from the text, where hope costs one round and the first measurement corrects it.
+# The assumed cost of one more proposal before any is measured, in plain rounds: from a model, and
+# from the text, where optimism costs one round and the first measurement corrects it.
 FIRST_STEP, FIRST_TEXT_STEP = 0.3, 0.2
-# Costs of proposals from the text, whoever made them, go by this name: it is a pass of the target.
+# The name for the costs of proposals from the text: a pass of the target, whichever drafter it is.
 TEXT = "text"
-# How many tokens are proposed from the text: each number is a graph to trace, and rows in powers of
-# two are near enough to whatever would be best.
+# Numbers of tokens that are proposed from the text: each is a graph to trace, and rows in powers of
+# two come near enough to the best number.
 SIZES = (1, 3, 7, 15, 31)
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What is known of a drafter before a run, and after it.
+    """The costs and acceptance rates of a drafter that are known before a run, and after it.
 
-    costs: of a round with 0, 1, 2, … proposals, in seconds or any other unit; empty if unknown.
+    costs: of a round with 0, 1, 2, … proposals, in seconds or any other unit; None where it was not
+        measured, empty if none was.
     acceptance: how often the first, second, … position was accepted when it was reached.
     """
 
-    costs: tuple[float, ...] = ()
+    costs: tuple[float | None, ...] = ()
     acceptance: tuple[float, ...] = ()
 
 
-LENGTH_CLASSES = (2_048, 8_192, 32_768)  # of texts, between which what is known is kept apart
+LENGTH_CLASSES = (2_048, 8_192, 32_768)  # of texts; each class has its own knowledge
 
 
 @dataclass
 class Learned:
-    """Knowledge by the length of texts: `by_length[i]` is of up to `LENGTH_CLASSES[i]` tokens."""
+    """Knowledge by the length of texts: `by_length[i]` is for up to `LENGTH_CLASSES[i]` tokens."""
 
     by_length: dict[int, dict[str, Knowledge]] = field(default_factory=dict)
 
     def at(self, length: int) -> dict[str, Knowledge]:
-        """What is known of texts that long, or of those nearest to it."""
+        """The knowledge for texts of `length` tokens, or for the nearest length that has any."""
         there = _class_of(length)
         nearest = min(self.by_length, key=lambda one: abs(one - there), default=there)
         return self.by_length.get(nearest, {})
@@ -88,7 +89,7 @@ class AcceptanceEstimate:
 
     Args:
         most: the largest K.
-        known: rates by position from an earlier run. weight: of it, in rounds.
+        known: rates by position from an earlier run. weight: of `known`, in rounds.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class AcceptanceEstimate:
             self._hits[k] += k < accepted
 
     def soften(self, weight: float) -> None:
-        """Believe in no position more than so many rounds' worth: the text may have changed."""
+        """Limit the weight of every position to `weight` rounds: the text may have changed."""
         for k, reached in enumerate(self._reached):
             if reached > weight:
                 self._hits[k] *= weight / reached
@@ -118,6 +119,10 @@ class AcceptanceEstimate:
     def rates(self) -> list[float]:
         """aⱼ for j = 1, 2, …"""
         return acceptance_rates(self._hits, self._reached)
+
+    def measured(self) -> list[float]:
+        """aⱼ of the positions that some round has reached, in this run or before."""
+        return [rate for rate, count in zip(self.rates(), self._reached, strict=True) if count]
 
     def tokens(self) -> list[float]:
         """N(K) for K = 0, 1, 2, …"""
@@ -138,7 +143,7 @@ def acceptance_rates(hits: Sequence[float], reached: Sequence[float]) -> list[fl
 
 
 def expected_tokens(rates: Sequence[float]) -> list[float]:
-    """N(K) for K = 0 … as many as there are rates."""
+    """N(K) for K = 0 … len(rates)."""
     totals, run = [1.0], 1.0
     for rate in rates:
         run *= rate
@@ -149,26 +154,27 @@ def expected_tokens(rates: Sequence[float]) -> list[float]:
 class Costs:
     """A pace, and for every (drafter, K) a ratio to it: a Kalman filter over logarithms.
 
-    A measurement is their sum and noise. What slows all rounds alike, a machine that gets warm or
-    a text that gets longer, is drift of the pace; what slows one kind, of its ratio. The filter
-    keeps their covariance: after many rounds of one kind only the sum is known well, and a plain
-    round that tells the pace then corrects the ratio too.
+    A measurement is their sum plus noise. Where all rounds slow down alike, because the machine
+    gets warm or the text longer, the pace drifts; where one kind does, its ratio drifts. The
+    filter keeps their covariance: after many rounds of one kind only the sum is known well, and a
+    plain round that reveals the pace then corrects the ratio too.
 
     Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960.
     """
 
     def __init__(self, known: Mapping[str, Knowledge]) -> None:
         self._bucket = 0
-        self._slow = 0  # rounds that were slower than expected, one after the other
+        self._slow = 0  # rounds in a row that were slower than expected
         self._fast = 0
         self._paced = False
         self._means = [0.0]  # the pace, then ratios in the order in which they were met
         self._covariance = [[FIRST_PACE]]
         self._places: dict[tuple[str, int], int] = {}
         for name, knowledge in known.items():
-            for k, cost in enumerate(knowledge.costs[1:], 1):
-                if name != TEXT or k in SIZES:
-                    ratio = max(cost / knowledge.costs[0], CHEAPEST)
+            plain, *others = knowledge.costs or (None,)
+            for k, cost in enumerate(others, 1):
+                if plain and cost and (name != TEXT or k in SIZES):
+                    ratio = max(cost / plain, CHEAPEST)
                     self._meet(name, k, log(ratio), STORED)
 
     @property
@@ -182,13 +188,13 @@ class Costs:
         return exp(self._means[0]) if self._paced else None
 
     def enter(self, length: int) -> None:
-        """The text is so long now."""
+        """Note that the text has `length` tokens now."""
         if length // BUCKET > self._bucket:
             self._bucket = length // BUCKET
             self._drift(BUCKET_DRIFT)
 
     def add(self, drafter: str, count: int, seconds: float) -> None:
-        """A round with `count` proposals took so long."""
+        """Record that a round with `count` proposals took `seconds`."""
         if count and not self.knows(drafter, count):
             unknown = UNKNOWN_TEXT if drafter == TEXT else UNKNOWN
             self._meet(drafter, count, log(self.curve(drafter, count)[count]), unknown)
@@ -206,7 +212,7 @@ class Costs:
         return (drafter, count) in self._places
 
     def doubt(self, drafter: str, count: int) -> float:
-        """The standard deviation of the logarithm of a cost that is known."""
+        """The standard deviation of the logarithm of a known cost."""
         place = self._places[drafter, count]
         return sqrt(self._covariance[place][place])
 
@@ -215,7 +221,7 @@ class Costs:
         return max((k for name, k in self._places if name == drafter), default=0)
 
     def curve(self, drafter: str, most: int) -> list[float]:
-        """C(K)/C(0) for K = 0 … `most`: between what is known, and beyond it, along lines."""
+        """C(K)/C(0) for K = 0 … `most`, linear between known costs and beyond them."""
         known = {k: self._means[i] for (name, k), i in self._places.items() if name == drafter}
         points = [(k, exp(value)) for k, value in sorted({0: 0.0, **known}.items())]
         curve: list[float] = []
@@ -223,7 +229,7 @@ class Costs:
             curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
         last, cost = points[-1]
         first_step = FIRST_TEXT_STEP if drafter == TEXT else FIRST_STEP
-        step = max(cost - 1, 0.0) / last if last else first_step  # more is never for less
+        step = max(cost - 1, 0.0) / last if last else first_step  # more proposals never cost less
         return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
 
     def _meet(self, drafter: str, count: int, value: float, variance: float) -> None:
@@ -234,16 +240,16 @@ class Costs:
         self._covariance.append([0.0] * len(self._places) + [variance])
 
     def _drift(self, variance: float) -> None:
-        """Ratios may have moved, each for itself."""
+        """Raise the variance of every ratio, because each may have moved by itself."""
         for place in self._places.values():
             here = self._covariance[place]
             here[place] = max(here[place], min(here[place] + variance, UNKNOWN))
 
     def _noise(self, surprise: float) -> float:
-        """Another program makes a round slow: what is much too slow says little, until it lasts.
+        """The variance of a measurement that differs from its expectation by `surprise`.
 
-        And what is much too fast, which may be a round that was read too late, says less than it
-        seems to.
+        Another program may slow a round down, so one that is much too slow counts little until
+        that lasts. One that is much too fast may have been read too late, and counts little too.
         """
         if surprise <= 0:
             self._slow, self._fast = 0, self._fast + 1
@@ -252,7 +258,7 @@ class Costs:
         return max(NOISE, (surprise / (2 * self._slow)) ** 2)
 
     def _correct(self, parts: list[int], surprise: float, noise: float) -> None:
-        """Move what was measured the sum of, and what goes with it, towards a measurement."""
+        """Move the parts of a measured sum, and all that covaries with them, towards it."""
         together = [sum(row[i] for i in parts) for row in self._covariance]
         total = sum(together[i] for i in parts) + noise
         for i, share in enumerate(together):

@@ -24,10 +24,10 @@ class Policy(Protocol):
         """Whether the next round would take one of these offers."""
 
     def kept(self, choice: Choice, accepted: int) -> None:
-        """A round kept `accepted` of its proposals, or would have kept those from the text."""
+        """Record that a round kept `accepted` proposals, or would have kept those from the text."""
 
     def took(self, choice: Choice, seconds: float) -> None:
-        """A round took `seconds`, more than 0."""
+        """Record that a round took `seconds`, more than 0."""
 
     def seconds(self, choice: Choice) -> float | None:
         """The time of such a round at the present pace; None where nothing was timed."""
@@ -39,10 +39,10 @@ class Policy(Protocol):
         """Why rounds propose nothing, where the policy decided so."""
 
     def leave_out(self, name: str) -> None:
-        """A drafter cannot be chosen any more."""
+        """Never choose a drafter again."""
 
     def knowledge(self) -> dict[str, Knowledge]:
-        """What later runs may begin with, by drafter."""
+        """The knowledge that later runs may begin with, by drafter."""
 
 
 class FixedPolicy:

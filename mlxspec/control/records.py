@@ -1,9 +1,9 @@
-"""What was learned on this machine, kept between runs in the platform's state folder.
+"""Records of what was learned on this machine, kept in the platform's state folder.
 
 One JSON file holds a record for each setting: the pair, its quantisation, the chip, the backend and
-the versions of MLX and mlx-lm. A record of another setting is never read, so what an update or
-another machine made untrue is not believed. Writing takes a lock, reads the file again and
-replaces it whole; a file that makes no sense is set aside.
+the versions of MLX and mlx-lm. A record of another setting is never used, so that an update or
+another machine cannot make it wrong. Writing takes a lock, reads the file again and replaces it
+whole; a damaged file is set aside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a record holds for. Measurements of another setting say nothing about this one."""
+    """The conditions of a record. Measurements of another setting say nothing about this one."""
 
     target: str
     draft: str | None
@@ -43,9 +43,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What is best: K, or "auto", with its speed over plain decoding.
+    """The fastest K, or "auto", with its speed-up over plain decoding.
 
-    `drafter` tells which draft it is, where there may be several.
+    `drafter` names the draft, where there may be several.
     """
 
     draft_tokens: DraftTokens
@@ -67,7 +67,7 @@ class Recommendation:
 class Record:
     setting: Setting
     learned: Learned = field(default_factory=Learned)
-    verdict: Recommendation | None = None
+    recommendation: Recommendation | None = None
 
 
 def file() -> Path:
@@ -75,7 +75,7 @@ def file() -> Path:
 
 
 def recall(setting: Setting, tell: Tell) -> Record:
-    """What is known of a setting; nothing, where it was never tried.
+    """The record of a setting; an empty one where the setting was never tried.
 
     `tell` gets a line where the file could not be read.
     """
@@ -83,7 +83,7 @@ def recall(setting: Setting, tell: Tell) -> Record:
 
 
 def load_all(tell: Tell) -> list[Record]:
-    """All that is kept."""
+    """All records. `tell` gets a line where the file could not be read."""
     try:
         return _read(file())
     except _Unreadable as error:
@@ -92,15 +92,17 @@ def load_all(tell: Tell) -> list[Record]:
 
 
 def remember(record: Record, tell: Tell) -> None:
-    """Keep a record in place of what was kept for its setting. Never raises: see `tell`.
+    """Keep a record in place of the one for its setting. Never raises: `tell` gets a line.
 
-    A verdict that there is stays where the new record has none.
+    An earlier recommendation stays where the new record has none.
     """
     try:
         with _locked():
             kept = _kept(tell)
             before = next((one for one in kept if one.setting == record.setting), record)
-            merged = Record(record.setting, record.learned, record.verdict or before.verdict)
+            merged = Record(
+                record.setting, record.learned, record.recommendation or before.recommendation
+            )
             others = [one for one in kept if one.setting != record.setting]
             _write([*others, merged])
     except (OSError, _Unreadable) as error:
@@ -108,11 +110,11 @@ def remember(record: Record, tell: Tell) -> None:
 
 
 class _Unreadable(Exception):
-    """A file that is not to be used, and may not be replaced."""
+    """A file that must be neither used nor replaced."""
 
 
 class _Damaged(_Unreadable):
-    """A file that makes no sense."""
+    """A file whose content is damaged."""
 
 
 def _kept(tell: Tell) -> list[Record]:
@@ -143,7 +145,7 @@ def _read(path: Path) -> list[Record]:
 
 
 def described_length(there: int) -> str:
-    """Which texts `Learned.by_length[there]` is about."""
+    """The texts that `Learned.by_length[there]` is about, in words."""
     if there < len(LENGTH_CLASSES):
         return f"texts up to {LENGTH_CLASSES[there]:,} tokens"
     return "longer texts"
@@ -152,13 +154,18 @@ def described_length(there: int) -> str:
 def _record(entry: dict[str, Any]) -> Record:
     by_length = {
         int(there): {
-            str(name): Knowledge(_numbers(one["costs"]), _numbers(one["acceptance"]))
+            str(name): Knowledge(_costs(one["costs"]), _numbers(one["acceptance"]))
             for name, one in drafters.items()
         }
         for there, drafters in entry["learned"].items()
     }
     verdict = Recommendation(**entry["verdict"]) if entry["verdict"] else None
     return Record(Setting(**entry["setting"]), Learned(by_length), verdict)
+
+
+def _costs(values: list[Any]) -> tuple[float | None, ...]:
+    measured = iter(_numbers([value for value in values if value is not None]))
+    return tuple(None if value is None else next(measured) for value in values)
 
 
 def _numbers(values: list[Any]) -> tuple[float, ...]:
@@ -179,13 +186,13 @@ def as_dict(record: Record) -> dict[str, Any]:
         str(there): {name: asdict(one) for name, one in drafters.items()}
         for there, drafters in record.learned.by_length.items()
     }
-    verdict = asdict(record.verdict) if record.verdict else None
+    verdict = asdict(record.recommendation) if record.recommendation else None
     return {"setting": asdict(record.setting), "learned": learned, "verdict": verdict}
 
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Of all processes, this one alone."""
+    """Hold the lock that lets one process write at a time."""
     file().parent.mkdir(parents=True, exist_ok=True)
     with file().with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,7 +1,7 @@
-"""What rounds would have kept of a drafter's proposals along a text that is known. No MLX.
+"""The proposals of a drafter that rounds would have kept along a known text. No MLX.
 
-As long as proposals are right they follow the text, whatever K is. So it is enough to know, after
-every token, how many are proposed and how many of them are right.
+Right proposals follow the text, whatever K is. So it is enough to know, after every token, how
+many tokens are proposed and how many of them are right.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from mlxspec.drafters.proposals import MOST, TextDrafter
 
 
 class Proposed(NamedTuple):
-    """How many tokens are proposed in a place, and how many of the first are right."""
+    """How many tokens are proposed at a place, and how many of the first of them are right."""
 
     tokens: int
     right: int
 
 
 def along_model(agrees: Sequence[bool], most: int) -> list[Proposed]:
-    """After each token of a text, where a model would or would not propose the next one."""
+    """The proposals of a model at each place of a text.
+
+    Args:
+        agrees: for each place, whether the model would propose the token there.
+        most: K.
+    """
     places: list[Proposed] = []
     run = 0
     for agreed in reversed(agrees):
@@ -34,7 +39,7 @@ def along_model(agrees: Sequence[bool], most: int) -> list[Proposed]:
 def along_text(
     drafter: TextDrafter, prompt: Sequence[int], text: Sequence[int], most: int = MOST
 ) -> list[Proposed]:
-    """After the prompt and each token of the text behind it, with a drafter that is new."""
+    """The proposals of a new drafter, after the prompt and after each token of the text."""
     drafter.extend(prompt)
     places = []
     for at, token in enumerate(text):
@@ -45,15 +50,15 @@ def along_text(
 
 
 def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """The length of the beginning that two sequences have in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def rounds(places: Sequence[Proposed], sizes: Sequence[int]) -> list[Proposed]:
-    """The rounds along a text that propose the largest number of `sizes` that there is.
+    """The rounds along a text, each with the largest of `sizes` that the proposal allows.
 
-    As far as whole rounds go; where fewer tokens are proposed than the least of them, none is.
+    Only whole rounds are included. A round proposes none where even the least size is too large.
     """
     found = []
     at = 0
@@ -66,10 +71,10 @@ def rounds(places: Sequence[Proposed], sizes: Sequence[int]) -> list[Proposed]:
 
 
 def shortest(places: Sequence[Proposed], seconds: Mapping[int, float]) -> float:
-    """The least time that rounds along a text can take, if it is known what each would keep.
+    """The least time in seconds that rounds along a text can take, if their outcome is known.
 
     Args:
-        seconds: of a round that proposes so many tokens, 0 among them.
+        seconds: the time of a round, by the number of tokens that it proposes, 0 included.
     """
     left = [0.0] * (len(places) + 1)  # from each place to the end
     for at, (proposed, right) in reversed(list(enumerate(places))):

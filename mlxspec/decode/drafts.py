@@ -1,4 +1,4 @@
-"""The drafters of one text that work in a round's graph: how far each has read, and reads next."""
+"""The drafters of one text in a round's graph: how far each has read, and what it reads next."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.device import lengths
 from mlxspec.models.caches.layers import capacity_of
 
-# Tokens that a draft reads back on when it reads anew, at least; and it reads anew once it has read
-# twice as many, so that neither a round nor a long prompt costs it more than that.
+# The least number of last tokens that a draft reads when it reads anew. It reads anew once it has
+# read more than twice as many, which bounds the cost of a round and of a long prompt.
 WINDOW = 4096
 
 
@@ -27,11 +27,10 @@ class Drafts:
     """Draft models and heads by name, and how far each has read the text.
 
     A draft model's next round feeds it the last two tokens of the text, so it has to have read all
-    but those. Whoever runs rounds tells what was written. A head follows every round, and is never
-    behind.
+    but those. The session reports each write. A head follows every round, and is never behind.
 
     Args:
-        rounds: that they draft in. reader: reads a text for them.
+        rounds: the rounds that they draft in. reader: reads a text for them.
     """
 
     def __init__(self, rounds: FusedRound, reader: Reader) -> None:
@@ -47,18 +46,18 @@ class Drafts:
 
     @property
     def models(self) -> list[str]:
-        """Those that read the text for themselves."""
+        """The draft models, which read the text for themselves."""
         return [name for name in self.names if not self._rounds.drafters[name].follows]
 
     def forget(self) -> None:
-        """The state was built anew: no model has read anything."""
+        """Note that the state was built anew: no model has read anything."""
         self._reached.clear()
 
     def leave_out(self, name: str) -> None:
         self.names.remove(name)
 
     def wrote(self, name: str, text: Sequence[int]) -> None:
-        """A round of this drafter was the last to add to the text."""
+        """Note that a round of this drafter was the last to add to the text."""
         if name in self._reached:
             self._reached[name].end = len(text) - 2
 
@@ -75,14 +74,14 @@ class Drafts:
         return before != name if before is not None else self._has_missed(name, text)
 
     def caught_up(self, state: RoundState, name: str, text: Sequence[int]) -> RoundState:
-        """`state` once a model has read what it has not.
+        """`state` after a model has read all that it has missed.
 
         Raises:
             OutOfMemory: its cache does not fit; the state is as it was.
         """
         end = len(text) - 2
         if self._must_read(name, text):
-            # At whole windows, so that a text that grew a little is read from the same place.
+            # Start at whole windows, so that a text that grew a little has the same start.
             start = max(end // WINDOW - 1, 0) * WINDOW
             past = self._reader.draft(name, text, start)
             self._reached[name] = _Reach(start, end)
@@ -98,7 +97,7 @@ class Drafts:
         """`state` with room in a drafter's caches for a text of `bound` tokens.
 
         Returns:
-            It, and how far they are attended then.
+            The state, and the number of entries to attend over.
         """
         if name not in self._reached:  # its caches, if any, grow with the target's
             return state, lengths.attended(bound)
@@ -110,7 +109,7 @@ class Drafts:
         return state, length
 
     def _must_read(self, name: str, text: Sequence[int]) -> bool:
-        """Whether it has to read anew: it never did, or more than two windows."""
+        """Whether it has to read anew: it has read nothing, or its past spans two windows."""
         reach = self._reached.get(name)
         return reach is None or len(text) - 2 - reach.start > 2 * WINDOW
 

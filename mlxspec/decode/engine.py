@@ -9,11 +9,11 @@ from typing import Any
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
 from mlxspec.control.policy import FixedPolicy, Policy
-from mlxspec.decode.prompt_cache import TARGET, PromptCache
+from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
 from mlxspec.decode.round import FusedRound, RoundState
-from mlxspec.decode.rounds import Rounds
+from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
@@ -22,7 +22,7 @@ from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
-from mlxspec.metrics import Generation
+from mlxspec.metrics import TARGET, Generation
 from mlxspec.models.cached_model import (
     CachedModel,
     cached_model_of,
@@ -47,14 +47,14 @@ class Engine:
         tokenizer: mlx-lm's TokenizerWrapper; None takes and gives token ids only.
         shared: the result of `vocabulary.shared_tokens` for the two tokenizers, by the name of the
             draft where there are names; None where a draft's ids mean the same as the target's.
-        texts: callables that make a drafter from the text, one for each generation, such as
-            `History`. A draft model and a fixed K leave them out.
+        texts: callables that make a text drafter, one for each generation, such as `History`. With
+            a draft model or head and a fixed K they are not used.
         heads: drafters on the target's features, by name.
-        draft_tokens: K where a call does not say; "auto" chooses the drafter and K round by round.
+        draft_tokens: K where a call gives none; "auto" chooses the drafter and K round by round.
         compiled: whether rounds are compiled. None: on a GPU always; on a CPU once their kernels
             are built, which `build_kernels` does, because it takes seconds.
-        kv: keep keys and values in fewer bits. This changes the target's text, with and without a
-            draft alike.
+        kv: quantises keys and values. This changes the target's text, with and without a draft
+            alike.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
     it to an engine with the same models on the same machine.
@@ -119,12 +119,12 @@ class Engine:
 
     @property
     def draft(self) -> Model | None:
-        """The first of the drafts, as one that speaks the target's tokens; None without any."""
+        """The first of the drafts, as a model over the target's tokens; None without any."""
         return next(iter(self.drafts.values()), None)
 
     @property
     def context(self) -> int | None:
-        """Tokens that the target was made for, or None where its configuration does not say."""
+        """The target's context in tokens, or None where its configuration gives none."""
         length = getattr(getattr(self.target, "args", None), "max_position_embeddings", None)
         return int(length) if length else None
 
@@ -143,7 +143,7 @@ class Engine:
             max_tokens: at least 1, 256 unless given; None goes on to the end of the context, where
                 the text ends in any case.
             draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it
-                round by round and never proposes for long what does not pay.
+                round by round, and soon stops proposals that do not pay.
             sampling: `SamplingParams`, greedy unless given. "auto" verifies with the coupled rule
                 unless another is named: the seed alone then decides the text, whatever is
                 proposed.
@@ -151,10 +151,10 @@ class Engine:
             ignore_eos: go on after the end of the text, for measurements.
             system, raw: see `encode_prompt`.
             processors: a caller's own logits processors, as mlx-lm takes them. They see every
-                proposal's place, kept or not, so they must depend on their arguments alone; and
-                they run on the host, which makes rounds slower. Nothing else constrains output to
+                proposal, kept or not, so they must depend on their arguments alone; and they run
+                on the host, which makes rounds slower. Nothing else constrains output to
                 a grammar or a JSON schema.
-            prediction: text or ids that the output is expected to repeat, in parts at least. It is
+            prediction: text or ids that the output is expected to repeat, at least in parts. It is
                 proposed wherever the output follows it.
             capacity: entries that the caches have room for from the start. They grow by themselves.
             cache: a file that the prompt's past is kept in: the part of the prompt that it holds is
@@ -167,7 +167,7 @@ class Engine:
         return self._requests.make(prompt, **options)
 
     def generate(self, prompt: Prompt | Request, **options: Any) -> Generation:
-        """The whole result of `run`, with the same arguments."""
+        """Run to the end and return the whole result, with the arguments of `run`."""
         run = self.run(prompt, **options)
         for _ in run:
             pass
@@ -205,19 +205,20 @@ class Engine:
         return session
 
     def learn_from(self, session: Session) -> None:
-        """Let later sessions begin with what this one found out about its rounds."""
+        """Let later sessions begin with what this one learned about its rounds."""
         self.learned.learn(len(session.text), session.policy.knowledge())
 
     def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
         """Token ids of a prompt that fits the context.
 
         Raises:
-            PromptError: it is empty, too long, or has a token that the model does not.
+            PromptError: it is empty, too long, or has a token that the model lacks.
+            UsageError: it is a text, and there is no tokenizer.
         """
         return self._requests.encode(prompt, system=system, raw=raw)
 
     def tokens_of(self, text: Prompt | None) -> list[int]:
-        """Token ids of a text as it stands inside another, without a beginning of its own."""
+        """Token ids of a text as a part of another, without special tokens of its own."""
         return self._requests.tokens_of(text)
 
     def _session(self, request: Request) -> Session:
@@ -236,7 +237,7 @@ class Engine:
         return FixedPolicy(most, request.draft_tokens)
 
     def _notes(self, request: Request) -> list[str]:
-        """What a person should know before the first round."""
+        """Notes for the user before the first round."""
         notes = [why_it_waits(cached) for cached in self.models if not cached.fused]
         if request.draft_tokens:
             notes += [
@@ -253,7 +254,7 @@ class Engine:
         predicting: list[TextDrafter] = []
         if request.prediction:
             predicting.append(Prediction(request.prediction))
-        # With a fixed K a model is asked where nothing is predicted; `history` where there is none.
+        # With a fixed K a model drafts where nothing is predicted; without one, text drafters do.
         asked = self.texts if request.auto or not (self.drafts or self.heads) else ()
         return predicting + [make() for make in asked]
 
@@ -281,7 +282,7 @@ class Engine:
         """The state of one sequence before its first round, for a program that drives rounds.
 
         Args:
-            sampler: tells how much of the text the rounds look back on; None is not at all.
+            sampler: tells how much of the text the rounds look back on; None is nothing.
             draft: whether the draft models have read the text too.
             capacity: entries that all caches have room for, at least.
         """
@@ -304,13 +305,15 @@ class Engine:
 
     def build_kernels(
         self, sampling: SamplingParams = GREEDY, draft_tokens: DraftTokens | None = None
-    ) -> None:
+    ) -> Built:
         """Build the kernels that such rounds need once compiled: seconds on a CPU."""
-        self.rounds.build_kernels(self.request([0], sampling=sampling, draft_tokens=draft_tokens))
+        return self.rounds.build_kernels(
+            self.request([0], sampling=sampling, draft_tokens=draft_tokens)
+        )
 
 
 def _by_name(one: Any) -> dict[str, Any]:
-    """A mapping as it is; a single thing under the name of the one draft model."""
+    """A mapping as it is; a single value under the name MODEL."""
     if isinstance(one, Mapping) and not callable(one):  # MLX's modules are mappings too
         return dict(one)
     return {} if one is None else {MODEL: one}

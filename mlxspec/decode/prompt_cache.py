@@ -1,7 +1,7 @@
 """The past of a prompt on disk, for the next run whose prompt begins with the same tokens.
 
-The file holds the tokens that were read and the caches that they left, the target's and the
-draft's, each with the number of its tokens and whom it belongs to. Each takes what it can use.
+The file holds the tokens that were read and the resulting caches of the target and the drafts,
+each with the number of its tokens and the identity of its model. Each model takes what it can use.
 """
 
 from __future__ import annotations
@@ -18,17 +18,15 @@ from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 from mlxspec.decode import prompt_file
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
-from mlxspec.metrics import Tell
+from mlxspec.metrics import TARGET, Tell
 from mlxspec.models.cached_model import agrees
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
 from mlxspec.models.prefill import CHUNK, Begun, Reading, afresh
 
-TARGET = "target"
-
 
 class _Stored(NamedTuple):
-    """What a model's caches held after so many of the file's tokens, from `start` on."""
+    """The states of a model's caches after `read` of the file's tokens, from `start` on."""
 
     name: str
     model: str
@@ -38,14 +36,14 @@ class _Stored(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """What a file holds: token ids, and the past of each model after some of them."""
+    """The content of a file: token ids, and the past of each model after some of them."""
 
     tokens: list[int]
     pasts: dict[str, _Stored]
 
 
 class _Read(NamedTuple):
-    """What a model has read, to be kept: the text from `start` on, of which some was taken."""
+    """A reading to be kept: the text from `start` on, `taken` tokens of it from the file."""
 
     reading: Reading
     start: int
@@ -56,14 +54,14 @@ class _Read(NamedTuple):
 class PromptCache:
     """A file that a session begins from, and keeps its prompt in.
 
-    Networks go by name: TARGET, and those of the drafts.
+    Models are known by name: TARGET, and the names of the drafts.
 
     Args:
         path: of the file, which need not exist.
         identity: of the models that read.
-        prompt_tokens: a text that is longer is not kept, because it is no prompt any more.
+        prompt_tokens: the length of the prompt; a longer text is not kept, being no prompt.
 
-    `taken` says how many tokens each model last took from the file.
+    `taken` holds the number of tokens that each model last took from the file.
 
     Raises:
         UsageError: the path is that of a folder.
@@ -81,11 +79,11 @@ class PromptCache:
         self._told: set[str] = set()
 
     def begun(self, name: str, reading: Reading, tell: Tell, start: int = 0) -> Begun:
-        """What a model has read of its tokens, in caches of its own at every call.
+        """The part of a model's tokens that is read already, in new caches at every call.
 
         Args:
             start: where its tokens begin in the text.
-            tell: called with what came of the file.
+            tell: called with notes on the use of the file.
         """
         tell = self._once(tell)
         if name == TARGET:
@@ -106,7 +104,7 @@ class PromptCache:
         return begun
 
     def _once(self, tell: Tell) -> Tell:
-        """Reading may begin several times: what was told of the file is not told again."""
+        """A `tell` that repeats no line, although reading may begin several times."""
 
         def once(line: str) -> None:
             if line not in self._told:
@@ -116,15 +114,15 @@ class PromptCache:
         return once
 
     def has_read(self, name: str, reading: Reading, caches: list[Any], start: int = 0) -> None:
-        """What a model has read now, which `keep` writes."""
+        """Note what a model has read, for `keep` to write."""
         self._read[name] = _Read(reading, start, self.taken[name], caches)
 
     def keep(self, tell: Tell) -> None:
-        """Write what was read, if it is worth it; from then on there is nothing to be kept.
+        """Write what was read, if that pays; after that there is nothing left to keep.
 
-        It is worth it where a model read a chunk, or as much as it took from the file: so what
-        is read again and again stays short, and a large file is not written anew for every
-        question about one document. Never raises for a file that cannot be written.
+        It pays where a model read a chunk, or as much as it took from the file. So the part that
+        is read again and again stays short, and a large file is not rewritten for every question
+        about one document. Where the file cannot be written, `tell` gets a line; nothing is raised.
         """
         read, self._read = self._read, {}
         worth = any(
@@ -143,7 +141,7 @@ class PromptCache:
             tell(f"the prompt could not be kept in {self._path}: {error.strerror}")
 
     def _sound(self, tell: Tell) -> _Held | None:
-        """What the file holds, if it is sound and these models' tokens are its own."""
+        """The file's content, if it is sound and was written in the same setting."""
         try:
             values = prompt_file.read(self._path)
             if values is None:
@@ -174,7 +172,7 @@ class PromptCache:
         return {**_settings(self._identity), "tokens": tokens, "pasts": pasts}
 
     def _tell(self, tell: Tell, reading: Reading, begun: Begun, held: _Held) -> None:
-        """Say what the target took, or why nothing."""
+        """Tell how much the target took, or why it took nothing."""
         length = len(reading.tokens) + 1
         if begun.read:
             tell(f"read {begun.read:,} of {length:,} tokens of the prompt from {self._path}")
@@ -185,7 +183,7 @@ class PromptCache:
 
 
 def _settings(identity: Identity) -> dict[str, str]:
-    """What holds for all models, by its name in a remark."""
+    """The setting that all models share, by the names used in notes."""
     return {
         "version of MLX or mlx-lm": identity.versions,
         "tokenizer": identity.tokenizer,
@@ -194,7 +192,7 @@ def _settings(identity: Identity) -> dict[str, str]:
 
 
 def _used(reading: Reading, past: _Stored, tokens: Sequence[int]) -> Begun | None:
-    """The caches after as many of the text's tokens as its past can give, or None."""
+    """The caches after as many of the text's tokens as the stored past covers, or None."""
     cached = reading.cached
     common = _common(tokens[: past.read], reading.tokens)
     if common < len(reading.tokens) and not _can_go_on(reading, common):
@@ -203,7 +201,7 @@ def _used(reading: Reading, past: _Stored, tokens: Sequence[int]) -> Begun | Non
     for cache, state in zip(caches, past.states, strict=True):
         cache.state = tree_map(_handle, state)
     if common < past.read:
-        # Of a fused model it is known that what lies past a position leaves no trace.
+        # Only of a fused model is it known that entries past a position leave no trace.
         if not (cached.fused and can_trim_prompt_cache(caches)):
             return None
         trim_prompt_cache(caches, past.read - common)
@@ -211,12 +209,12 @@ def _used(reading: Reading, past: _Stored, tokens: Sequence[int]) -> Begun | Non
 
 
 def _handle(value: Any) -> Any:
-    """Of an array another one with its contents, so that what is held is not written to."""
+    """A new array with the same contents, so that the one held is not written to."""
     return mx.array(value) if isinstance(value, mx.array) else value
 
 
 def _can_go_on(reading: Reading, read: int) -> bool:
-    """Whether a text that is read on from there is as one that was read from its beginning."""
+    """Whether reading on after `read` tokens gives the same as reading from the beginning."""
     cached = reading.cached
     # The first chunk attends to keys and values that are not quantised yet.
     if cached.kv is not None and read < CHUNK:
@@ -232,6 +230,6 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _without_form(caches: list[list[Any]]) -> str:
-    """Kinds of caches whose state can be read and not be set, in words."""
+    """The kinds of caches whose state can be read but not set, in words."""
     kinds = {type(cache) for some in caches for cache in some}
     return ", ".join(sorted(kind.__name__ for kind in kinds if not kind.state.fset))

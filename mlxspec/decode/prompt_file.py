@@ -1,8 +1,8 @@
-"""A safetensors file of nested values and arrays that is proven before it is believed.
+"""A safetensors file of nested values and arrays that is checked before it is used.
 
-mlx-lm's `save_prompt_cache` and `load_prompt_cache` are not used: they take names that end in
-.safetensors alone, find classes by names that stand in the file, know nothing of caches that an
-architecture defines for itself, and MLX believes a header that lies.
+mlx-lm's `save_prompt_cache` and `load_prompt_cache` are not used: they take only names that end in
+.safetensors, look up classes by names in the file, do not know the caches that an architecture
+defines for itself, and MLX trusts a false header.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from mlxspec.files import replacing
 
 MARK = "mlxspec prompt cache"
 FORMAT = f"{MARK} 2"
-_HEAD = 4096  # bytes in which the mark is, where it is at all
+_HEAD = 4096  # the first bytes, which hold the mark if the file has one
 
 _WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
 _WIDTHS |= {"U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8, "C64": 8}
 
 
 class Unusable(Exception):
-    """A file that nothing can be taken from, and why."""
+    """A file that cannot be used, and the reason."""
 
     ours = False
 
@@ -40,7 +40,7 @@ class Damaged(Unusable):
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `write` was given, or None where there is no file. Tuples come back as lists.
+    """The values that `write` was given, or None without a file. Tuples come back as lists.
 
     Raises:
         Unusable: it cannot be read, or is none of ours. Damaged: it may be replaced.
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any] | None:
     try:
         if not path.exists():
             return None
-        if not path.is_file():  # to open a pipe would wait for a writer
+        if not path.is_file():  # opening a pipe would wait for a writer
             raise Unusable("is not a file")
         metadata = _metadata_of(path)
     except OSError as error:
@@ -85,7 +85,7 @@ def write(path: Path, values: dict[str, Any]) -> None:
 def _packed(value: Any, arrays: dict[str, mx.array]) -> Any:
     """The value with each array moved to `arrays`, and its name in its place."""
     if isinstance(value, mx.array):
-        name = f"array.{len(arrays)}"  # MLX sorts names, and `__metadata__` is to come first
+        name = f"array.{len(arrays)}"  # MLX sorts names, and `__metadata__` must come first
         arrays[name] = value
         return {"array": name}
     if isinstance(value, dict):
@@ -106,7 +106,7 @@ def _unpacked(value: Any, arrays: dict[str, mx.array]) -> Any:
 
 
 def _checksum(described: str, arrays: dict[str, mx.array]) -> str:
-    """Over everything: the values' description, and names, shapes, types and bytes of arrays."""
+    """CRC-32 of the values' description and the arrays' names, shapes, dtypes and bytes."""
     total = crc32(described.encode())
     for name, array in sorted(arrays.items()):
         total = crc32(f"{name} {array.shape} {array.dtype}".encode(), total)
@@ -115,7 +115,7 @@ def _checksum(described: str, arrays: dict[str, mx.array]) -> str:
 
 
 def _metadata_of(path: Path) -> dict[str, str]:
-    """The metadata of a file whose header says the truth about its size.
+    """The metadata of a file whose header agrees with its size.
 
     Raises:
         Unusable, Damaged: see `read`. OSError.
@@ -139,7 +139,11 @@ def _metadata_of(path: Path) -> dict[str, str]:
 
 
 def _checked(header: dict[str, Any], room: int) -> dict[str, str]:
-    """The metadata of a header of which every array lies in `room` bytes; or raises anything."""
+    """The metadata of a header whose arrays all lie in `room` bytes.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the header makes no sense.
+    """
     metadata = header.pop("__metadata__")
     if not all(isinstance(metadata[key], str) for key in ("checksum", "format", "values")):
         raise ValueError("metadata are strings")

@@ -1,4 +1,4 @@
-"""From a text to the state before its next round: the target reads it, a draft when it is asked."""
+"""From a text to the state before its next round: the target reads it, and drafts on demand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlxspec.decode.prompt_cache import TARGET, PromptCache
+from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound, RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past
-from mlxspec.metrics import PrefillProgress, Tell, silent
+from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.prefill import Begin, Reading, afresh, finished, prefill
 from mlxspec.models.taps import Features
@@ -27,9 +27,9 @@ class Reader:
     """Reads the text of one session.
 
     Args:
-        rounds: that go on from there.
+        rounds: the rounds that continue the text.
         request: says how the text is sampled, and how much room the caches have at least.
-        tell: called with what a person should know.
+        tell: called with notes for the user.
         cache: a file to begin from, and to keep the prompt in.
     """
 
@@ -53,7 +53,7 @@ class Reader:
     def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
-        Yields where reading has arrived, after every chunk but the last.
+        Yields the progress of reading, after every chunk but the last.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
@@ -113,16 +113,16 @@ class Reader:
             self._cache.keep(self._tell)
 
     def draft_seconds(self, name: str) -> float:
-        """The time that reading the text is likely to take a draft model, from the target's.
+        """The seconds that a draft model is likely to need to read the text.
 
-        By the bytes of their weights: both read with all the power that there is.
+        The target's time is scaled by the bytes of their weights: both use the whole machine.
         """
         return self._read_s * _nbytes(self._rounds.model(name).cached) / _nbytes(self._target)
 
     def _target_read(
         self, reading: Reading
     ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
-        # A file has no features: beside a head the target reads it all.
+        # A file holds no features, so with a head the target reads the whole text.
         begin = afresh if self._follows else self._begin(TARGET)
         caches, features = yield from prefill(
             reading, begin=begin, tell=self._tell, taps=self._rounds.taps
@@ -132,7 +132,7 @@ class Reader:
         return caches, features
 
     def _begin(self, name: str, start: int = 0) -> Begin:
-        """Where a model that reads a text from `start` on begins."""
+        """The `Begin` of a model that reads a text from `start` on."""
         cache, tell = self._cache, self._tell
         if cache is None:
             return afresh

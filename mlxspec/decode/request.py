@@ -1,4 +1,4 @@
-"""One text that is asked for, with every choice made before its first token is read."""
+"""The request for one text, with every choice made before its first token is read."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one text is asked for. `Engine.request` makes one; everything after that takes it.
+    """The request for one text. `Engine.request` makes one; everything after that takes it.
 
     Args:
         tokens: ids of the prompt, at least one.
-        limit: tokens that there may be in all, the prompt's included.
+        limit: the most tokens in all, the prompt's included.
         draft_tokens: K, or the largest where it is chosen round by round; 0 decodes plainly.
         auto: whether the drafter and K are chosen round by round.
         sampling: with a seed, and with the tokens that XTC spares.
         stop: the text ends before the first of these strings.
         ends: token ids that end the text and are no part of it.
         continues: whether the text goes on where the prompt ends, so that a leading space counts.
-        prediction: ids of a text that is expected, in parts at least.
+        prediction: ids of a text that is expected, at least in parts.
         processors: a caller's own logits processors.
         capacity: entries that the caches have room for from the start.
         cache: a file that the prompt's past is kept in.
@@ -62,7 +62,7 @@ class Request:
 
     @property
     def method(self) -> Method:
-        """What of the sampling parameters shapes a round's graph."""
+        """The part of the sampling parameters that shapes a round's graph."""
         whole = lengths.reserved(self.limit) if self.limit < UNLIMITED else None
         return self.sampling.method(whole)
 
@@ -72,8 +72,8 @@ class Requests:
 
     Args:
         tokenizer: None takes token ids only.
-        vocabulary: V of the target. context: tokens that it was made for, None where unknown.
-        draft_tokens: K where a call does not say.
+        vocabulary: V of the target. context: its context in tokens, None where unknown.
+        draft_tokens: K where a call gives none.
         drafts: whether a model or head drafts. texts: whether anything drafts from the text.
     """
 
@@ -142,7 +142,8 @@ class Requests:
         """Token ids of a prompt that fits the context.
 
         Raises:
-            PromptError: it is empty, too long, or has a token that the model does not.
+            PromptError: it is empty, too long, or has a token that the model lacks.
+            UsageError: it is a text, and there is no tokenizer.
         """
         if isinstance(prompt, str):
             tokens = encode_prompt(self._required("A text prompt"), prompt, system=system, raw=raw)
@@ -163,7 +164,7 @@ class Requests:
         return tokens
 
     def tokens_of(self, text: Prompt | None) -> list[int]:
-        """Token ids of a text as it stands inside another, without a beginning of its own."""
+        """Token ids of a text as a part of another, without special tokens of its own."""
         if not isinstance(text, str):
             return list(text or ())
         return list(self._required("A text").encode(text, add_special_tokens=False))
@@ -192,7 +193,10 @@ class Requests:
         return (count, asked == AUTO) if self._drafts or from_text else (0, False)
 
     def _completed(self, sampling: SamplingParams, *, auto: bool) -> SamplingParams:
-        """With a seed, a rule under which that seed decides the text, and the tokens XTC spares."""
+        """The parameters with a seed, and with the tokens that XTC spares.
+
+        With `auto` and no rule named, they get a rule under which the seed decides the text.
+        """
         if auto and sampling.verify is None:
             sampling = sampling.auditable()
         sampling = sampling.with_seed()

@@ -32,7 +32,7 @@ class RoundState(NamedTuple):
     """All that a round needs and changes, for B sequences side by side.
 
     position: int32 [B], of the last committed token, which is not in the target's cache yet.
-    last_two: int32 [B, 2], the token before it, and it.
+    last_two: int32 [B, 2], the last two committed tokens.
     recent: int32 [B, W], the last W tokens up to it, with NO_TOKEN before the first; the whole
         text where the sampler sees it.
     keys: uint32 [B, 2], of the random numbers; they never change.
@@ -51,7 +51,7 @@ class RoundState(NamedTuple):
 
     @property
     def capacity(self) -> int:
-        """Positions of the text that there is room for with the target."""
+        """The number of positions that the target's caches have room for."""
         return capacity_of(self.target)
 
     def with_draft(self, name: str, past: Any) -> RoundState:
@@ -59,10 +59,10 @@ class RoundState(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What tells one graph of a round from another.
+    """All that distinguishes one graph of a round from another.
 
     drafter: the model that proposes; "" where the proposals are given, or there are none.
-    length, draft_length: how far the caches are attended.
+    length, draft_length: entries to attend over in the target's and the drafter's caches.
     """
 
     drafter: str
@@ -124,10 +124,11 @@ class FusedRound:
 
         Args:
             draft_tokens: K; 0 decodes plainly.
-            length: how far the target's caches are attended, at least position + K + 1 of every
-                row. draft_length: the same of the drafter's, less its start; None is no less.
+            length: entries to attend over in the target's caches, at least position + K + 1 of
+                every row. draft_length: the same of the drafter's caches, less its start; None
+                takes `length`.
             drafter: the model that proposes.
-            given: int32 [B, K], proposed in place of what a model would.
+            given: int32 [B, K], the proposals, in place of a model's.
 
         Returns:
             The state after the round, and `result`, int32 [B, K + 2]: the committed tokens, of
@@ -139,8 +140,8 @@ class FusedRound:
     def run(
         self, state: RoundState, shape: Shape, given: mx.array | None
     ) -> tuple[RoundState, mx.array]:
-        """The same of a shape that is known."""
-        # A graph is given what it uses alone: what another draft has read does not shape it.
+        """Build one round of a known shape; see `__call__`."""
+        # A graph is given only what it uses, so that another draft's past does not shape it.
         used = {
             name: past
             for name, past in state.drafts.items()
@@ -152,7 +153,7 @@ class FusedRound:
         return after._replace(drafts=state.drafts | after.drafts), result
 
     def model(self, name: str) -> ModelDrafter:
-        """A drafter that reads the text for itself."""
+        """The draft model of that name, which reads the text for itself."""
         drafter = self.drafters[name]
         assert isinstance(drafter, ModelDrafter)
         return drafter
@@ -209,7 +210,7 @@ class FusedRound:
         return mx.compile(body) if self._compiled else body
 
     def _typed(self, state: Any) -> RoundState:
-        """A compiled function is given plain tuples, and returns them."""
+        """The state with its types, because a compiled function takes and returns plain tuples."""
         typed = RoundState(*state)
         drafts = {name: self.drafters[name].typed(past) for name, past in typed.drafts.items()}
         return typed._replace(drafts=drafts)
@@ -265,7 +266,7 @@ class FusedRound:
         method = self.sampler.method
         if method.rule == "greedy":
             return verify.greedy(scores, draft)
-        log_p = uniform_if_broken(scores)  # `_result` tells where it matters
+        log_p = uniform_if_broken(scores)  # `_result` reports it where it matters
         if not method.greedy:
             log_p = self.sampler.log_probs(log_p, state.knobs)
         if method.rule == "coupled":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.device import kernels
 from mlxspec.device.compiling import Compiling
 from mlxspec.drafters.graph import GraphDrafter
 from mlxspec.drafters.proposals import Proposal
@@ -18,6 +21,13 @@ from mlxspec.params import Method
 from mlxspec.sampling.sampler import Processor, Sampler
 
 _ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
+
+
+class Built(NamedTuple):
+    """The number of kernels that were built, and the seconds that took, rounds included."""
+
+    kernels: int
+    seconds: float
 
 
 class Rounds:
@@ -55,7 +65,7 @@ class Rounds:
         return self._built(request.method, self.are_compiled(request))
 
     def with_sampler(self, sampler: Sampler, *, compiled: bool = False) -> FusedRound:
-        """Rounds with a way of sampling, for a program that drives rounds."""
+        """Rounds with a given sampler, for a program that drives rounds itself."""
         return FusedRound(self._target, self._drafters, sampler, compiled=compiled)
 
     def are_compiled(self, request: Request) -> bool:
@@ -70,8 +80,9 @@ class Rounds:
             _for_any_length(request), request.draft_tokens, auto=request.auto
         )
 
-    def build_kernels(self, request: Request) -> None:
+    def build_kernels(self, request: Request) -> Built:
         """Run three compiled rounds of each kind, so that MLX builds every kernel they need."""
+        started, before = time.perf_counter(), kernels.count_built()
         method = _for_any_length(request)
         rounds = self._built(method, True)
         for kind in self._compiling.kinds(request.draft_tokens, auto=request.auto):
@@ -83,6 +94,7 @@ class Rounds:
             for _ in range(3):
                 session.step()
             self._compiling.built(method, kind)
+        return Built(kernels.count_built() - before, time.perf_counter() - started)
 
     def _build(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()
@@ -92,7 +104,7 @@ class Rounds:
 
 
 class _Zeros:
-    """Proposes, whatever the text."""
+    """A text drafter that always proposes, whatever the text."""
 
     name, most = "zeros", 1
 

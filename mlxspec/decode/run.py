@@ -17,11 +17,11 @@ from mlxspec.text import TextStream
 class Run:
     """An iterator of events, with the result so far beside it.
 
-    It can be consumed once. A loop that was left may be taken up again where it stopped; `close`
-    ends the run before its time.
+    It can be consumed once. A loop that was left may be resumed where it stopped; `close` ends the
+    run early.
 
     Args:
-        request: what is asked for.
+        request: the request for the text.
         begin: returns the session; called at the first event.
         text: turns tokens into text, or None for ids alone.
         over: called with the session when no more events follow, however the run ended.
@@ -35,10 +35,9 @@ class Run:
         over: Callable[[Session], None],
     ) -> None:
         sampling, count = request.sampling, request.draft_tokens
-        assert sampling.seed is not None
         stats = SpeculationStats(count, enabled=count > 0, rule=sampling.rule, auto=request.auto)
         self.request = request
-        self.generation = Generation(len(request.tokens), stats, sampling.seed)
+        self.generation = Generation(len(request.tokens), stats, sampling)
         self.session: Session | None = None
         self._begin = begin
         self._text = text
@@ -82,7 +81,7 @@ class Run:
             self._over(session)
 
     def _event(self, session: Session) -> Event:
-        """Commit one round and say what became of its tokens."""
+        """Commit one round and return its event."""
         committed = session.step()
         assert committed.stats is not None
         tokens, origins, pieces, finish = self._told(committed)

@@ -27,9 +27,9 @@ CHEAP = 512  # tokens that a draft reads without asking whether that pays
 
 
 class InFlight(NamedTuple):
-    """A round that was dispatched and not read.
+    """A round that was dispatched and not read yet.
 
-    fair: nothing was built on the way that later rounds need not build.
+    fair: whether its time includes no building that later rounds do not need.
     dispatched_s, dispatching_s: see `Marks`.
     """
 
@@ -46,7 +46,7 @@ class Committed:
     """One round's part of the text.
 
     tokens: 1 … K + 1 of them, or none once the limit is reached; `stats` is then None.
-    notes: lines for people about what happened besides.
+    notes: lines for people about anything else that happened.
     """
 
     tokens: list[int]
@@ -61,12 +61,12 @@ class Session:
     while it runs, or after it.
 
     Args:
-        rounds: what runs.
+        rounds: the rounds that run.
         reader: reads the prompt, and the whole text again after memory ran out.
-        request: the prompt, its limit, and the most that is proposed in a round.
-        policy: chooses what proposes and how many; None is the request's K in every round.
-        texts: drafters that propose from the text. They have seen nothing yet.
-        notes: of what a person should know before the first round.
+        request: the prompt, its limit, and the largest K.
+        policy: chooses the drafter and K of every round; None is the request's K in every round.
+        texts: text drafters, which have read nothing yet.
+        notes: lines for the user from before the first round.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Session:
         self.text = list(request.tokens)
         self._notes: list[str] = [] if notes is None else notes
         self._texts = TextDrafters(texts, rounds.sampler.vocabulary, self._notes.append)
-        self._told = 0  # how much of the text the text drafters have seen
+        self._told = 0  # how many tokens the text drafters have read
         self._reader = reader
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
         self._drafts = Drafts(rounds, reader)
-        self._first_s = 0.0  # what the first round took
-        self._keeps = reader.keeps  # whether the prompt is to be written to a file yet
+        self._first_s = 0.0  # the time of the first round
+        self._keeps = reader.keeps  # whether the prompt is still to be written to a file
         self._is_first = True
         self._is_read = False
         self._state: RoundState
@@ -130,7 +130,7 @@ class Session:
         return state, length
 
     def read(self) -> Generator[PrefillProgress, None, None]:
-        """Let the target read the prompt, chunk by chunk. `step` reads what nobody let it read."""
+        """Let the target read the prompt, chunk by chunk. `step` does so where nobody has."""
         if self._is_read:
             return
         self._state = yield from self._reader.state(self.text)
@@ -149,7 +149,7 @@ class Session:
 
         Raises:
             OutOfMemory: plain decoding does not fit either. BrokenOutput: the target's output is
-                no distribution. What was returned before stays as it is in both.
+                no distribution. In both cases all that was returned before remains valid.
         """
         while True:
             finished(self.read())
@@ -165,7 +165,7 @@ class Session:
         return Committed(tokens, stats, notes)
 
     def close(self) -> None:
-        """Keep of the prompt what was read, where it is to be kept and is not yet."""
+        """Write what was read of the prompt to its file, unless that is done or not wanted."""
         if self._keeps and self._is_read:
             self._keeps = False
             self._reader.keep()
@@ -197,14 +197,14 @@ class Session:
         return committed, RoundStats(count, accepted, full, drafter, one.parked)
 
     def _report(self, one: InFlight, accepted: int, marks: Marks) -> None:
-        """Tell the policy what became of a round, and what it took where that can be told."""
+        """Tell the policy how many proposals a round kept, and its time where that is known."""
         self.policy.kept(one.choice, accepted)
         took = self._stopwatch.took(marks, fair=one.fair)
         if took is not None:
             self.policy.took(one.choice, took)
 
     def _shrink(self) -> None:
-        """Begin again from what is committed, proposing half as much."""
+        """Begin again from the committed text, with half as many proposals."""
         self.draft_tokens //= 2
         how = f"{self.draft_tokens} draft tokens" if self.draft_tokens else "no draft"
         self._notes.append(f"memory ran out: going on with {how}")
@@ -214,7 +214,7 @@ class Session:
         self._is_read = False
 
     def _bound(self) -> int:
-        """How many tokens are committed at most once every dispatched round is."""
+        """The most tokens that the text can have once every dispatched round is committed."""
         return len(self.text) + sum(one.choice.draft_tokens + 1 for one in self._in_flight)
 
     def _wants_more(self) -> bool:
@@ -230,17 +230,17 @@ class Session:
         return replace(choice, draft_tokens=min(choice.draft_tokens, self.draft_tokens))
 
     def _offered(self) -> Proposals:
-        """What text drafters propose after the text as it is known."""
+        """The proposals of the text drafters after the text that is known."""
         # Reading a prompt takes a while, and the first round need not wait for that.
         if self._told == 0 or self.draft_tokens == 0:
             return {}
         return self._texts.proposals(self.draft_tokens)
 
     def _wants_text(self) -> bool:
-        """Whether the next round is better chosen when what is in flight is known."""
+        """Whether the next round is better chosen once the result in flight is known."""
         latest = self._in_flight[-1].choice
         if latest.draft_tokens and latest.drafter not in self._drafts.names:
-            return True  # a text that is followed is likely to be followed on
+            return True  # the next round is likely to follow the text too
         return self.policy.wants(list(self._offered()))
 
     def _given(self, choice: Choice) -> mx.array | None:
@@ -251,7 +251,7 @@ class Session:
         return None
 
     def _tell_texts(self) -> None:
-        """Let the text drafters read what is new, and count what they would have been good for."""
+        """Let the text drafters read the new tokens, and count those they would have kept."""
         if not self.request.draft_tokens:
             return
         decided = self._texts.extend(self.text[self._told :])
@@ -312,7 +312,7 @@ class Session:
         return self._drafts.is_behind(name, self.text, before)
 
     def _keep(self) -> None:
-        """Let every draft read the prompt, and keep it: the first token is out by now."""
+        """Let every draft read the prompt, and keep it: the first token is written by now."""
         for name in self._drafts.models if self.draft_tokens else ():
             if self._is_behind(name):
                 self._catch_up(name)
@@ -332,7 +332,7 @@ class Session:
         return True
 
     def _is_worth_reading(self, name: str) -> bool:
-        """Whether a draft may win more in what is left to write than reading the text costs it."""
+        """Whether a draft may save more time in the rest of the text than its reading costs."""
         if len(self.text) <= CHEAP:
             return True
         left_s = (self.request.limit - len(self.text)) * self._first_s

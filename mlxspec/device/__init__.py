@@ -1,1 +1,1 @@
-"""The machine: memory, kernels, what is compiled, and how long caches are."""
+"""The machine: memory, kernels, compiling, and the lengths of caches."""

@@ -1,4 +1,4 @@
-"""Which rounds of an engine are compiled, and the kernels that have to be built for them."""
+"""Which rounds of an engine are compiled, and the kernels that they need."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from mlxspec.device import kernels
 from mlxspec.params import Method
 
-MANY = 2  # draft steps: from a second one on no operation is new
+MANY = 2  # draft steps: rounds with more use the same operations
 
 
 class Kind(NamedTuple):
-    """Rounds that have the same operations: so many draft steps, or what the text proposes."""
+    """Rounds with the same operations: `draft_tokens` draft steps, or proposals from the text."""
 
     draft_tokens: int
     from_text: bool
@@ -21,9 +21,10 @@ class Compiling:
     """Decides for each way of sampling and drafting whether its rounds are compiled.
 
     Args:
-        models: what of the models decides which operations a round has; told apart by its `str`.
-        models_draft, text_drafts: what may propose.
-        asked: what a caller has decided; None compiles where no kernel is missing.
+        models: the properties of the models that determine a round's operations, compared by
+            their `str`.
+        models_draft, text_drafts: whether models draft, and whether text drafters do.
+        asked: the caller's decision; None compiles where no kernel is missing.
     """
 
     def __init__(
@@ -35,22 +36,22 @@ class Compiling:
         self._asked = asked
 
     def holds(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
-        """Whether such rounds are compiled: of K proposals, or with `auto` of at most as many."""
+        """Whether rounds of `draft_tokens` proposals are compiled, and with `auto` of fewer too."""
         if self._asked is not None:
             return self._asked
         return kernels.can_compile() and not self._unbuilt(method, draft_tokens, auto=auto)
 
     def would_hold(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
-        """Whether they are not yet, but were if their kernels were built."""
+        """Whether such rounds are not compiled yet, but would be once their kernels are built."""
         may = self._asked is None and kernels.can_compile()
         return may and self._unbuilt(method, draft_tokens, auto=auto)
 
     def built(self, method: Method, kind: Kind) -> None:
-        """The kernels of a kind of rounds are there from now on."""
+        """Note that the kernels of this kind of round are built."""
         kernels.mark_built(self._name(method, kind))
 
     def kinds(self, draft_tokens: int, *, auto: bool) -> list[Kind]:
-        """All that may be run."""
+        """All kinds of rounds that may run."""
         counts = range(min(draft_tokens, MANY) + 1) if auto else [draft_tokens]
         kinds = [Kind(count, False) for count in counts if count == 0 or self._models_draft]
         if draft_tokens and self._text_drafts:

@@ -1,9 +1,9 @@
-"""When compiling a round is worth it, and what has to be built first.
+"""When compiling a round pays, and the kernels that MLX must build first.
 
 On a GPU `mx.compile` is quick and always pays. On the CPU MLX builds every fused kernel with the
 system's C++ compiler on its first use and keeps it in the temporary folder: seconds once, then
-nothing. A kernel's name depends on operations and types, not on shapes, so a mark beside the
-kernels remembers for which kinds of rounds they are all there.
+nothing. A kernel's name depends on operations and types, not on shapes, so a mark file beside the
+kernels records each kind of round whose kernels are all built.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def on_cpu() -> bool:
 
 
 def can_compile() -> bool:
-    """Whether MLX compiles here at all; on a CPU without a compiler it would run uncompiled."""
+    """Whether MLX can compile here; on a CPU without a C++ compiler, rounds run uncompiled."""
     return not on_cpu() or shutil.which(COMPILER) is not None
 
 

@@ -1,13 +1,13 @@
-"""How long caches are: what is attended, and what is stored. No MLX."""
+"""Lengths of caches: the entries attended to, and the entries stored. No MLX."""
 
 from __future__ import annotations
 
 
 def attended(length: int) -> int:
-    """Entries to attend over for `length` that are needed.
+    """The number of entries to attend over when `length` are needed.
 
-    A new number is a new graph to trace, for every K in use, and a larger one is work on entries
-    that nobody sees: so it grows by an eighth, in multiples of 128.
+    A new number means a new graph to trace for every K in use, and a larger one means work on
+    masked entries. So it grows by an eighth, in multiples of 128.
     """
     if length <= 64:
         return 64
@@ -16,6 +16,9 @@ def attended(length: int) -> int:
 
 
 def reserved(length: int) -> int:
-    """Entries to store for `length` that are needed: by a quarter, in multiples of 256."""
+    """The number of entries to store when `length` are needed.
+
+    It grows by a quarter, in multiples of 256.
+    """
     step = max(256, length // 4 // 256 * 256)
     return -(-length // step) * step

@@ -1,4 +1,4 @@
-"""What this machine is, for figures and for what was learned on it."""
+"""A description of this machine, for benchmark figures and tuning records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def chip() -> str:
 
 
 def backend() -> str:
-    """MLX's: cpu, metal or cuda."""
+    """MLX's backend: cpu, metal or cuda."""
     if on_cpu():
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
 
 
 def about() -> dict[str, Any]:
-    """What a figure depends on beside the models."""
+    """All that a measured figure depends on besides the models, as plain values."""
     preloaded = os.environ.get("LD_PRELOAD")  # such as another BLAS library
     return {
         "system": f"{platform.system()} {platform.machine()}",
@@ -43,7 +43,7 @@ def about() -> dict[str, Any]:
 
 
 def described(about: dict[str, Any]) -> str:
-    """What `about` returned, as the beginning of a line."""
+    """The result of `about` as the beginning of a line."""
     line = f"{about['processor']}, {about['device']}, mlx {about['mlx']}, mlx-lm {about['mlx-lm']}"
     return f"{line}, {about['preloaded']}" if "preloaded" in about else line
 

@@ -1,8 +1,8 @@
-"""Telling that memory ran out from everything else that can go wrong.
+"""Distinguishing a lack of memory from other errors.
 
-What MLX can report, it reports as RuntimeError: a buffer that is larger than Metal's largest, or
-that CUDA cannot allocate. A command buffer that Metal itself gives up for want of memory ends the
-process, and so does an allocation that fails on the CPU: no program can go on from there.
+MLX raises RuntimeError where it can report the failure: for a buffer that exceeds Metal's limit,
+or that CUDA cannot allocate. Where Metal itself gives up a command buffer for lack of memory, or
+an allocation on the CPU fails, the process ends, and no program can recover.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ _SIGNS = re.compile(r"malloc|unable to allocate|out of memory|insufficient memor
 
 @contextmanager
 def watched(what: str) -> Iterator[None]:
-    """Turn an allocation that fails in the block into OutOfMemory, and free what can be.
+    """Turn a failed allocation in the block into OutOfMemory, and clear MLX's cache.
 
     Args:
-        what: is being done, for the message.
+        what: the work in progress, for the message, such as "reading the prompt".
+
+    Raises:
+        OutOfMemory: an allocation in the block failed.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not _SIGNS.search(str(error)):
             raise
-        # A traceback keeps the frames of the block alive, and they their arrays.
+        # A traceback keeps the block's frames alive, and with them their arrays.
         cause = error.with_traceback(None)
         mx.clear_cache()
         raise OutOfMemory(what) from cause

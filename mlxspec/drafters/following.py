@@ -1,4 +1,4 @@
-"""Where in a known text a growing one has arrived that follows it, with differences."""
+"""The place in a known text that an output, which follows it with differences, has reached."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-REACH = (16, 64)  # tokens ahead at which a match of one token, or of two, is believed
-FAR = 3  # tokens that are believed anywhere
-NEAREST = 8  # places on either side that are looked at
-LONGEST = 32  # tokens of a match that count
-FIRM = 6  # tokens followed, after which the place is where the next search begins
+REACH = (16, 64)  # the farthest that a match of one token, or of two, is believed, in tokens
+FAR = 3  # tokens of a match that is believed anywhere
+NEAREST = 8  # places examined on either side
+LONGEST = 32  # tokens of a match that count, at most
+FIRM = 6  # tokens followed, after which the next search begins at the place reached
 GUESSES = 2
 
 
 class Follower:
-    """The output goes along `expected`, with whatever was replaced, added, cut or moved.
+    """Follows `expected` along an output in which parts are replaced, added, cut or moved.
 
-    After a difference it is looked for where in `expected` the output's last tokens are, near the
-    place that was last followed for FIRM tokens: one token is enough just ahead of it, two farther
-    ahead, FAR anywhere, and one more behind it. The longest match wins, then the nearest. Without
-    one, the next GUESSES tokens are taken to replace as many of those expected; after that nothing
-    is, until there is a match again. What a token costs does not depend on how much is expected.
+    After a difference, the output's last tokens are searched for in `expected`, near the place
+    that was last followed for FIRM tokens. A match of one token is enough just ahead of it, two
+    farther ahead, FAR anywhere; behind it one more is needed. The longest match wins, then the
+    nearest. Without a match, the next GUESSES tokens are taken to replace as many expected ones;
+    after that no token is expected until there is a match again. The cost of a token does not
+    depend on the length of `expected`.
 
-    `place` is how many tokens are expected before the next one; `followed` tells how many the
-    output has followed for, those of the match included; and `is_certain` that it ever followed for
-    FIRM tokens.
+    `place` is the index of the next token in `expected`; `followed` is the number of tokens that
+    the output has followed, those of the match included; `is_certain` says whether it ever
+    followed FIRM tokens.
 
     Args:
         begins: whether the output is expected to begin as `expected` does.
@@ -50,7 +51,7 @@ class Follower:
         return self.expected[self.place] if self.place < len(self.expected) else None
 
     def take(self, token: int) -> None:
-        """The output goes on with a token."""
+        """Read the output's next token."""
         self._recent.append(token)
         del self._recent[:-LONGEST]
         if self.next == token:
@@ -61,7 +62,7 @@ class Follower:
             self._guess()
 
     def copy(self) -> Follower:
-        """One that goes its own way from here."""
+        """An independent copy."""
         other = copy.copy(self)
         other._recent = list(self._recent)
         return other
@@ -80,7 +81,7 @@ class Follower:
         self.place = self.place + 1 if self._guesses <= GUESSES else len(self.expected)
 
     def _matches(self) -> Iterator[_Footing]:
-        """Places after the last tokens of the output that are believed."""
+        """The believed places in `expected` after the output's last tokens."""
         for size in (1, FAR):
             places = self._places.get(tuple(self._recent[-size:]), [])
             middle = bisect(places, self._firm)
@@ -90,7 +91,7 @@ class Follower:
                     yield match
 
     def _length(self, place: int) -> int:
-        """How many tokens of `expected` before `place` are the last of the output."""
+        """How many tokens of `expected` before `place` equal the output's last tokens."""
         most = min(place, len(self._recent))
         for length in range(most):
             if self.expected[place - 1 - length] != self._recent[-1 - length]:
@@ -100,7 +101,7 @@ class Follower:
 
 class _Footing(NamedTuple):
     length: int
-    ahead: int  # of the firm place its last token stands, in tokens; negative behind
+    ahead: int  # tokens from the firm place to its last token; negative behind the place
     place: int
 
 
@@ -114,7 +115,7 @@ def _rank(match: _Footing) -> tuple[int, int, int]:
 
 
 def _places(expected: tuple[int, ...]) -> dict[tuple[int, ...], list[int]]:
-    """Every token alone, and every FAR tokens, with the places after them in ascending order."""
+    """Every token and every run of FAR tokens, with the places after them in ascending order."""
     places = defaultdict(list)
     for size in (1, FAR):
         for end in range(size, len(expected) + 1):

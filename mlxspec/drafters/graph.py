@@ -14,14 +14,14 @@ from mlxspec.models.taps import Features
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
 
-ROWS = 64  # that are read in a pass: a ring has room for no more beside its window
+ROWS = 64  # read in a pass: a ring has room for no more beyond its window
 
 
 class Past(NamedTuple):
-    """What a draft has read of the text.
+    """The caches of a draft model that has read the text, or the end of it.
 
-    layers: its caches' storage. start: int32 [B], the position of the first token in them; a draft
-        that reads the end of a long text alone counts its positions from there.
+    layers: the caches' storage. start: int32 [B], the position of the first token in them; a draft
+        that reads only the end of a long text counts its positions from there.
     """
 
     layers: Layers
@@ -65,16 +65,16 @@ class Picks:
 
     @property
     def draft(self) -> Draft:
-        """What was picked."""
+        """The tokens picked so far, as a proposal."""
         log_q = mx.concatenate(self._log_qs, axis=1) if self._log_qs else None
         return Draft(mx.concatenate(self._tokens, axis=1), log_q)
 
 
 class Head(Protocol):
-    """A drafter on the target's features, such as trained heads are. See docs/drafters.md.
+    """A drafter on the target's features, such as a trained head. See docs/drafters.md.
 
-    taps: names of the target's modules whose output it is given. most: K, at most.
-    A head keeps what it wants in a tree of arrays, a *past*, and changes none that it is given.
+    taps: names of the target's modules whose outputs are its features. most: the largest K.
+    A head keeps its state in a tree of arrays, a *past*, and changes none that it is given.
     """
 
     taps: Sequence[str]
@@ -88,7 +88,7 @@ class Head(Protocol):
         """
 
     def grown(self, past: Any, capacity: int) -> Any:
-        """The past with room for a text of so many tokens."""
+        """The past with room for a text of `capacity` tokens."""
 
     def propose(
         self, past: Any, last_two: mx.array, position: mx.array, picks: Picks, count: int
@@ -103,7 +103,7 @@ class Head(Protocol):
     def commit(
         self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
     ) -> Any:
-        """The past after a round, whoever proposed in it.
+        """The past after a round, whichever drafter proposed.
 
         Args:
             tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
@@ -114,9 +114,9 @@ class Head(Protocol):
 class GraphDrafter(Protocol):
     """A draft model or a head, as a round sees it. Its past is a tree of arrays, [B, …] each.
 
-    taps: names of the target's modules whose output it is given. most: K, at most.
-    follows: whether it is told of every round, whoever proposed. One that does not follow is told
-        of its own rounds alone, and reads what it missed before the next of them.
+    taps: names of the target's modules whose outputs are its features. most: the largest K.
+    follows: whether it is told of every round, whichever drafter proposed. One that does not
+        follow is told only of its own rounds, and reads what it missed before the next one.
     fused: whether its passes can be part of a graph that never waits for the host.
     """
 
@@ -147,7 +147,7 @@ class GraphDrafter(Protocol):
         Args:
             last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
                 the last. position: int32 [B], of the last.
-            length: how far its own caches are attended, where it has any.
+            length: the number of entries to attend over in its own caches, if it has any.
         """
 
     def commit(
@@ -198,7 +198,7 @@ class ModelDrafter:
 
     Args:
         cached: the model. It proposes from the part of its vocabulary that it shares with the
-            target, and is shown its last token in place of one that it does not have.
+            target, and reads its last id in place of an id that it lacks.
         vocabulary: V, of the target.
     """
 
@@ -234,21 +234,21 @@ class ModelDrafter:
         """Pick `count` ≥ 1 tokens after `last_two`, whose last stands at `position`.
 
         The cache ends before both: whether the former was fed depends on the last verdict, and
-        feeding it always keeps shapes constant. Of the `count` + 1 rows that are fed, as many are
-        to be kept as the target keeps of its own.
+        feeding it always keeps shapes constant. Of the `count` + 1 rows fed, as many are kept as
+        the target keeps of its own.
 
         Args:
             last_two: int32 [B, 2]. position: int32 [B].
-            length: how far its own caches are attended, at least position - start + K of every row.
+            length: entries to attend over, at least position - start + K of every row.
         """
         layers = past.layers
         position = position - past.start
         start = mx.maximum(position - 1, 0)
-        # Positions as data: a constant for each step would be a kernel for each step.
+        # Positions are data: a constant per step would need a kernel per step.
         steps = position[:, None] + mx.arange(count)
         fed, offset = last_two, start
         if not self.cached.fused:
-            # Such a model goes back to the end of any pass at no cost, but not into one.
+            # A hosted model goes back to the end of a pass for free, but not to its middle.
             _, layers = self.cached.forward(self._known(fed[:, :1]), layers, start, length)
             fed, offset = fed[:, 1:], position
         for i in range(count):
@@ -264,7 +264,7 @@ class ModelDrafter:
         return past._replace(layers=self.cached.commit(past.layers, kept))
 
     def read(self, past: Past, tokens: Sequence[int], at: int, length: int) -> Past:
-        """The past of one sequence after `tokens` too, the first of which is the `at`-th in it."""
+        """The past of one sequence after it has read `tokens` too, from its position `at` on."""
         layers = past.layers
         for i in range(0, len(tokens), ROWS):
             rows = self._known(mx.array([tokens[i : i + ROWS]], mx.int32))

@@ -1,4 +1,4 @@
-"""Drafters that propose what followed in the text so far, or in one that is expected."""
+"""Drafters that propose what followed earlier in the text, or follows in an expected text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from mlxspec.drafters.following import Follower
 from mlxspec.drafters.proposals import MOST, Proposal, grade
 from mlxspec.drafters.suffix import CAPACITY, Match, SuffixIndex
 
-# What a proposal's grade begins at: of its first token, how many tokens speak for it; and how many
-# tokens there are before the first doubtful one.
+# The lower bounds of the grades: of the tokens that support a proposal's first token, and of the
+# tokens before its first doubtful one.
 STRENGTHS, SURE = (1, 2, 4, 8), (1, 4, 8, 16)
-SHORTEST = 2  # tokens that have to speak for a doubtful one before the source was ever followed
-TENTATIVE = 3  # tokens that are proposed behind a doubtful beginning, the first one included
-# As many tokens speak for themselves, and so many times as many against another opinion.
+SHORTEST = 2  # tokens that must support a doubtful one before the source was ever followed
+TENTATIVE = 3  # tokens proposed after a doubtful beginning, the first one included
+# A guess supported by FIRM tokens is sure. The source wins over the output's own match where it
+# is supported by more than STRONGER times as many tokens.
 FIRM, STRONGER = 4, 16
-# Where a token of the output could have been taken from, as bits; or that it was a surprise.
+# Bits: the origins that would have given a token of the output; or that it was a surprise.
 OWN, SOURCE, SURPRISE = 1, 2, 4
 
 
 class Guess(NamedTuple):
-    """A next token, how many tokens before it speak for it, and whether it is hardly doubted."""
+    """A next token, the number of tokens before it that support it, and whether it is sure."""
 
     token: int
     strength: int
@@ -30,20 +31,20 @@ class Guess(NamedTuple):
 
 
 class History:
-    """Text repeats itself: code that is edited, names, quotations, lists, data in another form.
+    """Proposes text that repeats: edited code, names, quotations, lists, reformatted data.
 
-    There are two opinions on what comes next. What the output itself wrote after the same tokens;
-    and what the prompt goes on with, where the output follows it with differences (`Follower`). Of
-    every token of the output it is remembered which of them was right. So where they differ, the
-    one is taken that was right in the likewise place: JSON that is indented takes its line ends
-    from the last object that was written, and the values from the prompt. Where that tells
-    nothing, the opinion that most tokens speak for is taken, among them the one of the whole text.
+    Two origins predict the next token: the output, by what it wrote itself after the same tokens;
+    and the prompt, by what comes next where the output follows it with differences (`Follower`).
+    For every token of the output it is recorded which of them was right. Where they differ, the
+    one that was right at the matching place is taken: indented JSON takes its line ends from the
+    last object written, and its values from the prompt. Where the record decides nothing, the
+    prediction that most tokens support is taken, among them that of the whole text.
 
-    It is silent on text that does not repeat, at next to no cost.
+    On text that does not repeat it proposes nothing, at next to no cost.
 
     Args:
-        capacity: how many of the last tokens it remembers.
-        source: what the output is taken to follow, in place of the prompt.
+        capacity: the number of last tokens that it remembers.
+        source: the text that the output is taken to follow, in place of the prompt.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class History:
         self._index = SuffixIndex(capacity=capacity)
         self._origins = bytearray(capacity)  # of the output's tokens, by place
         self._source = source
-        self._begin: int | None = None  # length of the prompt, once that is known
-        self._own: Match | None = None  # the likewise place of the next token
+        self._begin: int | None = None  # length of the prompt, once known
+        self._own: Match | None = None  # the output's own match for the next token
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """The prompt at first; then the output, bit by bit."""
+        """Read the prompt at the first call, then the output bit by bit."""
         if self._begin is None:
             self._index.extend(tokens)
             self._begin = len(tokens)
@@ -75,7 +76,7 @@ class History:
             self._take(token, self._own)
 
     def propose(self, limit: int) -> Proposal:
-        """At most `limit` and `most` tokens."""
+        """Propose at most `limit` and `most` tokens."""
         guesses = self._guesses(min(limit, self.most))
         if not guesses:
             return Proposal((), 0)
@@ -85,7 +86,7 @@ class History:
         return Proposal(tuple(guess.token for guess in guesses), lower)
 
     def _take(self, token: int, own: Match | None) -> None:
-        """The output goes on with a token."""
+        """Read the output's next token."""
         assert self._source is not None
         assert self._begin is not None
         origin = SOURCE * (self._source.next == token)
@@ -97,7 +98,7 @@ class History:
         self._own = self._index.match(since=self._begin)
 
     def _guesses(self, limit: int) -> list[Guess]:
-        """What follows the text, token by token as if the ones before were right."""
+        """The next tokens, each guessed as if the ones before it were right."""
         if self._begin is None or self._source is None:
             return []
         guesses: list[Guess] = []
@@ -116,7 +117,7 @@ class History:
         return guesses
 
     def _guess(self, follower: Follower, own: Match | None, ahead: list[int]) -> Guess | None:
-        """What follows the text and the tokens that are ahead, at whose end `own` matches."""
+        """The token after the text and the tokens `ahead`, at whose end `own` matches."""
         if own is not None and (guess := self._likewise(own, follower)):
             return guess
         guesses = []
@@ -131,7 +132,7 @@ class History:
         return Guess(token, strength, strength >= FIRM and not surprised)
 
     def _likewise(self, own: Match, follower: Follower) -> Guess | None:
-        """What is taken because of what was right in the likewise place, if that tells."""
+        """The guess of the origin that was right at the matching place, if the record decides."""
         origin = self._origins[own.place % self._capacity]
         if follower.next == own.token:
             return Guess(own.token, max(own.length, follower.followed), True)
@@ -142,10 +143,10 @@ class History:
 
 
 class Prediction(History):
-    """The output is expected to be `expected`, as in OpenAI's predicted outputs.
+    """Proposes an expected output, as in OpenAI's predicted outputs.
 
-    It begins with it, and is found again after every difference; a difference that there was before
-    is expected again.
+    The output is taken to begin as `expected` does, and its place is found again after every
+    difference. A difference that occurred before is expected to recur.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """Drafters from outside the package, by the names under which they are installed.
 
-A distribution names them in the entry point group `mlxspec.drafters`. What an entry point leads to
-is called with the target, an mlx-lm model, and its tokenizer, and returns a `Head`, or what makes a
-`TextDrafter` for each text. See docs/drafters.md.
+A distribution names them in the entry point group `mlxspec.drafters`. An entry point refers to a
+callable that takes the target, an mlx-lm model, and its tokenizer, and returns a `Head`, or a
+callable that makes a `TextDrafter` for each text. See docs/drafters.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ GROUP = "mlxspec.drafters"
 
 
 def installed() -> dict[str, EntryPoint]:
-    """The drafters that there are, by name."""
+    """The installed drafters, by name."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def made(name: str, target: Model, tokenizer: Tokenizer) -> Head | Callable[[], TextDrafter]:
-    """A drafter for a target.
+    """Make the drafter `name` for a target.
 
     Raises:
         LoadError: it cannot be imported, or refuses the target.
@@ -34,7 +34,7 @@ def made(name: str, target: Model, tokenizer: Tokenizer) -> Head | Callable[[], 
     point = installed()[name]
     try:
         drafter: Any = point.load()(target, tokenizer)
-    except Exception as error:  # it may come from anywhere, and raise anything
+    except Exception as error:  # foreign code, which may raise anything
         raise LoadError(
             f"The drafter {name} ({point.value}) cannot be used: {type(error).__name__}: {error}",
             hint="Ask whoever made it, or leave it out.",

@@ -1,4 +1,4 @@
-"""Proposals, what a round chooses among them, and the seam of drafters without a model. No MLX."""
+"""Proposals, a round's choice among them, and the interface of text drafters. No MLX."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 GRADES = 5
-# What is expected of a proposal of each grade before any was seen: about what came out for source
-# files that are edited, and for text that hardly repeats.
+# The acceptance rate expected of each grade before any proposal was seen: about what was measured
+# on edited source files, and on text that hardly repeats.
 PRIORS = (0.3, 0.55, 0.75, 0.85, 0.95)
-MOST = 31  # proposals: with the token before them they are 32 rows, which kernels like
+MOST = 31  # proposals: with the token before them they are 32 rows, a good size for kernels
 
 
 class Proposal(NamedTuple):
     """Tokens that are proposed with certainty, q = 1 for each; maybe none.
 
-    `grade`, 0 to GRADES - 1, tells how much speaks for them. It promises nothing by itself:
-    acceptance is counted for each grade apart.
+    `grade`, 0 to GRADES - 1, ranks the evidence for them. It promises nothing by itself:
+    acceptance is counted for each grade separately.
     """
 
     tokens: tuple[int, ...]
@@ -27,9 +27,9 @@ class Proposal(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a round does. `drafter` is "" when nothing is proposed.
+    """The drafter and K of a round. `drafter` is "" when nothing is proposed.
 
-    `grade` tells apart what a drafter proposes from the text; acceptance is counted for each.
+    `grade` is that of a proposal from the text; acceptance is counted for each grade.
     """
 
     drafter: str
@@ -42,7 +42,7 @@ PLAIN = Choice("", 0)
 
 @dataclass(frozen=True)
 class Offer:
-    """A drafter can propose so many tokens from the text."""
+    """The offer of a text drafter to propose `tokens` tokens."""
 
     drafter: str
     tokens: int
@@ -52,17 +52,17 @@ class Offer:
 class TextDrafter(Protocol):
     """Proposes from the text alone, on the host.
 
-    `most` is how many tokens it is worth asking for.
+    `most` is the largest number of tokens worth asking for.
     """
 
     name: str
     most: int
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """What was added to the text: the prompt first, then what each round committed."""
+        """Read tokens added to the text: the prompt first, then those that each round committed."""
 
     def propose(self, limit: int) -> Proposal:
-        """At most `limit` tokens to follow the text."""
+        """Propose at most `limit` tokens to follow the text."""
 
 
 def grade(count: int, bounds: Sequence[int]) -> int:

@@ -1,9 +1,9 @@
-"""Where the end of a text occurred before in it, and what followed there.
+"""Earlier occurrences of the end of a text, and the tokens that followed them.
 
 Looking up the last tokens in the text so far is prompt lookup decoding; taking the longest match,
-and what most of its places agree on, is the idea of SuffixDecoding (arXiv 2411.04975). In place of
-a suffix tree there are chains of equal n-grams of a few lengths, so that neither a token's cost nor
-the memory depends on what the text is like.
+and the token that most of its places agree on, is the idea of SuffixDecoding (arXiv 2411.04975).
+In place of a suffix tree there are chains of equal n-grams of a few lengths, so that neither the
+cost of a token nor the memory depends on the text's content.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import NamedTuple
 LENGTHS = (16, 6, 2, 1)  # of the n-grams that are indexed
 LONGEST = 64
 PLACES = 16
-CAPACITY = 1 << 17  # at some 400 bytes each
+CAPACITY = 1 << 17  # tokens, at some 400 bytes each
 
 
 class Match(NamedTuple):
-    """What followed where the end of the text occurred before.
+    """The token that followed where the end of the text occurred before.
 
-    `length` is how many of its last tokens occurred there, at most LONGEST; `place` is how many
-    tokens stand before the one that followed, in the most recent of the places that agree on it.
+    `length` is the number of last tokens that occurred there, at most LONGEST; `place` is the
+    number of tokens before the one that followed, at the most recent place that agrees on it.
     """
 
     token: int
@@ -36,33 +36,32 @@ class SuffixIndex:
     """An index over a growing text of token ids, non-negative numbers of any size.
 
     Args:
-        capacity: how many of the last tokens are remembered, at least LONGEST.
+        capacity: the number of last tokens that are remembered, at least LONGEST.
     """
 
     def __init__(self, *, capacity: int = CAPACITY) -> None:
         self._capacity = capacity
-        self._tokens: list[int] = []  # the last of the text: `capacity`, and fewer than that more
+        self._tokens: list[int] = []  # the last ones: `capacity`, and fewer than that more
         self._end = 0  # length of the text
         self._ngrams = [_Ngrams(length, capacity) for length in LENGTHS]
 
     def __len__(self) -> int:
-        """The length of the text, what is forgotten included."""
+        """The length of the text, forgotten tokens included."""
         return self._end
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Add to the text. What a token costs does not depend on the text."""
+        """Add to the text. The cost of a token does not depend on the text."""
         for token in tokens:
             self._add(token)
 
     def match(self, ahead: Sequence[int] = (), *, since: int = 0) -> Match | None:
-        """What is to follow the text, if the tokens `ahead` do first; None without a match.
+        """The token that follows the text and then the tokens `ahead`; None without a match.
 
-        Of the n-grams that end the text with what is ahead, the longest of LENGTHS tokens that
-        occurred in the text before is looked at in its PLACES most recent places with more than
-        `since` tokens before them. Those count where the most tokens, up to LONGEST, equal the
-        end; and the next token is the one that followed at most of them, in a tie the most
-        recent place's. A place near the end of the text is followed by what is ahead, so that a
-        period is continued.
+        Of the n-grams of LENGTHS tokens that end the text with `ahead`, the longest that occurred
+        before is examined, at its PLACES most recent places with more than `since` tokens before
+        them. Only the places count where the most tokens, up to LONGEST, equal the end. The
+        result is the token that followed most of them; in a tie, that of the most recent place.
+        A place near the end of the text is followed by `ahead`, so that a period is continued.
         """
         tail = [*self._tokens[-LONGEST:], *ahead][-LONGEST:]
         since = max(since, self._oldest)
@@ -74,14 +73,14 @@ class SuffixIndex:
             earlier = (place for place in places if place < self._end + len(ahead))
             found = [(self._length(place, tail), place) for place in islice(earlier, PLACES)]
             length = max((length for length, _ in found), default=0)
-            if length >= ngrams.length:  # not so where n-grams share a hash, or half is forgotten
+            if length >= ngrams.length:  # fails where n-grams share a hash, or are half forgotten
                 longest = [place for one, place in found if one == length]
                 token, place = self._agreed(longest, ahead)
                 return Match(token, length, place)
         return None
 
     def _agreed(self, places: list[int], ahead: Sequence[int]) -> tuple[int, int]:
-        """The token that follows at most of the places, and the first of those."""
+        """The token that follows most of the places, and the first of those places."""
         tokens = [self._after(place, ahead) for place in places]
         ((token, _),) = Counter(tokens).most_common(1)
         return token, places[tokens.index(token)]
@@ -95,7 +94,7 @@ class SuffixIndex:
         """How many tokens before `place` equal the last of `tail`."""
         tokens, end = self._tokens, len(self._tokens) - (self._end - place)
         most = min(LONGEST, place - self._oldest, len(tail))
-        # In a period all are equal, and slices are compared at once.
+        # In a period all are equal, and slices compare fast.
         if tokens[end - most] == tail[-most] and tokens[end - most : end] == tail[-most:]:
             return most
         for length in range(1, most + 1):
@@ -107,13 +106,13 @@ class SuffixIndex:
         self._tokens.append(token)
         self._end += 1
         for ngrams in self._ngrams:
-            # Fewer tokens at the beginning of the text, which equal no n-gram.
+            # At the beginning of the text there are fewer tokens, which equal no n-gram.
             ngrams.add(self._tokens[-ngrams.length :], self._end)
         if self._end > self._capacity:
             self._forget()
 
     def _forget(self) -> None:
-        """Forget the n-grams that begin with the token that is now one too many."""
+        """Forget the n-grams that begin with the oldest token, now beyond `capacity`."""
         begin = len(self._tokens) - self._capacity - 1
         for ngrams in self._ngrams:
             ngram = self._tokens[begin : begin + ngrams.length]
@@ -123,17 +122,17 @@ class SuffixIndex:
 
     @property
     def _oldest(self) -> int:
-        """Where the first token stands that is remembered."""
+        """The position of the first token that is remembered."""
         return max(self._end - self._capacity, 0)
 
 
 class _Ngrams:
-    """The places of n-grams of one length: how many tokens of the text there are up to its end."""
+    """The places of n-grams of one length: the number of tokens in the text up to their ends."""
 
     def __init__(self, length: int, capacity: int) -> None:
         self.length = length
         self._last: dict[int, int] = {}
-        # The place before each of the last `capacity` places; 0 is none.
+        # For each of the last `capacity` places, the place before it in its chain; 0 is none.
         self._before = array("q", [0]) * capacity
 
     def add(self, ngram: list[int], place: int) -> None:

@@ -1,8 +1,8 @@
-"""What proposes from the text of one sequence: several drafters, and how well each has guessed.
+"""The text drafters of one sequence, and how well each has guessed.
 
-What a drafter proposes is held against the text as it grows, in rounds that were not its own too,
-so that its acceptance is known without a trial. Under every exact rule a proposal of certainty is
-kept where it is the token that is written, and nowhere else.
+Every proposal is compared with the text as it grows, in rounds of other drafters too, so that a
+drafter's acceptance rate is known without a trial. Under every exact rule a token that is proposed
+with certainty is kept where it is the token that is written, and nowhere else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mlxspec.drafters.proposals import GRADES, Choice, Offer, TextDrafter
 from mlxspec.metrics import Tell
 
-# Tokens of a proposal that was not taken which are held against the text.
+# Tokens that are compared with the text, of a proposal that was not taken.
 WATCHED = 4
 
 Proposals = dict[Offer, tuple[int, ...]]
@@ -21,7 +21,7 @@ Proposals = dict[Offer, tuple[int, ...]]
 
 @dataclass
 class _Watched:
-    """A proposal that was not taken: its first tokens, of which so many were right by now."""
+    """A proposal that was not taken: its first tokens, of which `right` were right so far."""
 
     drafter: str
     grade: int
@@ -29,9 +29,9 @@ class _Watched:
     right: int = 0
 
     def outcome(self, token: int) -> Choice | None:
-        """What came of it with the next token of the text; None while that is open.
+        """The choice whose outcome the text's next token decides; None while it stays open.
 
-        `right` then says how much of the choice would have been kept.
+        `right` is then the number of its tokens that a round would have kept.
         """
         agrees = self.tokens[self.right] == token
         self.right += agrees
@@ -41,14 +41,14 @@ class _Watched:
 
 
 class TextDrafters:
-    """Drafters of one sequence, the one that is to be asked first in front.
+    """The drafters of one sequence, in the order in which they are asked.
 
-    A drafter that raises, or says what makes no sense, is left out from then on or cut short: it
-    can neither stop the text nor change it.
+    A drafter that raises is left out from then on, and an invalid proposal is cut short, so that
+    a drafter can neither stop the text nor change it.
 
     Args:
-        drafters: that have seen nothing yet. vocabulary: V of the target.
-        tell: called with why a drafter is left out.
+        drafters: new ones, which have read nothing yet. vocabulary: V of the target.
+        tell: called with the reason why a drafter is left out.
     """
 
     def __init__(self, drafters: Sequence[TextDrafter], vocabulary: int, tell: Tell) -> None:
@@ -56,16 +56,16 @@ class TextDrafters:
         self._vocabulary = vocabulary
         self._tell = tell
         self._watched: list[_Watched] = []
-        self._proposed: Proposals | None = None  # after the text as it is
+        self._proposed: Proposals | None = None  # after the present text
 
     def __bool__(self) -> bool:
         return bool(self._drafters)
 
     def extend(self, tokens: Sequence[int]) -> list[tuple[Choice, int]]:
-        """Tell what was added to the text.
+        """Let the drafters read tokens added to the text.
 
         Returns:
-            Rounds that were not run and are decided now, with what they would have kept.
+            Choices that were not run and are decided now, with how many tokens each would keep.
         """
         if not tokens:
             return []
@@ -73,12 +73,12 @@ class TextDrafters:
         for drafter in list(self._drafters):
             try:
                 drafter.extend(tokens)
-            except Exception as error:  # it may come from anywhere, and raise anything
+            except Exception as error:  # foreign code, which may raise anything
                 self._leave_out(drafter, error)
         return [outcome for token in tokens for outcome in self._settled(token)]
 
     def proposals(self, limit: int) -> Proposals:
-        """What is proposed after the text as it is, `limit` tokens at most each."""
+        """The proposals after the present text, of at most `limit` tokens each."""
         if self._proposed is None:
             asked = [(drafter, self._asked(drafter, limit)) for drafter in list(self._drafters)]
             self._proposed = {
@@ -89,7 +89,7 @@ class TextDrafters:
         return self._proposed
 
     def watch(self, taken: Choice) -> None:
-        """The proposals after the text as it is are not used, but for what `taken` is."""
+        """Compare the unused proposals, all but that of `taken`, with the text to come."""
         for offer, tokens in (self._proposed or {}).items():
             if offer.drafter != taken.drafter:
                 self._watched.append(_Watched(offer.drafter, offer.grade, tokens[:WATCHED]))

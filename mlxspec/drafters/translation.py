@@ -1,4 +1,4 @@
-"""A draft of another tokenizer, spoken to in the target's tokens."""
+"""A draft of another tokenizer, driven by the target's token ids."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mlxspec.models.caches.original import Model, fresh_cache
 class Translated(nn.Module):
     """A model over a target's tokens, in place of one over its own.
 
-    It is shown its own ids, and its logits are given to those of the target, -inf where the target
-    has a token alone. So its distribution is masked to what both have (TLI: Timor et al., arXiv
-    2502.05202), and whatever reads, scores, filters or verifies knows the target's ids only.
+    Token ids are translated to its own, and its logits to the target's ids, -inf for a token that
+    only the target has. So its distribution is masked to the shared tokens (TLI: Timor et al.,
+    arXiv 2502.05202), and all that reads, scores, filters or verifies uses the target's ids only.
 
     Args:
         model: an mlx-lm model. shared: which of its tokens the target has too.
-        vocabulary: V, rows of the target's output.
+        vocabulary: V, the size of the target's vocabulary.
     """
 
     def __init__(self, model: Model, shared: Shared, vocabulary: int) -> None:

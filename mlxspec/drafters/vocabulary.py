@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from mlxspec.text import Tokenizer
 
-ENOUGH = 0.9  # of the target's tokens: with fewer, a text too often needs what cannot be proposed
+ENOUGH = 0.9  # of the target's tokens: with fewer, too much of a text cannot be proposed
 
 Meaning = bytes | str  # bytes, or the name of an added token
 Meanings = Mapping[Meaning, Sequence[int]]  # and the ids that have it
@@ -27,9 +27,9 @@ class Shared:
 
     Args:
         partners: the target's ids to the draft's of the same meaning, one to one.
-        stand_ins: the target's ids to the draft's that are shown in place of what it has not.
-        placeholder: the draft's id that is shown where there is no such id.
-        tokens: of the target's vocabulary.
+        stand_ins: the target's ids to the draft's that are shown in place of tokens it lacks.
+        placeholder: the draft's id that is shown where there is no stand-in.
+        tokens: the number of tokens in the target's vocabulary.
     """
 
     partners: Mapping[int, int]
@@ -49,7 +49,7 @@ class Shared:
 
 
 def shared_tokens(target: Tokenizer, draft: Tokenizer) -> Shared | None:
-    """What the vocabularies of two tokenizers share; None where their ids mean the same."""
+    """The tokens that two tokenizers share; None where their ids mean the same."""
     mine = target.get_vocab()
     if _same_ids(mine, draft.get_vocab()):
         return None
@@ -65,9 +65,9 @@ def shared_tokens(target: Tokenizer, draft: Tokenizer) -> Shared | None:
 
 
 def _same_ids(mine: Mapping[str, int], theirs: Mapping[str, int]) -> bool:
-    """Whether no id means another token, or no token has another id, in the other one.
+    """Whether shared tokens have the same ids, and no id stands for two different tokens.
 
-    Added and special tokens are among them. What only one of the two has is no difference.
+    Added and special tokens are included. A token that only one of the two has is no difference.
     """
     names = {index: token for token, index in theirs.items()}
     return all(
@@ -85,7 +85,10 @@ def _partners(here: Meanings, there: Meanings) -> dict[int, int]:
 
 
 def _stand_ins(here: Meanings, there: Meanings, partners: Mapping[int, int]) -> dict[int, int]:
-    """For text without a partner the longest end of it: what follows depends on the end most."""
+    """The draft's ids for the longest ends of tokens without a partner.
+
+    What follows a token depends most on its end.
+    """
     ends = {
         own: _longest_end(meaning, there)
         for meaning, ids in here.items()
@@ -101,18 +104,18 @@ def _longest_end(meaning: bytes, there: Meanings) -> int | None:
 
 
 def _placeholder(draft: Tokenizer) -> int:
-    # What is left are borders of a text's parts, such as a chat's markers. A text's end is one that
-    # a model was trained on, as it often was not on padding or the unknown token.
+    # The tokens left mark borders in a text, as a chat's markers do. The end-of-text token is a
+    # border that the model was trained on; padding or the unknown token often is not.
     return next((int(i) for i in (draft.eos_token_id, draft.unk_token_id) if i is not None), 0)
 
 
 # --- what a token means -----------------------------------------------------------------
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's, for what has no token of its own
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's, for text without a token
 
 
 def _meanings(tokenizer: Tokenizer) -> Meanings:
-    """The ids of every meaning, the one that is written first, then by number."""
+    """The ids of every meaning: byte tokens such as <0x0A> last, otherwise in ascending order."""
     added = tokenizer.get_added_vocab()
     bytes_of = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
     found: dict[Meaning, list[int]] = defaultdict(list)

@@ -1,1 +1,1 @@
-"""Measuring models on this machine: time of a round, forecasts, and audits."""
+"""Measuring models on this machine: the time of a round, forecasts, and audits."""

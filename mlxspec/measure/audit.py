@@ -1,10 +1,10 @@
-"""Proof on demand: what was written, against plain decoding by mlx-lm's own caches.
+"""Proof on demand: the text compared with plain decoding on mlx-lm's own caches.
 
 The text is read again one token at a time, the way `mlx_lm.generate` writes it, and at every
 place the token is chosen as plain decoding would: by the best score, or, when sampling, by the
 coupled rule's noise, which depends on the seed and the place alone. Neither rounds nor their
-caches take part. Beside it the same text is read in passes of as many rows as a round verifies,
-and where the two give other numbers is what this machine's arithmetic leaves open.
+caches take part. The same text is also read in passes of as many rows as a round verifies; the
+difference between the two readings is the rounding error of this machine's arithmetic.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Divergence:
     Args:
         index: of the token, counted from 0 after the prompt.
         written, plain: the two token ids.
-        gap: by how much the plain one's score is the higher, in nats.
-        noise: how much scores differ between one row and many, there or at the worst place.
+        gap: the lead of the plain token's score, in nats.
+        noise: the difference of scores between one-row and many-row passes, there or at the
+            worst place, in nats.
     """
 
     index: int
@@ -44,7 +45,7 @@ class Divergence:
     noise: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; a gap or noise that is infinite, which JSON has not, is None."""
+        """Plain values for JSON, which has no infinity: an infinite gap or noise is None."""
         return {key: None if value == inf else value for key, value in vars(self).items()}
 
     @property
@@ -55,11 +56,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found.
+    """The result of an audit.
 
     Args:
-        tokens: how many were compared.
-        rows: of a pass that many rows are compared by.
+        tokens: the number of tokens compared.
+        rows: the number of rows of a many-row pass.
         noise: the largest difference of a logit, over the temperature, between one-row and
             many-row passes, in nats.
     """
@@ -141,10 +142,11 @@ def audit(engine: Engine, run: Run) -> Audit:
 
 
 class _PlainToken(NamedTuple):
-    """What plain decoding chooses at one place.
+    """The choice of plain decoding at one place.
 
-    gap: its lead over the written token. noise: of the logits, over the temperature. flip: of the
-    scores that are compared, which a filter's threshold makes jump.
+    gap: its lead over the written token. noise: the difference of the logits between the two
+    passes, over the temperature. flip: that of the compared scores, which jump where rounding
+    moves a token across a filter's threshold.
     """
 
     plain: int
@@ -166,7 +168,7 @@ class _Oracle:
         self._knobs = knobs_of(sampling, 1, sampler.vocabulary)
 
     def caches(self, start: int) -> list[Any]:
-        """mlx-lm's own, with all before the last of the first `start` tokens read."""
+        """mlx-lm's own caches, which have read the first `start` - 1 tokens."""
         return finished(prefill(Reading(self._target, self._text[: start - 1])))[0]
 
     def logits(self, cache: list[Any], places: range) -> mx.array:
@@ -176,7 +178,7 @@ class _Oracle:
         return self._sampler.scores(self._target.model(fed, cache=cache), before, self._knobs)
 
     def choices(self, singly: mx.array, together: mx.array, places: range) -> list[_PlainToken]:
-        """From the same logits by one-row passes and by a many-row pass."""
+        """Plain decoding's choices, from the logits of one-row passes and of a many-row pass."""
         written = mx.array([self._text[places.start : places.stop]])[..., None]
         compared = self._scores(singly, places)
         plain = mx.argmax(compared, axis=-1, keepdims=True)
@@ -188,7 +190,7 @@ class _Oracle:
         return [_PlainToken(*row) for row in zip(*(c.tolist() for c in columns), strict=True)]
 
     def _scores(self, logits: mx.array, places: range) -> mx.array:
-        """What tokens are chosen by: the logits, or log p and the coupled rule's noise."""
+        """The scores that choose a token: the logits, or log p + the coupled rule's noise."""
         if self._sampler.method.greedy:
             return logits
         assert self._sampling.seed is not None
@@ -199,5 +201,5 @@ class _Oracle:
 
 
 def _largest_difference(one: mx.array, other: mx.array) -> mx.array:
-    """Over the last axis. What both leave out, at -inf, differs by nothing."""
+    """The largest difference over the last axis; where both are -inf it is 0."""
     return mx.max(mx.abs(mx.where(one == other, 0, one - other)), axis=-1)

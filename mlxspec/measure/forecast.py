@@ -1,9 +1,9 @@
-"""What speculation is expected to bring, from what was measured of its parts. No MLX.
+"""The speed-up to expect of speculation, from measurements of its parts. No MLX.
 
 A round that proposes K tokens takes C(K) = K·t_draft + T(K + 1) + t_host, where T(M) is a pass of
-the target over M rows, t_draft a step of the draft, and t_host what is left of a round in a running
-text: Python's share, less what overlaps. What the text proposes takes no drafting, and is waited
-for. With N(K) tokens that it commits, N(K)·C(0)/C(K) is the speed-up.
+the target over M rows, t_draft a step of the draft, and t_host the rest of a round in a running
+text: Python's share, less what overlaps. A proposal from the text takes no drafting, but its round
+is waited for. If a round commits N(K) tokens, the speed-up is N(K)·C(0)/C(K).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from mlxspec.control.records import Recommendation
 from mlxspec.control.replay import Proposed
 from mlxspec.defaults import AUTO, MODEL, DraftTokens
 
-# What speculation must bring to be recommended, and medians that vary more tell nothing.
+# The least speed-up that is recommended, and the noise above which medians tell nothing.
 WORTH_IT = 1.02
 TOO_NOISY = 0.2
 
 
 class Contender(NamedTuple):
-    """A way to decode: a drafter with K, nothing with 0, or what `auto` makes of all of them."""
+    """A way to decode: a drafter with K, no drafter with 0, or all drafters with `auto`."""
 
     drafter: str
     draft_tokens: DraftTokens
@@ -38,7 +38,7 @@ PLAIN_DECODING, LEFT_TO_AUTO = Contender("", 0), Contender("", AUTO)
 
 @dataclass(frozen=True)
 class Option:
-    """What a drafter's K is expected to do: tokens per round, seconds, times plain decoding."""
+    """The forecast for a drafter's K: tokens per round, seconds per round, and speed-up."""
 
     drafter: str
     draft_tokens: int
@@ -49,10 +49,10 @@ class Option:
 
 @dataclass(frozen=True)
 class MeasuredDrafter:
-    """What was measured of a drafter. Times are in seconds.
+    """The measurements of a drafter. Times are in seconds.
 
-    step_s: t_draft; 0 where the text proposes. host_s: t_host.
-    rounds: for each K, those that it would have run.
+    step_s: t_draft; 0 for a text drafter. host_s: t_host.
+    rounds: for each K, the rounds that it would have run.
     """
 
     step_s: float
@@ -64,16 +64,16 @@ class MeasuredDrafter:
         return self.step_s > 0
 
     def acceptance(self, draft_tokens: int) -> tuple[float, ...]:
-        """aⱼ of rounds with that K."""
+        """aⱼ of rounds with K = `draft_tokens`."""
         return replay.rates(self.rounds[draft_tokens], draft_tokens)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was measured. Times are in seconds.
+    """The measurements of a pair, and what they predict. Times are in seconds.
 
     pass_s: T(M) for M rows. plain_s: a plain round of a running text.
-    noise: how far measurements of the same thing lie apart, as a fraction.
+    noise: the spread of repeated measurements, as a fraction of their median.
     """
 
     pass_s: dict[int, float]
@@ -86,7 +86,7 @@ class Forecast:
         return self.noise > TOO_NOISY
 
     def seconds(self, drafting: MeasuredDrafter, draft_tokens: int) -> float:
-        """C(K)."""
+        """C(K) in seconds."""
         if draft_tokens == 0:
             return self.plain_s
         verifying = float(np.interp(draft_tokens + 1, [*self.pass_s], [*self.pass_s.values()]))
@@ -112,22 +112,22 @@ class Forecast:
         return Option(name, count, tokens, seconds, tokens * self.plain_s / seconds)
 
     def best(self) -> Option:
-        """What is recommended: no speculation, where it is not expected to be worth it."""
+        """The recommended option: no speculation, where it is not expected to pay."""
         plain, *others = self.options()
         best = max(others, key=lambda option: option.speed_up, default=plain)
         return best if best.speed_up >= WORTH_IT else plain
 
     def contenders(self, count: int) -> list[Contender]:
-        """Plain decoding, `auto`, and the `count` models' K of which the most is expected."""
+        """Plain decoding, `auto`, and the `count` values of K of models that promise most."""
         models = [one for one in self.options()[1:] if self.drafters[one.drafter].is_model]
         ranked = sorted(models, key=lambda option: -option.speed_up)
         best = [Contender(one.drafter, one.draft_tokens) for one in ranked[:count]]
         return [PLAIN_DECODING, *best, LEFT_TO_AUTO]
 
     def knowledge(self) -> dict[str, Knowledge]:
-        """For a controller to start from, by the name of the drafter.
+        """Knowledge for a controller to start from, by the name of the drafter.
 
-        What the text proposes costs a pass that is waited for.
+        A proposal from the text costs a pass that is waited for.
         """
         waited = MeasuredDrafter(0.0, 0.0, {})
         costs = (self.seconds(waited, count) for count in range(SIZES[-1] + 1))
@@ -162,8 +162,8 @@ class Forecast:
         }
 
 
-def verdict_of(measured: Mapping[Contender, float]) -> Recommendation:
-    """What was the fastest; no speculation, where that is hardly faster than plain decoding."""
+def recommended(measured: Mapping[Contender, float]) -> Recommendation:
+    """The fastest contender; no speculation where it is hardly faster than plain decoding."""
     best = max(measured, key=measured.__getitem__)
     speed_up = measured[best] / measured[PLAIN_DECODING]
     if speed_up < WORTH_IT:

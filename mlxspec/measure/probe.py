@@ -1,8 +1,8 @@
-"""What speculation would bring with a pair on this machine, measured before it is used.
+"""The speed-up to expect of a pair on this machine, measured before the pair is used.
 
-One pass of a draft over a greedy text tells what rounds of every K would have kept, and so does
-what drafters without a model propose along it (`replay`). Each K is counted for itself, because
-longer rounds begin oftener where the text is hard to guess.
+One pass of a draft over a greedy text shows what rounds of every K would have kept, and so do the
+proposals of text drafters along it (`replay`). Each K is counted by itself, because longer rounds
+begin more often where the text is hard to guess.
 
 All measurements of a kind take turns, and a median is quoted.
 """
@@ -36,8 +36,8 @@ DRAFTED = 4  # proposals in the round whose draft steps and host's share are mea
 REPEATS = 7
 TURNS = 3
 PROMPT = 64  # tokens before the passes that are timed
-TOKENS = 96  # of each text on which acceptance is counted, and what was predicted is tried
-CANDIDATES = 4  # numbers of draft tokens that a tuning tries
+TOKENS = 96  # of each text on which acceptance is counted and forecasts are checked
+CANDIDATES = 4  # values of K that a tuning tries
 
 PROMPTS = (
     "def merge(left, right):\n",
@@ -57,7 +57,7 @@ def require_drafter(engine: Engine) -> None:
 
 
 def probe(engine: Engine, prompts: Sequence[str]) -> Forecast:
-    """Measure everything on a pair: its draft models, and what proposes from the text.
+    """Measure a pair: its passes, its draft models, and its text drafters.
 
     Raises:
         UsageError: nothing drafts.
@@ -77,7 +77,7 @@ def probe(engine: Engine, prompts: Sequence[str]) -> Forecast:
 
 
 def alone(engine: Engine, name: str) -> Engine:
-    """An engine with one of the draft models, and nothing else that drafts."""
+    """An engine with one of the draft models, and no other drafter."""
     return Engine(
         engine.target,
         {name: engine.drafts[name]},
@@ -109,7 +109,7 @@ def _replayed(
 
 
 def agreement(cached: CachedModel, text: Text) -> list[bool]:
-    """Of every token behind the prompt, whether a draft would propose it."""
+    """For every token after the prompt, whether a draft would propose it."""
     prompt, following = text
     rows = mx.minimum(mx.array([prompt + following]), cached.vocabulary - 1)
     best = mx.argmax(cached.model(rows)[0, len(prompt) - 1 : -1], axis=-1)
@@ -129,10 +129,10 @@ def _running(engine: Engine, engines: Mapping[str, Engine]) -> dict[str, float]:
 
 
 def _measured_model(engine: Engine, unverified_s: float, texts: Sequence[Text]) -> MeasuredDrafter:
-    """What there is to say of the one draft of an engine.
+    """Measure the only draft of an engine.
 
     Args:
-        unverified_s: what the target's pass leaves of a round with DRAFTED proposals.
+        unverified_s: seconds of a round with DRAFTED proposals, less the target's pass.
     """
     along = [
         replay.along_model(agreement(engine.models[1], text), MAX_AUTO_TOKENS) for text in texts
@@ -149,23 +149,23 @@ def _measured_model(engine: Engine, unverified_s: float, texts: Sequence[Text]) 
 
 
 def _from_text(make: Callable[[], TextDrafter], texts: Sequence[Text]) -> MeasuredDrafter:
-    """What there is to say of a drafter without a model."""
+    """Measure a text drafter."""
     along = [replay.along_text(make(), *text) for text in texts]
     sizes = {most: [size for size in SIZES if size <= most] for most in SIZES}
     return MeasuredDrafter(0.0, 0.0, _replayed(along, sizes))
 
 
 def _start(engine: Engine) -> list[int]:
-    """A prompt like no other, of PROMPT tokens."""
+    """An artificial prompt of PROMPT tokens."""
     return [token % engine.models[0].vocabulary for token in range(PROMPT)]
 
 
 def speeds(
     engine: Engine, prompts: Sequence[str], contenders: Iterable[Contender], repeats: int = 3
 ) -> dict[Contender, float]:
-    """Tokens per second of decoding all prompts, greedily and without text.
+    """Tokens per second of decoding all prompts, greedily and to token ids only.
 
-    Everything takes turns; a median over the repeats.
+    All contenders take turns; each figure is a median over the repeats.
     """
     engines = {name: alone(engine, name) for name in engine.drafts} | {"": engine}
     found: dict[Contender, list[float]] = {one: [] for one in contenders}
@@ -178,7 +178,7 @@ def speeds(
 
 
 def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int, float]:
-    """Tokens after the first round, and their seconds. What was learned starts the next text."""
+    """Tokens after the first round, and their seconds. The engine learns for the next text."""
     session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=draft_tokens)
     session.step()
     first, started = len(session.text), time.perf_counter()
@@ -192,9 +192,9 @@ def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int,
 def stepper(
     rounds: FusedRound, state: RoundState, draft_tokens: int, length: int
 ) -> Callable[[], float]:
-    """Runs a round from the same place each time, waits for it, and returns its seconds.
+    """A callable that runs a round from the same place, waits for it, and returns its seconds.
 
-    What is proposed is given, and differs from token to token as a text does: each may go to other
+    The proposed tokens are given, and they differ as in a text, because each may go to other
     experts.
     """
     held = [state]
@@ -213,7 +213,7 @@ def stepper(
 
 
 def _passes(engine: Engine) -> dict[int, list[float]]:
-    """Seconds of passes of so many rows, measured in turns."""
+    """Seconds of passes by their number of rows, measured in turns."""
     sampler = Sampler(GREEDY.method(), engine.models[0].vocabulary)
     rounds = FusedRound(engine.models[0], {}, sampler, compiled=engine.compiles)
     length = lengths.attended(PROMPT + max(ROWS))
@@ -226,7 +226,7 @@ def _passes(engine: Engine) -> dict[int, list[float]]:
 
 
 def in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
-    """What every step took, REPEATS times, one after the other."""
+    """The seconds of every step, REPEATS times each, measured in turns."""
     times: dict[int, list[float]] = {key: [] for key in steps}
     for turn in range(REPEATS + 1):
         for key, step in steps.items():

@@ -14,18 +14,18 @@ from mlxspec.defaults import MODEL
 from mlxspec.metrics import Split
 
 SLOW_ROUND_S = 0.05
-ROUNDS = 30  # of a running text, to tell what one takes
+ROUNDS = 30  # rounds of a running text that are timed
 
 
 def measure_split(session: Session, mean_s: float) -> Split | None:
-    """Run a few rounds in two halves, each waited for, and compare with what a round took.
+    """Run a few rounds in two halves, each waited for, and compare with the time of a round.
 
-    What neither half accounts for is the host's: building graphs, and text. On a compiled round
-    it holds the tracing of new lengths too. The session can go on afterwards.
+    The time outside both halves is the host's: building graphs, and text. With compiled rounds it
+    includes tracing new lengths. The session can go on afterwards.
 
     Args:
-        mean_s: mean seconds of a round during the generation. Where the policy has an estimate for
-            the rounds that it settled on, that takes the place of the mean.
+        mean_s: mean seconds of a round during the generation. If the policy has an estimate for
+            the rounds that it settled on, the estimate is used instead.
 
     Returns:
         None where no model drafted, or no round was run.

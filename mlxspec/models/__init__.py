@@ -1,1 +1,1 @@
-"""mlx-lm's models with the past of a text: passes, going back, and reading a prompt."""
+"""mlx-lm's models with the past of a text: passes, taking rows back, and prefill."""

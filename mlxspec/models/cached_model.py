@@ -1,8 +1,8 @@
-"""A model together with the way its past is kept.
+"""A model together with its caches.
 
-Two kinds do the same for a round: `FusedModel`, whose past is arrays and part of the round's
-graph, and `HostedModel`, whose past is mlx-lm's own caches, for models that the first would
-not run exactly. `cached_model_of` tries a model and chooses.
+Two kinds serve a round alike: `FusedModel` keeps the past in arrays that are part of the round's
+graph; `HostedModel` keeps it in mlx-lm's own caches, for models that the first would not run
+exactly. `cached_model_of` tries a model and chooses.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.models.caches.recurrent import RecurrentCache
 from mlxspec.params import KVQuantization
 
-# Entries, for passes that are not of a text: more than any indexer selects, so that it does.
+# Cache entries in trial passes: more than any layer's indexer selects, so that it must select.
 _TRIAL_ENTRIES = 2304
 
 
 class CachedModel(Protocol):
-    """What a round needs of a model.
+    """The interface of a model for a round.
 
-    model: mlx-lm's. kv: how its keys and values are quantised. vocabulary: rows of its output.
+    model: the mlx-lm model. kv: the quantisation of its keys and values, or None.
+    vocabulary: V, the number of logits in a row.
     fused: whether its passes can be part of a graph that never waits for the host.
-    obstacle: what keeps it from that, in words; empty where nothing does.
+    obstacle: the reason why they cannot, in words; empty where they can.
     """
 
     model: Model
@@ -40,7 +41,7 @@ class CachedModel(Protocol):
     obstacle: str
 
     def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
-        """Layers from mlx-lm caches that have read so many tokens, with room for `capacity`."""
+        """Layers from mlx-lm caches that have read `read` tokens, with room for `capacity`."""
 
     def forward(
         self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
@@ -48,8 +49,8 @@ class CachedModel(Protocol):
         """Run int32 [B, N] `tokens` at the positions from `offset`, int32 [B], on.
 
         Args:
-            length: how far entries are attended, at least offset + N of every row. It shapes
-                the graph, so it should change rarely.
+            length: the number of entries to attend over, at least offset + N of every row. It
+                shapes the graph, so it should change rarely.
 
         Returns:
             Logits [B, N, V], and the layers with these rows, to be committed.
@@ -63,7 +64,7 @@ class CachedModel(Protocol):
 
 
 class FusedModel:
-    """Keeps a model's past in arrays: every cache of it must be of a known kind."""
+    """Keeps a model's past in arrays: each of its caches must be of a known kind."""
 
     fused = True
     obstacle = ""
@@ -99,7 +100,7 @@ class FusedModel:
         return commit(layers, kept)
 
     def trace(self) -> None:
-        """Build a pass as a compiled round does; raises where a model asks for a number."""
+        """Trace a pass as a compiled round does; raises where a model needs a value on the host."""
 
         def build(tokens: mx.array, layers: Layers, offset: mx.array) -> mx.array:
             return self.forward(tokens, layers, offset, _TRIAL_ENTRIES)[0]
@@ -159,9 +160,9 @@ class HostedModel:
 def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedModel:
     """The cached model that runs `model` exactly, fused if it can be.
 
-    A model of known caches is tried: passes whose rows are partly taken back must say what plain
-    decoding says. So neither an unknown way of using a cache nor a recurrence that is recorded
-    wrongly can go unnoticed.
+    A model with known caches is tried: passes whose rows are partly taken back must give the
+    logits of plain decoding. So neither an unknown use of a cache nor a wrongly recorded
+    recurrence can go unnoticed.
     """
     strangers = unknown(fresh_cache(model, kv))
     if strangers:
@@ -183,13 +184,13 @@ def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedMod
 
 
 def agrees(cached: CachedModel) -> bool:
-    """Whether passes of several rows, and taking rows back, say what plain decoding says."""
+    """Whether passes of several rows, and taking rows back, give the logits of plain decoding."""
     tokens = mx.array([[(7 * i + 1) % cached.vocabulary for i in range(7)]], mx.int32)
     caches = fresh_cache(cached.model, cached.kv)
     rows = [cached.model(tokens[:, i : i + 1], cache=caches) for i in range(tokens.shape[1])]
     plain = mx.concatenate(rows, axis=1)
     layers = cached.adopt(fresh_cache(cached.model, cached.kv), 0, _TRIAL_ENTRIES)
-    # Three rows in one pass as a target has them, in two as a draft, and again after those.
+    # Three rows: in one pass, as a target runs them; in two, as a draft does; in one again.
     for start, passes, kept in ((0, (3,), 2), (2, (2, 1), 2), (4, (3,), 1)):
         found: list[mx.array] = []
         for count in passes:
@@ -207,8 +208,8 @@ def agrees(cached: CachedModel) -> bool:
 def _close(found: mx.array, expected: mx.array) -> bool:
     """Whether most rows differ by rounding only: [1, N, V] each.
 
-    Rounding may send a row to another expert. What is wrong with a past, or with a mask, shows in
-    more rows than one.
+    Rounding may send a row to another expert. An error in a past or a mask shows in more than one
+    row.
     """
     tolerance = 1e-2 if expected.dtype == mx.float32 else 0.1
     found, expected = (mx.nan_to_num(x.astype(mx.float32), 0, 0, 0) for x in (found, expected))
@@ -218,7 +219,7 @@ def _close(found: mx.array, expected: mx.array) -> bool:
 
 
 def require_exact(cached: CachedModel) -> None:
-    """Raise UnsupportedModel unless what is proposed to a model, or by it, can be taken back."""
+    """Raise UnsupportedModel unless the model can take proposals back exactly."""
     # A fused model was tried when it was chosen.
     if not cached.fused and not agrees(cached):
         raise UnsupportedModel(
@@ -229,7 +230,7 @@ def require_exact(cached: CachedModel) -> None:
 
 
 def why_it_waits(cached: CachedModel) -> str:
-    """What a person should know of a model that is not fused."""
+    """A note for the user on why a model is not fused."""
     return (
         f"{_type_of(cached.model)} runs on mlx-lm's own caches, and rounds wait for it: "
         f"{cached.obstacle}"
@@ -237,7 +238,7 @@ def why_it_waits(cached: CachedModel) -> str:
 
 
 def kind_of(model: Model) -> str:
-    """What decides which operations a round of it has: its type, its numbers' and its caches'."""
+    """The types of a model, its weights and its caches, which decide a round's operations."""
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     numbers = sorted({str(array.dtype) for array in arrays.values()})
     caches = sorted({type(cache).__name__ for cache in fresh_cache(model, None)})

@@ -1,4 +1,4 @@
-"""Telling models, tokenizers and versions apart by what is loaded, without reading all of it."""
+"""Identifying models, tokenizers and versions as loaded, without reading all of them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SAMPLES = 64  # values of each array of weights: fine-tuning changes nearly all 
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides which past a text has: equal where one may stand for the other.
+    """All that decides the past of a text: where two are equal, one past may serve for the other.
 
     Args:
         versions: of MLX and mlx-lm.
         tokenizer: a digest of its vocabulary, or empty.
         kv: how keys and values are quantised, in words.
-        models: a digest of each model's model, by the model's name.
+        models: a digest of each model, by name.
     """
 
     versions: str
@@ -46,9 +46,10 @@ def identity_of(cached_models: Mapping[str, CachedModel], tokenizer: Tokenizer |
 
 
 def digest_of(model: Model) -> str:
-    """Of its configuration, its modules' settings, and names, shapes, types and some weights.
+    """A digest of a model's configuration, its modules' settings, and its weights.
 
-    It takes as long for a large model as for a small one of as many arrays.
+    Of each array of weights it covers the name, shape, dtype and SAMPLES values, so its time
+    depends on the number of arrays, not on their sizes.
     """
     digest = blake2b(repr(getattr(model, "args", None)).encode(), digest_size=16)
     for name, module in model.named_modules():
@@ -63,7 +64,7 @@ def digest_of(model: Model) -> str:
 
 
 def _settings_of(module: Any) -> list[tuple[str, Any]]:
-    """Its plain values, such as bits, scales and widths."""
+    """A module's plain values, such as bits, scales and widths."""
     return sorted(
         (name, value)
         for name, value in vars(module).items()
@@ -75,7 +76,7 @@ def _sample_of(array: mx.array) -> mx.array:
     """Up to SAMPLES values from all over an array, in one dimension."""
     if array.ndim == 0:
         return array.reshape(1)
-    # By coordinates: to flatten an array may be to copy it.
+    # By coordinates, because flattening may copy the array.
     places = np.linspace(0, array.size - 1, min(SAMPLES, array.size)).astype(np.int64)
     coordinates = np.unravel_index(places, array.shape)
     return array[tuple(mx.array(axis.astype(np.int32)) for axis in coordinates)]

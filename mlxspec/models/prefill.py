@@ -1,4 +1,4 @@
-"""Reading a text: mlx-lm's own caches, filled in chunks, before the first round."""
+"""Prefill: mlx-lm's own caches are filled in chunks before the first round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
 from mlxspec.models.taps import Features, Taps
 
-# Rows per pass: what mlx-lm uses under speculation, and often enough for a progress bar.
+# Rows per pass: as in mlx-lm's speculative decoding, and few enough for a progress bar.
 CHUNK = 512
 SMALLEST_CHUNK = 16
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Reading(NamedTuple):
-    """What a model has to read. Tokens that it does not have it is shown its last one for."""
+    """A model and the tokens that it has to read; for an id that it lacks it reads its last id."""
 
     cached: CachedModel
     tokens: Sequence[int]
@@ -39,7 +39,7 @@ Begin = Callable[[Reading], Begun]
 
 
 def afresh(reading: Reading) -> Begun:
-    """Nothing read yet."""
+    """Begin with empty caches."""
     return Begun(fresh_cache(reading.cached.model, None), 0)
 
 
@@ -52,20 +52,20 @@ def prefill(
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     """Let a model read its tokens.
 
-    Where memory runs out, it begins again with chunks of half the size. Keys and values are
-    quantised after every chunk, where a model's are.
+    Where memory runs out, it begins again with chunks of half the size. Where the model's keys
+    and values are quantised, that happens after every chunk.
 
     Args:
-        begin: gives what was read before, in caches that are written to; called whenever reading
-            begins.
-        tell: called with what a person should know.
+        begin: returns what was read before, in caches that may be written to; called whenever
+            reading begins.
+        tell: called with notes for the user.
         taps: modules that are watched while it reads.
 
     Yields:
-        Where it has arrived, after every chunk but the last.
+        The progress after every chunk but the last.
 
     Returns:
-        mlx-lm's caches, and what the taps saw, [1, N, D] of all N tokens, evaluated.
+        mlx-lm's caches, and the taps' features, [1, N, D] of all N tokens, evaluated.
 
     Raises:
         OutOfMemory: not even the smallest chunk fits.
@@ -108,7 +108,7 @@ def _read(
                 seen.append(features)
                 caches[:] = quantized(caches, cached.kv)
             mx.eval([layer.state for layer in caches], seen)
-        mx.clear_cache()  # a chunk's activations are large and their sizes do not come again
+        mx.clear_cache()  # a chunk's activations are large, and their sizes do not recur
         if start + chunk < length:
             yield PrefillProgress(start + chunk, length)
     names = seen[0] if seen else ()

@@ -1,4 +1,4 @@
-"""What modules inside a model put out during a pass, without a change to the model."""
+"""The outputs of modules inside a model during a pass, read without changing the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Taps:
 
     @contextmanager
     def watching(self) -> Iterator[Features]:
-        """Passes that this thread builds leave each module's output here, by its name."""
+        """Collect each module's output, by name, from the passes that this thread builds."""
         seen: Features = {}
         if not self._places:
             yield seen
@@ -46,7 +46,7 @@ class Taps:
 
 
 class _Watched:
-    """In a module's place: it does what the module does, and has what the module has."""
+    """A stand-in for a module: it behaves like the module, and records its output."""
 
     def __init__(self, module: Any, name: str, seen: Features) -> None:
         self._module = module

@@ -157,7 +157,7 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target,
-        draft=pair.drafting if complete else " + ".join(engine.drafts) or None,
+        draft=pair.draft_name if complete else " + ".join(engine.drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
         backend=machine.backend(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mlxspec.defaults import (
     MAX_DRAFT_TOKENS,
     DraftTokens,
 )
-from mlxspec.errors import TableError, UnknownPair, nearest
+from mlxspec.errors import TableError, UnknownPair, UsageError, nearest
+from mlxspec.params import NAMES, WHOLE, sampling_params
 
 NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
 
@@ -29,7 +31,8 @@ class Pair:
 
     `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
     inside this package. `draft` may also be several of them, of which the best is used, or HISTORY,
-    which needs no model and is what None comes to.
+    which needs no model and is what None comes to. `sampling`, numbers by `params.NAMES`, and
+    `prompt` hold where a command line says nothing.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Pair:
     draft: str | tuple[str, ...] | None = None
     draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS
     note: str = ""
+    sampling: Mapping[str, float] = field(default_factory=dict, hash=False)
+    prompt: str | None = None
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -50,16 +55,12 @@ class Pair:
         return tuple(draft for draft in self.drafts if draft != HISTORY)
 
     @property
-    def drafting(self) -> str | None:
+    def draft_name(self) -> str | None:
         """The draft models as one name; None where there are none."""
         return " + ".join(self.models) or None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-_TYPES: dict[str, type] = {"target": str, "draft": str, "draft_tokens": int, "note": str}
-assert {field.name for field in fields(Pair)} == {"name", *_TYPES}
 
 
 def shipped_table() -> Path:
@@ -128,35 +129,81 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
         raise _bad(path, name, "is not a table", "a section with a target and a draft")
     values: dict[str, Any] = {}
     for key, value in entry.items():
-        if key not in _TYPES:
-            near = nearest(key, _TYPES)
-            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in _TYPES)
+        if key not in _CHECKS:
+            near = nearest(key, _CHECKS)
+            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in _CHECKS)
             raise _bad(path, f"{name}.{key}", "is no key of a pair", known)
-        if key == "draft_tokens" and value == AUTO:
-            values[key] = value
-            continue
-        if key == "draft" and isinstance(value, list):
-            values[key] = _several(path, f"{name}.{key}", value)
-            continue
-        if type(value) is not _TYPES[key]:
-            kind = 'a whole number, or "auto"' if _TYPES[key] is int else "a string"
-            raise _bad(path, f"{name}.{key}", f"is {value!r}", kind)
-        if value == "" and key != "note":
-            raise _bad(path, f"{name}.{key}", "is empty", "a repository or a folder")
-        if isinstance(value, int) and not 0 <= value <= MAX_DRAFT_TOKENS:
-            raise _bad(path, f"{name}.{key}", f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
-        if key == "draft" and value == NO_DRAFT:
-            value = None
-        elif key in ("target", "draft"):
-            value = _located(path, f"{name}.{key}", str(value))
-        values[key] = value
+        values[key] = _CHECKS[key](path, f"{name}.{key}", value)
     return values
 
 
-def _several(path: Path, key: str, drafts: list[Any]) -> tuple[str, ...]:
-    if not drafts or not all(isinstance(draft, str) and draft for draft in drafts):
-        raise _bad(path, key, f"is {drafts!r}", "a list of repositories or folders")
-    return tuple(dict.fromkeys(_located(path, key, draft) for draft in drafts))
+def _string(path: Path, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _bad(path, key, f"is {value!r}", "a string")
+    return value
+
+
+def _words(path: Path, key: str, value: Any) -> str:
+    if not _string(path, key, value).strip():
+        raise _bad(path, key, "is empty", "a text to continue, or no such key")
+    return str(value)
+
+
+def _location(path: Path, key: str, value: Any) -> str:
+    if not _string(path, key, value):
+        raise _bad(path, key, "is empty", "a repository or a folder")
+    return _located(path, key, value)
+
+
+def _draft(path: Path, key: str, value: Any) -> str | tuple[str, ...] | None:
+    if value == NO_DRAFT:
+        return None
+    if not isinstance(value, list):
+        return _location(path, key, value)
+    if not value or not all(isinstance(draft, str) and draft for draft in value):
+        raise _bad(path, key, f"is {value!r}", "a list of repositories or folders")
+    return tuple(dict.fromkeys(_located(path, key, draft) for draft in value))
+
+
+def _draft_tokens(path: Path, key: str, value: Any) -> DraftTokens:
+    if value == AUTO:
+        return AUTO
+    if type(value) is not int:
+        raise _bad(path, key, f"is {value!r}", 'a whole number, or "auto"')
+    if not 0 <= value <= MAX_DRAFT_TOKENS:
+        raise _bad(path, key, f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
+    return value
+
+
+def _sampling(path: Path, key: str, values: Any) -> dict[str, float]:
+    if not isinstance(values, dict):
+        expected = "a table such as { temperature = 0.7, top_p = 0.9 }"
+        raise _bad(path, key, f"is {values!r}", expected)
+    for name, value in values.items():
+        if name not in NAMES:
+            near = nearest(name, NAMES)
+            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in NAMES)
+            raise _bad(path, f"{key}.{name}", "is no sampling parameter", known)
+        is_whole = name in WHOLE
+        if type(value) is not int and (is_whole or type(value) is not float):
+            expected = "a whole number" if is_whole else "a number"
+            raise _bad(path, f"{key}.{name}", f"is {value!r}", expected)
+    try:
+        sampling_params(values)
+    except UsageError as error:
+        raise _bad(path, key, f"cannot be used: {error.message}", error.hint) from error
+    return values
+
+
+_CHECKS: dict[str, Callable[[Path, str, Any], Any]] = {
+    "target": _location,
+    "draft": _draft,
+    "draft_tokens": _draft_tokens,
+    "note": _string,
+    "sampling": _sampling,
+    "prompt": _words,
+}
+assert {one.name for one in fields(Pair)} == {"name", *_CHECKS}
 
 
 def _located(path: Path, key: str, location: str) -> str:
@@ -170,4 +217,6 @@ def _located(path: Path, key: str, location: str) -> str:
 
 
 def _bad(path: Path, key: str, found: str, expected: str) -> TableError:
-    return TableError(f"{path}: `{key}` {found}.", hint=f"Expected: {expected}.")
+    return TableError(
+        f"{path}: `{key}` {found.rstrip('.')}.", hint=f"Expected: {expected.rstrip('.')}."
+    )

@@ -1,4 +1,4 @@
-"""From logits to the distribution that is sampled: one way for p and for q.
+"""From logits to the sampled distribution, in the same way for p and q.
 
 Penalties, biases and filters mean what they mean in mlx-lm's `make_logits_processors` and
 `make_sampler`, in its order: bias, repetition, presence, frequency; then, on the untempered
@@ -14,15 +14,15 @@ import mlx.core as mx
 
 from mlxspec.params import DEFAULT_THRESHOLD, Method, SamplingParams
 
-# As in mlx-lm: (tokens int [n], logits [1, V]) to logits [1, V]. It is asked about proposals that
-# may be rejected, so what it answers must depend on its arguments alone.
+# As in mlx-lm: (tokens int [n], logits [1, V]) to logits [1, V]. It sees proposals that may
+# be rejected, so its result must depend on its arguments alone.
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 NO_TOKEN = -1  # before the first token of a text
 
 
 class Knobs(NamedTuple):
-    """The parameters that are data: arrays of shape [B], so that a new value needs no new graph.
+    """The parameters that are data: float32 arrays [B], so that a new value needs no new graph.
 
     bias: float32 [B, V], or [B, 0] where there is none.
     """
@@ -40,18 +40,18 @@ class Knobs(NamedTuple):
 
 
 def knobs_of(params: SamplingParams, batch: int, vocabulary: int) -> Knobs:
-    """The parameters of `batch` sequences that are sampled alike.
+    """The knobs of `batch` sequences with the same sampling parameters.
 
-    Values that turn a step off leave everything as it is in a row beside one that uses it.
+    A value that turns a step off makes it the identity, because another row may use the step.
 
     Args:
         vocabulary: V; biases of ids past it have no effect.
     """
     threshold = params.acceptance_threshold
     values = (
-        # Below this a division by it leaves float32; the distribution is a point long before.
+        # Dividing by less would overflow float32; the distribution is a point mass long before.
         max(params.temperature, 1e-30),
-        # A sum of probabilities may round to 1 before the last of them.
+        # A cumulative sum may round to 1 before the last token.
         params.top_p if 0 < params.top_p < 1 else 2,
         params.min_p,
         params.xtc_probability,
@@ -70,13 +70,13 @@ def knobs_of(params: SamplingParams, batch: int, vocabulary: int) -> Knobs:
 
 
 class Sampler:
-    """How a model's logits become scores, and scores the distribution that is sampled.
+    """Turns a model's logits into scores, and scores into the sampled distribution.
 
     Args:
-        method: the steps that there are.
-        vocabulary: V, of the target.
-        processors: a caller's own, applied before every other step and to one sequence at a
-            time; they make `recent` the whole text.
+        method: the steps that apply.
+        vocabulary: V, the size of the target's vocabulary.
+        processors: the caller's logits processors, applied before every other step and to one
+            sequence at a time; with any, `recent` is the whole text.
     """
 
     def __init__(
@@ -88,12 +88,12 @@ class Sampler:
 
     @property
     def sees_whole_text(self) -> bool:
-        """Whether `recent` must hold exactly the text, which makes its length a graph's shape."""
+        """Whether `recent` must be exactly the text, so that its length shapes the graph."""
         return bool(self._processors)
 
     @property
     def context(self) -> int:
-        """How many tokens of `recent` are needed, where the whole text is not."""
+        """The number of `recent` tokens needed, where the whole text is not."""
         return self.method.windows.longest
 
     def scores(self, logits: mx.array, recent: mx.array, knobs: Knobs) -> mx.array:
@@ -138,7 +138,7 @@ class Sampler:
             x = _keep(x, x >= floor)
         if not method.xtc:
             return self._tempered(x, knobs)
-        # At every token XTC is tossed anew, so what is drawn from is a mixture.
+        # XTC applies to each token by chance, so the sampled distribution is a mixture.
         share = knobs.xtc_probability[:, None, None]
         without, with_it = x, _keep(x, ~self._is_top_choice(x, knobs))
         return mx.logaddexp(
@@ -153,7 +153,10 @@ class Sampler:
         return normalised(x / knobs.temperature[:, None, None])
 
     def _is_top_choice(self, x: mx.array, knobs: Knobs) -> mx.array:
-        """Whether XTC leaves a token out: more likely than another that reaches the threshold."""
+        """Boolean [B, N, V']: the tokens that XTC drops.
+
+        It drops those that are likelier than another one above the threshold.
+        """
         p = mx.softmax(x, axis=-1)
         reaches = p > knobs.xtc_threshold[:, None, None]
         left_out = p > mx.min(mx.where(reaches, p, mx.inf), axis=-1, keepdims=True)
@@ -166,7 +169,7 @@ class Sampler:
     def _processed(self, scores: mx.array, recent: mx.array) -> mx.array:
         rows, size = scores.shape[1], scores.shape[-1]
         before = recent.shape[1] - rows + 1
-        # A caller knows the target's vocabulary, not that a draft has a smaller one.
+        # A processor expects the target's vocabulary, even where a draft's is smaller.
         missing = self.vocabulary - size
         scores = mx.pad(scores, [(0, 0), (0, 0), (0, missing)], constant_values=mx.array(-mx.inf))
         processed = []
@@ -179,30 +182,31 @@ class Sampler:
 
 
 def normalised(scores: mx.array) -> mx.array:
+    """Log-probabilities, [..., V], of scores [..., V]."""
     return scores - mx.logsumexp(scores, axis=-1, keepdims=True)
 
 
 def uniform_if_broken(scores: mx.array) -> mx.array:
-    """Scores, with those that make no distribution, for want of a finite best, made equal."""
+    """The scores [..., V]; a row without a finite maximum, so no distribution, becomes 0."""
     finite = mx.isfinite(mx.max(scores, axis=-1, keepdims=True))
     return mx.where(finite, scores, 0)
 
 
 def _counts(recent: mx.array, window: int, shape: tuple[int, ...]) -> mx.array:
-    """How often each token stands in the last `window` tokens before each row: float32 [B, N, V].
+    """How often each token occurs in the last `window` tokens before each row: float32 [B, N, V].
 
     Args:
         recent: see `Sampler.scores`.
     """
     batch, rows, vocabulary = shape
     before = recent.shape[1] - rows + 1
-    if before < window:  # a whole text that is shorter: its later rows look back on more
+    if before < window:  # the whole text is shorter; later rows look back on more of it
         missing = window - before
         recent = mx.pad(recent, [(0, 0), (missing, 0)], constant_values=mx.array(NO_TOKEN))
         before = window
     places = mx.arange(rows)[:, None] + mx.arange(before - window, before)
     tokens = mx.take(recent, places, axis=1)  # [B, N, window]
-    # What is no token of this model is counted beside the vocabulary.
+    # An id outside this model's vocabulary is counted in an extra column, cut off below.
     tokens = mx.where((tokens < 0) | (tokens >= vocabulary), vocabulary, tokens)
     index = tokens + (mx.arange(batch * rows) * (vocabulary + 1)).reshape(batch, rows, 1)
     counts = mx.zeros((batch * rows * (vocabulary + 1),), mx.float32).at[index.flatten()].add(1.0)
@@ -210,7 +214,7 @@ def _counts(recent: mx.array, window: int, shape: tuple[int, ...]) -> mx.array:
 
 
 def _keep_top_p(x: mx.array, top_p: mx.array) -> mx.array:
-    # Tokens leave while those above them alone reach top_p; the most likely one always stays.
+    # A token is dropped where the likelier ones alone reach top_p; the likeliest always stays.
     ascending = mx.sort(x, axis=-1)
     above = mx.cumsum(mx.exp(ascending), axis=-1, reverse=True, inclusive=False)
     dropped = mx.sum(above >= top_p, axis=-1, keepdims=True)

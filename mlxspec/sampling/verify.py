@@ -1,16 +1,17 @@
 """Which proposed tokens are kept, and what follows them: arrays in, a verdict out.
 
-Knows no model and draws no random numbers. B sequences, K proposed tokens x₁ … x_K, V tokens of
-the target's vocabulary. Row i of the target's K + 1 rows (from 0) is its distribution after i
-proposed tokens, p_{i+1}; row i of the draft's K rows is the one that x_{i+1} was drawn from.
+This module knows no model and draws no random numbers. There are B sequences, K proposed tokens
+x₁ … x_K, and V tokens in the target's vocabulary. Row i (from 0) of the target's K + 1 rows is its
+distribution after i proposed tokens, p_{i+1}; row i of the draft's K rows is q_{i+1}, the
+distribution that x_{i+1} was drawn from.
 
 A sampling rule has two parts, so that both can be enumerated and composed:
 
     accept   log h, [B, K]: how likely each proposed token is to pass its test, and how the tests'
              outcomes become the number of tokens kept
-    follow   log w, [B, V], not normalised: what the next token is drawn from after so many
+    follow   log w, [B, V], not normalised: the distribution of the token after those kept
 
-All of it computes in the dtype of log p, float32 in a round.
+Everything is computed in the dtype of log p, float32 in a round.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Rule(NamedTuple):
 
 
 def greedy(scores: mx.array, draft: Draft) -> Verdict:
-    """Keep the tokens that score best with the target; continue with its own best.
+    """Keep the leading tokens that equal the target's argmax; continue with its own argmax.
 
     With log p + Gumbel noise as scores, and a draft that chose by log q + the same noise, this is
     the coupled rule: every token is a draw from p (the Gumbel-max trick) and depends on the noise
@@ -85,7 +86,7 @@ def leading(kept: mx.array) -> mx.array:
 
 
 def last(kept: mx.array) -> mx.array:
-    """The number, counted from 1, of each row's last true entry, 0 without one: int32 [B]."""
+    """The position of each row's last true entry, counted from 1, or 0 without one: int32 [B]."""
     return mx.max(kept * mx.arange(1, kept.shape[1] + 1), axis=-1).astype(mx.int32)
 
 
@@ -101,7 +102,7 @@ def accept_token(log_p: mx.array, draft: Draft) -> AcceptanceTests:
 def follow_residual(
     log_p: mx.array, draft: Draft, acceptance: AcceptanceTests, kept: mx.array
 ) -> mx.array:
-    """After a rejection max(W·p − q, 0), after none p itself."""
+    """Log w: the residual max(W·p − q, 0) after a rejection, p itself without one."""
     log_p_row = _row(log_p, kept)
     if draft.tokens.shape[1] == 0:
         return log_p_row
@@ -113,7 +114,7 @@ def follow_residual(
     log_weight = _pick(acceptance.log_weight, kept)[:, None]
     log_q_row = _padded(_row(draft.log_q, at), log_p.shape[-1])
     residual = mx.maximum(mx.exp(log_weight + log_p_row) - mx.exp(log_q_row), 0)
-    # Rounding may leave nothing of p where it is q all but exactly.
+    # Where p and q are nearly equal, rounding may leave an empty residual.
     some = mx.max(residual, axis=-1, keepdims=True) > 0
     return mx.where(rejected & some, mx.log(residual), log_p_row)
 
@@ -131,7 +132,7 @@ def accept_block(log_p: mx.array, draft: Draft) -> AcceptanceTests:
     W₀ = 1, Wᵢ = min(1, Wᵢ₋₁·pᵢ(xᵢ)/qᵢ(xᵢ)). For i < K, with S = Σ max(Wᵢ·pᵢ₊₁ − qᵢ₊₁, 0),
     hᵢ = S / (S + 1 − Wᵢ), where 0/0 counts as 1; and h_K = W_K.
     """
-    # W is a walk that is held below 0 in log space: what its free sum exceeds 0 by is taken off.
+    # log W is a running sum capped at 0 at every step: subtract what its maximum exceeds 0 by.
     walk = mx.cumsum(log_ratio(log_p, draft), axis=-1)
     log_weight = walk - mx.maximum(mx.cummax(walk, axis=-1), 0)
     log_weight = mx.pad(log_weight, [(0, 0), (1, 0)])
@@ -182,7 +183,7 @@ def relaxed(threshold: mx.array) -> Rule:
 def log_ratio(log_p: mx.array, draft: Draft) -> mx.array:
     """log p(x)/q(x) of the proposed tokens, [B, K], below +inf so that it can be summed.
 
-    It is -inf where p(x) = 0, and then so is every sum that it is part of.
+    It is -inf where p(x) = 0, and so is every sum that includes it.
     """
     chosen = draft.tokens[..., None]
     ratio = mx.take_along_axis(log_p[:, :-1], chosen, -1)[..., 0]

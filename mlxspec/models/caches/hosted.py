@@ -1,7 +1,7 @@
-"""mlx-lm's own caches, for a past of which nothing more is known than that it can be copied.
+"""mlx-lm's own caches, for a past of which only one thing is known: it can be copied.
 
-A pass is run on a copy; what it leads back to is kept, and committing less than all of it runs
-the kept rows again from there. Such a pass needs its length on the host: a round waits.
+A pass runs on a copy, and the caches before it are kept. Committing only part of its rows runs
+those again from there. The host must know how many rows are kept, so a round waits.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class HostedLayers(NamedTuple):
         return UNBOUNDED
 
     def copied(self) -> list[Any]:
-        """The caches, to be changed while these stay as they are."""
+        """Copies of the caches, to be changed while these stay as they are."""
         return [_copied(cache) for cache in self.caches]
 
 
 def _copied(cache: Any) -> Any:
-    # These write past their end only, which a copy with an older end does not see: a copy of
-    # where they end is enough, and nothing is moved.
+    # These write only past their end, which a copy with an older end does not see. So a shallow
+    # copy is enough, and no array is copied.
     if type(cache) in (KVCache, QuantizedKVCache):
         return copy.copy(cache)
     if type(cache) is CacheList:
         return CacheList(*(_copied(part) for part in cache.caches))
-    return copy.deepcopy(cache)  # arrays are shared until one of both is written
+    return copy.deepcopy(cache)  # arrays are shared until one of the two is written

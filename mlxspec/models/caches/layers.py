@@ -1,4 +1,4 @@
-"""The layers of a whole model, whatever each of them keeps."""
+"""The layers of a whole model, whatever the kind of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mlxspec.models.caches.positional import UNBOUNDED, FullLayer, QuantizedLaye
 from mlxspec.models.caches.recurrent import RecurrentLayer
 
 Layer = FullLayer | QuantizedLayer | RingLayer | RecurrentLayer
-Layers = list[Any]  # of Layer, or of a list of them where a model's layer has several
+Layers = list[Any]  # of Layer, or of lists of them where a model's layer has several
 
 _KINDS: dict[type, Any] = {
     KVCache: FullLayer,
@@ -40,7 +40,7 @@ def adopt(caches: list[Any], capacity: int) -> Layers:
 
 
 def unknown(caches: list[Any]) -> list[str]:
-    """The names of those of mlx-lm's caches that there is no layer for."""
+    """The names of the mlx-lm caches for which there is no layer."""
     return sorted({_name_of(cache) for cache in flat(caches) if not _is_known(cache)})
 
 
@@ -68,7 +68,7 @@ def grow(layers: Layers, capacity: int) -> Layers:
 def commit(layers: Layers, kept: mx.array | None) -> Layers:
     """Take back all but the first `kept` rows since the last commit: int32 [B], at least 1.
 
-    None keeps all. Entries with a position need nothing: those past it are never seen.
+    None keeps all. Entries with a position need no change: masks hide those past it.
     """
     return each(
         lambda layer: layer.committed(kept) if isinstance(layer, RecurrentLayer) else layer, layers
@@ -76,7 +76,7 @@ def commit(layers: Layers, kept: mx.array | None) -> Layers:
 
 
 def capacity_of(layers: Layers) -> int:
-    """Positions that all layers have room for."""
+    """The number of positions that all layers have room for."""
     return min((layer.capacity for layer in flat(layers)), default=UNBOUNDED)
 
 
@@ -91,7 +91,7 @@ def stack(rows: list[Layers]) -> Layers:
 
 
 def unread(layers: Layers) -> Layers:
-    """As if nothing had been read, of layers after a pass that is not committed."""
+    """The layers as if nothing had been read, from layers after an uncommitted pass."""
     return each(
         lambda layer: (
             layer.unread() if isinstance(layer, RecurrentLayer) else tree_map(mx.zeros_like, layer)

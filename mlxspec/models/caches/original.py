@@ -1,4 +1,4 @@
-"""mlx-lm's own caches, which prompts are read on."""
+"""mlx-lm's own caches, which prefill fills."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def fresh_cache(model: Model, kv: KVQuantization | None) -> list[Any]:
 
 
 def quantized(caches: list[Any], kv: KVQuantization | None) -> list[Any]:
-    """With keys and values in fewer bits from here on, where `kv` says so.
+    """The caches with keys and values quantised from here on; None leaves them as they are.
 
     Raises:
-        UsageError: a layer's cannot be.
+        UsageError: a head's dimension is no multiple of the group size.
     """
     if kv is None:
         return caches
@@ -42,7 +42,7 @@ def quantized(caches: list[Any], kv: KVQuantization | None) -> list[Any]:
 
 
 def require_quantizable(model: Model, kv: KVQuantization) -> None:
-    """Raise UsageError unless whatever keys and values there are can be kept in fewer bits."""
+    """Raise UsageError unless the model has keys and values, and all can be quantised."""
     caches = make_prompt_cache(model)
     kinds = {type(cache) for cache in caches} - {KVCache, ArraysCache}
     if kinds or all(type(cache) is ArraysCache for cache in caches):
@@ -51,5 +51,5 @@ def require_quantizable(model: Model, kv: KVQuantization) -> None:
             f"Keys and values in {names} cannot be quantised.",
             hint="Leave out --kv-bits, or use a model with full attention.",
         )
-    model(mx.zeros((1, 1), mx.int32), cache=caches)  # heads have no dimension before
+    model(mx.zeros((1, 1), mx.int32), cache=caches)  # before, the heads' dimension is unknown
     quantized(caches, kv)

@@ -1,4 +1,4 @@
-"""What has to be known of mlx-lm's architectures by name: the one place that names them."""
+"""Facts about single architectures of mlx-lm: the one place that names them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNTS_ENTRIES = {
 
 
 def obstacle_of(model: Any) -> str:
-    """What keeps a model from being fused that no trial shows; empty where nothing does."""
+    """The reason, not shown by any trial, why a model cannot be fused; empty without one."""
     names = {type(module).__module__.rpartition(".")[2] for module in model.modules()}
     return next((why for name, why in COUNTS_ENTRIES.items() if name in names), "")
 

@@ -13,8 +13,8 @@ from typing import Generic, NamedTuple, TypeVar
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
-# Slots of a ring beside its window, at least the rows of one round. A constant, so that the window
-# follows from the ring's size, and no number has to travel beside the arrays.
+# Slots of a ring beyond its window, at least the rows of one round. It is constant, so that the
+# window follows from the ring's size, and no number has to accompany the arrays.
 SPARE = 65
 UNBOUNDED = 2**31 - 1
 
@@ -43,13 +43,13 @@ class FullLayer(NamedTuple):
         return FullCache(self, offset, length)
 
 
-Quantized = tuple[mx.array, mx.array, mx.array]  # numbers packed in uint32, scales, biases
+Quantized = tuple[mx.array, mx.array, mx.array]  # values packed in uint32, scales, biases
 
 
 class QuantizedLayer(NamedTuple):
-    """Keys and values of every position, quantised: each part [B, heads, capacity, its own].
+    """Keys and values of every position, quantised: each part [B, heads, capacity, width].
 
-    How many bits and how large a group follows from the parts' sizes and the heads' dimension.
+    Bits and group size follow from the parts' widths and the heads' dimension.
     """
 
     keys: Quantized
@@ -73,8 +73,8 @@ class QuantizedLayer(NamedTuple):
 class RingLayer(NamedTuple):
     """Keys and values of the last positions, [B, heads, window + SPARE, dimension].
 
-    Position p is in slot p modulo the size. What a rejected proposal overwrote lies more than a
-    window before everything that any later row sees, because a round has at most SPARE rows.
+    Position p is in slot p modulo the size. A rejected proposal only overwrites entries that no
+    later row's window reaches, because a round has at most SPARE rows.
     """
 
     keys: mx.array
@@ -107,10 +107,10 @@ L = TypeVar("L", FullLayer, QuantizedLayer, RingLayer)
 
 
 class _Opened(Generic[L]):
-    """What an mlx-lm attention layer sees of a `Layer` during one forward pass.
+    """The view of a `Layer` that an mlx-lm attention layer gets during one forward pass.
 
     Args:
-        layer: the storage; this object never changes it, `layer` is the updated one afterwards.
+        layer: the storage, which is never changed; the attribute `layer` becomes the updated one.
         offset: int32 [B], the position at which the pass writes its first row.
         length: the pass attends over this many positions, at least offset + rows. It shapes the
             graph, so it should change rarely.
@@ -127,7 +127,7 @@ class _Opened(Generic[L]):
 
 
 class _Lasting(_Opened[L]):
-    """Entry i is position i."""
+    """A view in which entry i holds position i."""
 
     def make_mask(
         self, rows: int, return_array: bool = True, window_size: int | None = None
@@ -154,7 +154,7 @@ class FullCache(_Lasting[FullLayer]):
         """All that may be attended, this pass's rows included once they are written."""
         return self.layer.keys[:, :, : self._length], self.layer.values[:, :, : self._length]
 
-    # Layers whose indexer has a cache of its own tie the arrays of both together.
+    # mlx-lm assigns these where a layer's indexer has its own cache, to tie both caches together.
 
     @property
     def keys(self) -> mx.array:
@@ -174,7 +174,7 @@ class FullCache(_Lasting[FullLayer]):
 
 
 class QuantizedCache(_Lasting[QuantizedLayer]):
-    """mlx-lm's attention takes the quantised way where a cache has `bits` and `group_size`."""
+    """A quantised cache, which mlx-lm's attention recognises by `bits` and `group_size`."""
 
     def __init__(self, layer: QuantizedLayer, offset: mx.array, length: int) -> None:
         super().__init__(layer, offset, length)

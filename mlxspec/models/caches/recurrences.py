@@ -1,15 +1,15 @@
-"""What a model's recurrences go through while a pass is built, without a change to the model.
+"""Recording the states of a model's recurrences while a pass is built, the model unchanged.
 
-During a pass that may be taken back, the functions that advance a state are wrapped, for the one
-thread that builds the graph and the models' own modules alone:
+During a pass that may be taken back, the functions that advance a state are wrapped, only for the
+thread that builds the graph and only in the model's own modules:
 
-- a *scan* turns rows and a state into rows and the state after them. It is called a row at a
-  time instead, and every state it returns is remembered.
-- a *window* is fed the rows that a state consists of, such as a convolution, and they are
-  remembered.
+- a *scan* turns rows and a state into rows and the state after them. It is called one row at a
+  time instead, and every state that it returns is recorded.
+- a *window*, such as a convolution, is fed the rows that a state consists of, and they are
+  recorded.
 
-A state that a layer then writes into its cache is recognised as one of those. What is not
-recognised is an error, and `cached_model` keeps such a model's past otherwise.
+A state that a layer then writes into its cache is recognised as one of those. Any other state is
+an error, and `cached_model` then uses a `HostedModel`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Window:
 
     Args:
         module, name: where it is defined.
-        rows: of its arguments, a state's rows and the new ones behind them.
+        rows: a function of its arguments that returns a state's rows and the new ones after them.
         axis: of the rows.
     """
 
@@ -64,11 +64,11 @@ class Window:
 
 
 class Unrecognised(Exception):
-    """A state was written that nothing known has made."""
+    """A layer wrote a state that no known recurrence made."""
 
 
 class Recording:
-    """What the recurrences of one pass went through, in the order in which they were called."""
+    """The states and rows of one pass's recurrences, in the order of their calls."""
 
     def __init__(self) -> None:
         self._scanned: dict[int, States] = {}  # by the identity of the last state
@@ -82,7 +82,7 @@ class Recording:
         self._windows.append((rows, axis))
 
     def settle(self, caches: Sequence[RecurrentCache], rows: int) -> None:
-        """Give every cache of a pass over so many rows its trails.
+        """Give every cache of a pass over `rows` rows its trails.
 
         Raises:
             Unrecognised: a state is of unknown origin.
@@ -103,7 +103,7 @@ class Recording:
                 # In the order of the calls: several convolutions of a layer may look the same.
                 del self._windows[i]
                 return Tail(fed, width, axis)
-        if rows == 1:  # of one row, any state is the one after it
+        if rows == 1:  # after a single row, any state is the one after it
             return States((state,))
         raise Unrecognised
 
@@ -132,7 +132,7 @@ class Hook:
 
 
 def hooks_of(model: Any, recurrences: Sequence[Scan | Window]) -> list[Hook]:
-    """Where the layers of `model` call any of `recurrences`."""
+    """The places where the layers of `model` call any of `recurrences`."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     places = [sys.modules[cls.__module__] for cls in classes if cls.__module__ in sys.modules]
     hooks = []
@@ -144,7 +144,7 @@ def hooks_of(model: Any, recurrences: Sequence[Scan | Window]) -> list[Hook]:
         else:
             original = getattr(defined, method, None)
             found = [place for place in places if vars(place).get(method) is original is not None]
-        owners = dict.fromkeys(found)  # of several layers of a kind
+        owners = dict.fromkeys(found)  # several layers may share one
         hooks += [Hook(one, method, getattr(one, method), recurrence) for one in owners]
     return hooks
 
@@ -154,7 +154,7 @@ _LOCK = threading.RLock()  # a function is wrapped by one thread at a time
 
 @contextmanager
 def recording(hooks: Sequence[Hook]) -> Iterator[Recording]:
-    """Remember what the recurrences of a model go through while a pass is built."""
+    """Record the recurrences of a model while a pass is built."""
     record = Recording()
     with _LOCK:
         for hook in hooks:

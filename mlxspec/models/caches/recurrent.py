@@ -1,8 +1,8 @@
-"""States of recurrent layers: where a round's rows lead, row by row, and where it went back to.
+"""States of recurrent layers: one after each row of a round, of which committing picks one.
 
-A state has no positions: what went in cannot be made invisible. So the pass that verifies keeps
-what the state was after each of its rows, and committing picks one of them. A model writes only
-the last state; `recurrences` tells how the others are come by without a change to the model.
+A state has no positions, so a row that went in cannot be hidden. The pass that verifies therefore
+keeps the state after each of its rows. A model writes only the last state; `recurrences` records
+the others without changing the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mlxspec.models.caches.positional import UNBOUNDED
 
 
 class States(NamedTuple):
-    """A state after each row of a pass: N arrays, each with the rows of a batch first."""
+    """A state after each row of a pass: N arrays, each with the batch as its first axis."""
 
     after: tuple[mx.array, ...]
 
@@ -25,7 +25,7 @@ class States(NamedTuple):
         return self.after[-1]
 
     def then(self, later: Trail) -> States:
-        """Of both passes, one after the other."""
+        """The trail of both passes, one after the other."""
         return States(self.after + later.after)
 
     def at(self, kept: mx.array) -> mx.array:
@@ -37,8 +37,8 @@ class States(NamedTuple):
 class Tail(NamedTuple):
     """A state that is the last rows of what a layer was fed, such as a convolution's.
 
-    rows: the state before a pass and the pass's rows behind it, along `axis`. width: how many
-    of them are a state; a shape for all it matters, so that it may travel in a graph's inputs.
+    rows: the state before a pass, then the pass's rows, along `axis`. width: the number of rows
+    in a state; it follows from shapes, so it may stand among a graph's inputs.
     """
 
     rows: mx.array
@@ -51,14 +51,14 @@ class Tail(NamedTuple):
 
     @property
     def after(self) -> tuple[mx.array, ...]:
-        """As `States` has them."""
+        """The state after each row, as in `States`."""
         fed = self.rows.shape[self.axis] - self.width
         return tuple(
             mx.split(self.rows, [i, i + self.width], axis=self.axis)[1] for i in range(1, fed + 1)
         )
 
     def then(self, later: Trail) -> Trail:
-        """Of both passes, one after the other."""
+        """The trail of both passes, one after the other."""
         if isinstance(later, States):
             return States(self.after + later.after)
         new = _part(later.rows, self.axis, self.width)
@@ -77,11 +77,11 @@ Trail = States | Tail
 
 
 class RecurrentLayer(NamedTuple):
-    """The states of a layer, each with the rows of a batch first.
+    """The states of a layer, each with the batch as its first axis.
 
-    states: after the last row that was fed; None before the first one, where mlx-lm's layer has
-        none either and may do otherwise than with zeros.
-    trails: between a pass and its commit, what leads back: one for each state.
+    states: after the last row that was fed; None before the first one, as in mlx-lm, whose layer
+        may treat None differently from zeros.
+    trails: between a pass and its commit, the way back: one trail for each state.
     """
 
     states: tuple[mx.array | None, ...]
@@ -92,7 +92,7 @@ class RecurrentLayer(NamedTuple):
         return cls(tuple(_states_of(cache)))
 
     def unread(self) -> RecurrentLayer:
-        """As before the first row; it must not have been committed since its last pass."""
+        """The layer as before its first row; call it between a pass and its commit."""
         both = zip(self.states, self.trails, strict=True)
         return RecurrentLayer(
             tuple(
@@ -112,21 +112,21 @@ class RecurrentLayer(NamedTuple):
         return RecurrentCache(self)
 
     def committed(self, kept: mx.array | None) -> RecurrentLayer:
-        """With the states after the first `kept` rows since the last commit, int32 [B], or all."""
+        """The layer after the first `kept` rows since the last commit: int32 [B]; None is all."""
         if kept is None:
             return RecurrentLayer(self.states)
         return RecurrentLayer(tuple(trail.at(kept) for trail in self.trails))
 
 
 class RecurrentCache(ArraysCache):
-    """What an mlx-lm recurrent layer sees of a `RecurrentLayer` during one forward pass."""
+    """The view of a `RecurrentLayer` that an mlx-lm layer gets during one forward pass."""
 
     def __init__(self, layer: RecurrentLayer) -> None:
         super().__init__(len(layer.states))
         for i, state in enumerate(layer.states):
             self[i] = state
         self._earlier = layer.trails
-        self.trails: tuple[Trail, ...] = ()  # of this pass; whoever recorded it sets them
+        self.trails: tuple[Trail, ...] = ()  # of this pass; `Recording.settle` sets them
 
     @property
     def states(self) -> list[mx.array]:

@@ -1,0 +1,79 @@
+"""From the options of a command to an engine that is ready: loaded, taught, and compiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mlxspec.cli.options import ModelOptions
+from mlxspec.control import records
+from mlxspec.control.records import Record
+from mlxspec.pairs.table import Pair
+
+if TYPE_CHECKING:
+    from mlxspec.cli.display import Display
+    from mlxspec.decode.engine import Engine
+    from mlxspec.decode.request import Request
+
+
+def load_engine(
+    pair: Pair, models: ModelOptions, display: Display, left_out: list[str], *, quiet: bool
+) -> Engine:
+    """Load the models, and add to `left_out` why a draft is not among them."""
+
+    def tell(why: str) -> None:
+        display.note(why)
+        left_out.append(why)
+
+    with display.status("starting"):
+        loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
+        from mlxspec.pairs.folders import fetch
+    hears = tell if models.falls_back else None
+    folders = fetch(pair, speculation=models.speculates, tell=hears)
+    with display.status(f"loading {pair.name}"):
+        engine: Engine = loading.load(
+            pair,
+            folders=folders,
+            speculation=models.speculates,
+            compiled=models.compiled,
+            kv=models.kv(),
+            tell=hears,
+        )
+    return engine
+
+
+def recall(pair: Pair, engine: Engine, display: Display) -> Record:
+    """Let an engine begin with what earlier runs of its pair have learned on this machine."""
+    from mlxspec.pairs import loading
+
+    record = records.recall(loading.setting_of(pair, engine), display.note)
+    engine.learned = record.learned
+    return record
+
+
+def build_kernels(engine: Engine, request: Request, display: Display) -> None:
+    """Build the kernels that a request's rounds lack, and say how long it takes."""
+    rounds = engine.rounds
+    if not rounds.kernels_missing(request):
+        return
+    with display.status("building CPU kernels, once; --no-compile skips it", timed=True):
+        built = rounds.build_kernels(request)
+    if built.kernels:
+        display.note(f"built {built.kernels} CPU kernels in {built.seconds:.1f} s; they are kept")
+
+
+def _loading(*, progress_bars: bool) -> ModuleType:
+    """Import the part that needs MLX, which takes a second or two."""
+    from mlxspec import require_backend
+
+    require_backend()
+    # Their advice is for programs that use them, not for people who use a program.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    if not progress_bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from mlxspec.pairs import loading
+
+    return loading

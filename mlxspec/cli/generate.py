@@ -1,0 +1,218 @@
+"""`mlxspec generate` and `mlxspec audit`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from mlxspec.cli import engines, options
+from mlxspec.cli.grouping import grouped
+from mlxspec.cli.options import ModelOptions, OutputOptions, TextOptions
+from mlxspec.cli.output import Output
+from mlxspec.cli.sampling import SamplingOptions
+from mlxspec.control import records
+from mlxspec.errors import MlxspecError
+from mlxspec.pairs.table import Pair
+
+if TYPE_CHECKING:
+    from mlxspec.cli.display import Display
+    from mlxspec.decode.engine import Engine
+    from mlxspec.decode.request import Request
+    from mlxspec.decode.run import Run
+    from mlxspec.measure.audit import Audit
+    from mlxspec.metrics import Generation
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+EXAMPLES = """
+Examples:
+
+    mlxspec generate 'def fibonacci(n):' --compare
+
+    git diff | mlxspec generate --pair qwen3-8b 'Review this change.' > review.md
+
+    mlxspec generate --target ./model --draft ./small-model 'Hello' --temp 0.7 --seed 1
+"""
+
+
+@dataclass(frozen=True)
+class After:
+    """The checks that follow a text."""
+
+    audit: bool
+    compare: bool = False
+
+
+@grouped
+def generate(
+    prompt: options.PromptArgument = None,
+    *,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    output: OutputOptions,
+    audit: options.AuditOption = False,
+    compare: options.CompareOption = False,
+) -> None:
+    """Write text after a prompt, several tokens per pass of the target."""
+    out = Output(output.as_json, output.quiet)
+    _write(prompt, text, models, sampling, out, After(audit, compare), shown=True)
+
+
+@grouped
+def audit_text(
+    prompt: options.PromptArgument = None,
+    *,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    output: OutputOptions,
+) -> None:
+    """Write a text and prove it: hold every token against plain decoding.
+
+    When sampling, with the coupled rule, whose text depends on the seed alone. Exits with 1 where
+    a difference is more than rounding.
+    """
+    out = Output(output.as_json, output.quiet)
+    _write(prompt, text, models, sampling, out, After(audit=True), shown=False)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A text and what its checks found."""
+
+    run: Run
+    interrupted: bool
+    plain: Generation | None = None
+    report: Audit | None = None
+
+
+def _write(
+    prompt: str | None,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    out: Output,
+    after: After,
+    *,
+    shown: bool,
+) -> None:
+    """Generate, show what is to be shown, and check."""
+    from mlxspec.cli.prompts import read_prompt, read_text
+
+    pair = models.chosen()
+    text.require_free()
+    params = sampling.params(pair.sampling)
+    options = {
+        "max_tokens": text.max_tokens,
+        "draft_tokens": models.draft_tokens,
+        "sampling": params.auditable() if after.audit else params,
+        "stop": text.stop or (),
+        "system": text.system,
+        "raw": text.raw,
+        "cache": text.cache_file(),
+    }
+    if text.prediction is not None and (expected := read_text(text.prediction)):
+        options["prediction"] = expected if models.speculates else None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
+    words = read_prompt(prompt, sys.stdin.buffer, default=pair.prompt)
+    with out.display(text=shown) as display:
+        left_out: list[str] = []
+        engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
+        request = engine.request(words, **options)
+        with_split = shown and not out.quiet
+        result = _run(pair, engine, request, display, left_out, after, with_split=with_split)
+    _print(pair, engine, result, out, shown=shown)
+
+
+def _run(
+    pair: Pair,
+    engine: Engine,
+    request: Request,
+    display: Display,
+    left_out: list[str],
+    after: After,
+    *,
+    with_split: bool,
+) -> _Result:
+    """Run a request on a display, remember what it learned, and check its text."""
+    record = engines.recall(pair, engine, display) if request.auto else None
+    engines.build_kernels(engine, request, display)
+    run = engine.run(request)
+    run.generation.notes += left_out
+    interrupted = _show(run, display)
+    if record is not None:
+        records.remember(replace(record, learned=engine.learned), display.note)
+    if interrupted:
+        display.finish(run.generation, None)
+        return _Result(run, interrupted)
+    plain = None
+    if after.compare:
+        with display.status("decoding without speculation"):
+            plain = engine.generate(replace(request, draft_tokens=0, auto=False, cache=None))
+    display.finish(run.generation, _split(run) if with_split else None, plain)
+    report = None
+    if after.audit:
+        from mlxspec.measure.audit import audit
+
+        with display.status("auditing"):
+            report = audit(engine, run)
+    return _Result(run, interrupted, plain, report)
+
+
+def _show(run: Run, display: Display) -> bool:
+    """Show a run to its end; True when a person ended it."""
+    generation = run.generation
+    with closing(run) as events:
+        try:
+            for event in events:
+                display.show(event, generation, generation.timing.decode_s)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def _split(run: Run) -> Any:
+    from mlxspec.measure.timing import measure_split
+
+    if run.session is None:
+        return None
+    generation = run.generation
+    return measure_split(run.session, generation.timing.decode_s / generation.speculation.rounds)
+
+
+def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
+    """Print what is left to print, and exit as the result asks for."""
+    report = result.report
+    if out.as_json:
+        out.object(_as_dict(pair, engine, result))
+    elif report is not None and not (shown and out.quiet):
+        tokenizer = engine.tokenizer
+        line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
+        (out.tell if shown else out.line)(line)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if report is not None and report.outcome == "defect":
+        raise typer.Exit(MlxspecError.exit_code)
+
+
+def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
+    generation = result.run.generation
+    speculates = generation.speculation.enabled
+    values = {
+        "pair": pair.name,
+        "target": pair.target,
+        "draft": pair.draft_name if speculates and engine.drafts else None,
+        **generation.as_dict(),
+    }
+    if result.plain is not None:
+        values["plain"] = result.plain.as_dict()
+    if result.report is not None:
+        values["audit"] = result.report.as_dict()
+    return values

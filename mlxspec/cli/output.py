@@ -1,0 +1,77 @@
+"""The one place where a command writes: data to stdout, everything for people to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mlxspec.errors import MlxspecError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from mlxspec.cli.display import Display
+
+
+@dataclass(frozen=True)
+class Output:
+    """Writes the result of a command.
+
+    Args:
+        as_json: stdout gets one JSON object, and nothing else.
+        quiet: stderr gets errors alone.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def object(self, value: Mapping[str, Any] | list[Any]) -> None:
+        """One JSON object, or list, on a line of stdout."""
+        self.line(json.dumps(value, ensure_ascii=False))
+
+    def line(self, text: str) -> None:
+        """A line of data on stdout."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    def show(self, *renderables: RenderableType, style: str | None = None) -> None:
+        """Tables and lines for people who asked for them, on stdout."""
+        console = self.console()
+        for one in renderables:
+            console.print(one, style=style)
+
+    def console(self) -> Console:
+        """Rich's console on stdout. Brackets in strings are text."""
+        from rich.console import Console
+
+        return Console(highlight=False, markup=False)
+
+    def tell(self, line: str) -> None:
+        """A line for people on stderr."""
+        if not self.quiet:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+
+    def display(self, *, text: bool = True) -> Display:
+        """The display of a generation, or of a wait.
+
+        Args:
+            text: whether stdout shows the text; never beside a JSON object.
+        """
+        from mlxspec.cli.display import open_display
+
+        silent = self.as_json or not text
+        return open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=self.quiet, json=silent)
+
+
+def explain(error: MlxspecError) -> None:
+    """An error and its hint, on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print(Text.assemble(("error: ", "bold red"), error.message))
+    console.print(Text.assemble(("hint:  ", "dim"), error.hint))

@@ -1,0 +1,113 @@
+"""A generation in words: the live line while it is written, and the summary after it."""
+
+from __future__ import annotations
+
+from mlxspec.metrics import (
+    TARGET,
+    FinishReason,
+    Generation,
+    RoundStats,
+    SpeculationStats,
+    Split,
+)
+
+STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
+
+_STOPPED: dict[FinishReason, str] = {
+    "stop": "end of text",
+    "length": "length limit",
+    "interrupted": "interrupted",
+}
+
+
+def speculates(generation: Generation) -> bool:
+    return generation.speculation.enabled and generation.speculation.draft_tokens > 0
+
+
+def live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: float) -> list[str]:
+    """The live line, the most important part first.
+
+    Args:
+        latest: the round that was committed last. elapsed_s: seconds since prefill ended.
+    """
+    tokens, stats = len(generation.tokens), generation.speculation
+    # The first token is there when decoding begins: at once, it would look like a rate.
+    parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
+    if speculates(generation) and stats.acceptance_rate is not None:
+        parts.append(f"acceptance {stats.acceptance_rate:.0%}")
+        parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
+        parts += [] if stats.is_exact else ["not exact"]
+    if stats.auto and latest is not None:
+        parts.append(_doing(latest))
+    return [*parts, f"{elapsed_s:.1f} s"]
+
+
+def summary(
+    generation: Generation, split: Split | None, plain: Generation | None = None
+) -> list[tuple[str, list[str]]]:
+    """Labels, each with the parts of its line.
+
+    Args:
+        split: of a round's time. plain: the same request without speculation, if it was run.
+    """
+    rows = [("output", _output(generation))]
+    if speculates(generation) and generation.written_by:
+        rows.append(("written", _written(generation)))
+        rows.append(("rounds", _rounds(generation.speculation)))
+    if generation.sampling.as_dict() or generation.sampling.logit_bias:
+        rows.append(("sampling", generation.sampling.in_words()))
+    if plain is not None:
+        rows.append(("plain", _beside(generation, plain)))
+    cost = []
+    if split is not None:
+        cost += [f"draft {split.draft:.0%}", f"verify {split.verify:.0%}"]
+        cost += [f"host {split.host:.0%} of a round"]
+    if generation.peak_gb:
+        cost.append(f"peak memory {generation.peak_gb:.2f} GB")
+    return [*rows, ("cost", cost)] if cost else rows
+
+
+def _doing(latest: RoundStats) -> str:
+    """The policy's choice for a round."""
+    if latest.drafted:
+        return f"{latest.drafter} drafts {latest.drafted}"
+    if latest.parked is None:
+        return "nothing drafted"
+    rounds = latest.parked.retry_in
+    return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
+
+
+def _output(generation: Generation) -> list[str]:
+    timing, count = generation.timing, len(generation.tokens)
+    tokens = f"{count} token{'' if count == 1 else 's'}"
+    parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
+    if generation.tokens_per_second:
+        parts.append(f"{generation.tokens_per_second:.0f} tok/s")
+    if count and timing.time_to_first_token_s:
+        parts.append(f"first after {timing.time_to_first_token_s:.2f} s")
+    return [*parts, _STOPPED[generation.finish_reason]]
+
+
+def _written(generation: Generation) -> list[str]:
+    """Each author's share of the tokens, the drafters' first."""
+    count = len(generation.tokens)
+    authors = sorted(generation.written_by.items(), key=lambda one: (one[0] == TARGET, -one[1]))
+    return [f"{name} {tokens / count:.0%}" for name, tokens in authors]
+
+
+def _rounds(stats: SpeculationStats) -> list[str]:
+    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}"]
+    if stats.tokens_per_round is not None:
+        parts.append(f"{stats.tokens_per_round:.2f} tokens per round")
+    if stats.acceptance_rate is not None:
+        parts.append(f"{stats.acceptance_rate:.0%} of {stats.drafted} proposals accepted")
+    return parts if stats.is_exact else [*parts, f"not exact: {stats.rule} verification"]
+
+
+def _beside(generation: Generation, plain: Generation) -> list[str]:
+    """The speed of plain decoding, and whether it wrote the same."""
+    fast, slow = generation.tokens_per_second, plain.tokens_per_second
+    if not fast or not slow:
+        return ["not measured"]
+    text = "the same text" if plain.tokens == generation.tokens else "another text"
+    return [f"{slow:.0f} tok/s without speculation", f"{fast / slow:.2f} x as fast with it", text]
