@@ -6,40 +6,99 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mlxspec._version import __version__
-from mlxspec.errors import BackendMissing, MlxspecError
+from mlxspec.errors import (
+    BackendMissing,
+    BrokenOutput,
+    LoadError,
+    MlxspecError,
+    OutOfMemory,
+    PromptError,
+    TableError,
+    UnknownPair,
+    UnsupportedModel,
+    UsageError,
+    VocabularyMismatch,
+)
 
 if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
-    from mlxspec.metrics import Event, Generation
+    from mlxspec.decode.request import Request
+    from mlxspec.decode.run import Run
+    from mlxspec.decode.session import Committed, Session
+    from mlxspec.drafters.graph import Head, Picks
+    from mlxspec.drafters.history import History, Prediction
+    from mlxspec.drafters.proposals import Proposal, TextDrafter
+    from mlxspec.measure.audit import Audit, audit
+    from mlxspec.metrics import Event, Generation, Piece, SpeculationStats
+    from mlxspec.pairs.folders import fetch
     from mlxspec.pairs.loading import load
-    from mlxspec.params import SamplingParams
+    from mlxspec.pairs.table import Pair, find_pair, load_pairs
+    from mlxspec.params import KVQuantization, Penalties, SamplingParams
 
 __all__ = [
+    "Audit",
     "BackendMissing",
+    "BrokenOutput",
+    "Committed",
     "Engine",
     "Event",
     "Generation",
+    "Head",
+    "History",
+    "KVQuantization",
+    "LoadError",
     "MlxspecError",
+    "OutOfMemory",
+    "Pair",
+    "Penalties",
+    "Picks",
+    "Piece",
+    "Prediction",
+    "PromptError",
+    "Proposal",
+    "Request",
+    "Run",
     "SamplingParams",
+    "Session",
+    "SpeculationStats",
+    "TableError",
+    "TextDrafter",
+    "UnknownPair",
+    "UnsupportedModel",
+    "UsageError",
+    "VocabularyMismatch",
     "__version__",
+    "audit",
+    "fetch",
+    "find_pair",
     "load",
+    "load_pairs",
 ]
 
 _HOMES = {
-    "Engine": "mlxspec.decode.engine",
-    "Event": "mlxspec.metrics",
-    "Generation": "mlxspec.metrics",
-    "SamplingParams": "mlxspec.params",
-    "load": "mlxspec.pairs.loading",
+    "decode.engine": ("Engine",),
+    "decode.request": ("Request",),
+    "decode.run": ("Run",),
+    "decode.session": ("Committed", "Session"),
+    "drafters.graph": ("Head", "Picks"),
+    "drafters.history": ("History", "Prediction"),
+    "drafters.proposals": ("Proposal", "TextDrafter"),
+    "measure.audit": ("Audit", "audit"),
+    "metrics": ("Event", "Generation", "Piece", "SpeculationStats"),
+    "pairs.folders": ("fetch",),
+    "pairs.loading": ("load",),
+    "pairs.table": ("Pair", "find_pair", "load_pairs"),
+    "params": ("KVQuantization", "Penalties", "SamplingParams"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: a command that needs no model must not wait for MLX."""
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"mlxspec.{_HOME_OF[name]}"), name)
     except ImportError:
         require_backend()
         raise

@@ -1,6 +1,7 @@
 """A room imports only from the rooms that it may use; what a bare command imports is counted."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -95,7 +96,9 @@ def test_what_a_screen_needs_imports_no_mlx(module):
 
 def test_public_names_are_sorted_and_there():
     assert mlxspec.__all__ == sorted(mlxspec.__all__)
+    page = (PACKAGE.parent / "docs" / "library.md").read_text()
     for name in mlxspec.__all__:
         assert getattr(mlxspec, name) is not None
+        assert re.search(rf"\b{name}\b", page), f"docs/library.md does not show {name}"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mlxspec.nothing  # noqa: B018

@@ -192,14 +192,28 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
     (entries,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "mlxspec = mlxspec.__main__:main" in (tmp_path / "site" / entries).read_text()
 
-    listed = subprocess.run(
-        [sys.executable, "-m", "mlxspec", "pairs", "list", "--json"],
-        cwd=tmp_path,
-        env=surroundings(PYTHONPATH=str(tmp_path / "site")),
-        capture_output=True,
-        check=True,
-    )
-    assert json.loads(listed.stdout)[0]["name"] == "demo"
+    (tmp_path / "empty").mkdir()
+
+    def started(*module: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", *module],
+            cwd=tmp_path / "empty",
+            env=surroundings(PYTHONPATH=str(tmp_path / "site"), COLUMNS="80"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+
+    assert json.loads(started("mlxspec", "pairs", "list", "--json"))[0]["name"] == "demo"
+    named = started("mlxspec.bench")
+    for path in (ROOT / "mlxspec" / "bench").glob("[!_]*.py"):
+        if "typer.run(main)" in path.read_text():
+            assert f"mlxspec.bench.{path.stem}\n" in named
+            assert "Usage:" in started(f"mlxspec.bench.{path.stem}", "--help")
+    kinds = "from mlxspec.bench.rounds import PROMPTS; print(len(PROMPTS.read_text()))"
+    (tmp_path / "empty" / "kinds.py").write_text(kinds)
+    assert int(started("kinds")) > 10_000
 
 
 # --- MLX without a backend --------------------------------------------------------------

@@ -61,6 +61,21 @@ def shapes(hidden: int) -> dict[str, dict[str, Any]]:
         "tie_word_embeddings": True,
         **heads,
     }
+    experts, state_space, delta, window, convolution = _layers(hidden)
+    kinds: dict[str, dict[str, Any]] = {
+        "full": {"model_type": "llama"},
+        "full, 8 bits": {"model_type": "llama"},
+        "window": {"model_type": "gemma3_text", **window},
+        "convolution": {"model_type": "lfm2", **convolution},
+        "state space": {"model_type": "mamba2", **state_space},
+        "gated delta": {"model_type": "qwen3_next", **experts, **delta},
+        "full, experts": {"model_type": "qwen3_moe", **experts},
+    }
+    return {kind: {**shared, **own} for kind, own in kinds.items()}
+
+
+def _layers(hidden: int) -> tuple[dict[str, Any], ...]:
+    """The keys of experts, state spaces, gated deltas, windows and convolutions, in that order."""
     experts: dict[str, Any] = {
         "num_experts": 8,
         "num_experts_per_tok": 2,
@@ -103,16 +118,7 @@ def shapes(hidden: int) -> dict[str, dict[str, Any]]:
         "conv_L_cache": 3,
         "full_attn_idxs": [3],
     }
-    kinds: dict[str, dict[str, Any]] = {
-        "full": {"model_type": "llama"},
-        "full, 8 bits": {"model_type": "llama"},
-        "window": {"model_type": "gemma3_text", **window},
-        "convolution": {"model_type": "lfm2", **convolution},
-        "state space": {"model_type": "mamba2", **state_space},
-        "gated delta": {"model_type": "qwen3_next", **experts, **delta},
-        "full, experts": {"model_type": "qwen3_moe", **experts},
-    }
-    return {kind: {**shared, **own} for kind, own in kinds.items()}
+    return experts, state_space, delta, window, convolution
 
 
 def model_of(config: dict[str, Any]) -> Model:

@@ -58,7 +58,7 @@ def load(
         models: a table laid over the shipped one, in place of the user's own.
         speculation: False leaves the draft unloaded.
         compiled, kv: see `Engine`.
-        folders: what `fetch` returned, where that was called before.
+        folders: the result of `fetch`, where that was called before.
         tell: called with why a draft that cannot be used is left out; None leaves none out, and
             raises.
 
@@ -75,35 +75,44 @@ def load(
     target, config = _model(folders.target)
     tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
 
-    def engine_with(found: _Drafters) -> Engine:
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "draft_tokens": pair.draft_tokens,
+        "compiled": compiled,
+        "kv": kv,
+    }
+    found = _drafters_of(pair, folders, target, tokenizer, tell) if speculation else _Drafters()
+    engine = _engine(pair, target, found, options, tell)
+    engine.load_s = time.perf_counter() - started
+    return engine
+
+
+def _engine(
+    pair: Pair, target: Model, found: _Drafters, options: dict[str, Any], tell: Tell | None
+) -> Engine:
+    """An engine with all that drafts; or with less, where that may be left out."""
+
+    def with_(drafters: _Drafters) -> Engine:
         return Engine(
             target,
-            found.drafts,
-            tokenizer,
-            shared=found.shared,
-            texts=found.texts,
-            heads=found.heads,
-            draft_tokens=pair.draft_tokens,
-            compiled=compiled,
-            kv=kv,
+            drafters.drafts,
+            shared=drafters.shared,
+            texts=drafters.texts,
+            heads=drafters.heads,
+            **options,
         )
 
-    found = _Drafters()
-    if speculation:
-        found = _drafters_of(pair, folders, target, tokenizer, tell)
     engine = None
     if found.drafts or found.heads:
-        engine = unless_left_out(lambda: engine_with(found), tell)
+        engine = unless_left_out(lambda: with_(found), tell)
     try:
-        engine = engine or engine_with(_Drafters(texts=found.texts))
+        return engine or with_(_Drafters(texts=found.texts))
     except UnsupportedModel as error:
         if pair.drafts:
             raise
         if tell is not None:
             tell(f"no speculation: {error.message}")
-        engine = engine_with(_Drafters())
-    engine.load_s = time.perf_counter() - started
-    return engine
+        return with_(_Drafters())
 
 
 @dataclass

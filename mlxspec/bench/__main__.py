@@ -1,0 +1,24 @@
+"""`python -m mlxspec.bench` names the benchmarks, each with its question."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+BENCHES = {
+    "caches": "How much does taking proposals back cost, for each kind of cache?",
+    "long": "How much do long prompts and long texts cost?",
+    "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
+    "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
+    "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
+}
+
+
+def main() -> None:
+    console = Console(highlight=False)
+    for name, question in BENCHES.items():
+        console.print(f"python -m mlxspec.bench.{name}", style="bold")
+        console.print(f"    {question}")
+
+
+if __name__ == "__main__":
+    main()
