@@ -138,7 +138,8 @@ class SamplingParams:
             end-of-text tokens, where there is a tokenizer.
         penalties: for tokens that occurred before.
         logit_bias: added to the logits, by token id; -inf forbids a token.
-        verify: the verification rule; None is greedy at temperature 0, else block.
+        verify: the verification rule. None is greedy at temperature 0; else coupled with
+            draft_tokens="auto", so that the seed alone decides the text, and block with a fixed K.
         acceptance_threshold: of the relaxed rule, 0 to 1; None is its default.
 
     Raises:

@@ -7,9 +7,11 @@ from rich.console import Console
 BENCHES = {
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "long": "How much do long prompts and long texts cost?",
+    "loops": "How many texts of a pair repeat themselves?",
     "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
     "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
+    "shapes": "How long is a round of a real model's size, on random weights, beside mlx-lm?",
 }
 
 

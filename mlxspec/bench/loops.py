@@ -1,0 +1,76 @@
+"""How many texts of a pair loop, greedily and with the pair's own sampling values.
+
+    python -m mlxspec.bench.loops                  # the embedded pair, 64 held-out prompts
+    python -m mlxspec.bench.loops --count 16 --json FILE
+
+A text loops where a line, or a phrase of 5 tokens, stands more than 3 times in a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from mlxspec.bench.rounds import PROMPTS
+from mlxspec.decode.engine import Engine
+from mlxspec.defaults import DEFAULT_PAIR
+from mlxspec.device import machine
+from mlxspec.pairs.loading import load
+from mlxspec.pairs.table import find_pair
+from mlxspec.params import SamplingParams, sampling_params
+
+PHRASE, OFTEN = 5, 4  # tokens, and times in a row, from which on a text loops
+
+
+def loops(tokens: Sequence[int], text: str) -> bool:
+    """Whether a line or a phrase is repeated; blank lines do not count."""
+    lines = (line.strip() for line in text.splitlines() if line.strip())
+    if any(len(list(same)) >= OFTEN for _, same in groupby(lines)):
+        return True
+    equal = 0  # tokens that equal the one a phrase before, one after the other
+    for before, token in zip(tokens, tokens[PHRASE:], strict=False):
+        equal = equal + 1 if before == token else 0
+        if equal >= PHRASE * (OFTEN - 1):
+            return True
+    return False
+
+
+def looping(engine: Engine, prompts: Sequence[str], params: dict[str, float]) -> list[int]:
+    """The numbers of the prompts whose texts of 120 tokens loop; each prompt is its own seed."""
+    found = []
+    for seed, prompt in enumerate(track(prompts, "decoding", transient=True)):
+        sampling = sampling_params(params, seed=seed)
+        result = engine.generate(prompt, max_tokens=120, sampling=sampling)
+        if loops(result.tokens, result.text):
+            found.append(seed)
+    return found
+
+
+def main(
+    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    count: Annotated[int, typer.Option(min=1, help="How many of the prompts.")] = 64,
+    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Count the texts that loop, greedily and with the pair's own sampling values."""
+    console, engine = Console(), load(pair)
+    entries = islice(json.loads(PROMPTS.read_text()), count)
+    prompts = [entry["text"] for entry in entries]
+    result: dict[str, Any] = {"machine": machine.about(), "pair": pair, "prompts": len(prompts)}
+    for values in ({}, dict(find_pair(pair).sampling)):
+        engine.build_kernels(SamplingParams() if not values else sampling_params(values))
+        name = ", ".join(sampling_params(values).in_words())
+        result[name] = looping(engine, prompts, values)
+        console.print(f"{name}: {len(result[name])} of {len(prompts)} texts loop")
+    if output is not None:
+        output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
