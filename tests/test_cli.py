@@ -82,10 +82,10 @@ def invoke(monkeypatch, capfd):
 
 @pytest.fixture
 def generate(invoke):
-    """Generates a little with the demo pair, without building kernels for it."""
+    """Generates a little with the demo pair, greedily and without building kernels for it."""
 
     def call(*arguments: str, stdin: bytes | None = None) -> Ended:
-        options = ("--no-compile", *(() if "--max-tokens" in arguments else ("--max-tokens", "24")))
+        options = ("--no-compile", "--temp", "0", "--top-p", "1", "--max-tokens", "24")
         return invoke("generate", *options, *arguments, stdin=stdin)
 
     return call
@@ -136,7 +136,7 @@ def test_a_real_pipe_into_the_process(letters, text_of):
 @pytest.mark.parametrize(
     ("arguments", "stdin", "words"),
     [
-        ((), None, "There is no prompt."),
+        (("--pair", "qwen3-8b"), None, "There is no prompt."),
         ((), b"", "There is no prompt."),
         (("-",), None, "The prompt is empty."),
         (("-",), b" \n", "The prompt is empty."),
@@ -165,13 +165,34 @@ def test_an_argument_that_is_not_utf8_reaches_the_process_as_bytes():
 
 
 def test_a_terminal_is_never_waited_for():
-    with TerminalRun("generate") as run:
+    with TerminalRun("generate", "--pair", "qwen3-8b") as run:
         assert run.end() == 2
     assert "There is no prompt." in run.text
 
 
+def test_a_pairs_own_prompt_and_sampling_hold_where_the_command_line_says_nothing(invoke):
+    options = ("generate", "--no-compile", "--max-tokens", "8", "--json")
+    own = invoke(*options).json
+    pair = find_pair("demo")
+    assert own["sampling"] == dict(pair.sampling)
+    assert own["prompt_tokens"] == invoke(*options, pair.prompt).json["prompt_tokens"]
+    again = invoke(*options, "--seed", str(own["seed"])).json
+    assert again["text"] == own["text"]
+    mine = invoke(*options, "x = 1", "--top-p", "0.5").json
+    assert mine["sampling"] == {**pair.sampling, "top_p": 0.5}
+    assert mine["prompt_tokens"] < own["prompt_tokens"]
+
+
+def test_plain_decoding_is_measured_beside_it(generate):
+    run = generate("def f(x):", "--json", "--compare")
+    assert run.json["plain"]["tokens"] == run.json["tokens"]
+    assert run.json["plain"]["speculation"]["enabled"] is False
+    assert "x as fast with it" in run.err
+    assert "the same text" in run.err
+
+
 def test_closed_streams_are_no_traceback():
-    shell = 'exec "$0" -m mlxspec generate <&- 2>&1'
+    shell = 'exec "$0" -m mlxspec generate --pair qwen3-8b <&- 2>&1'
     run = subprocess.run(
         ["sh", "-c", shell, sys.executable], env=environment(), capture_output=True, check=False
     )
@@ -251,7 +272,9 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
         "tokens": list,
         "text": str,
         "finish_reason": str,
+        "written_by": dict,
         "seed": int,
+        "sampling": dict,
         "notes": list,
         "speculation": {
             "enabled": bool,
@@ -621,7 +644,15 @@ def test_pairs_list(invoke):
     listed = invoke("pairs", "list", "--json").json
     assert [pair["name"] for pair in listed][:2] == ["demo", "qwen3-8b"]
     for pair in listed:
-        assert list(pair) == ["name", "target", "draft", "draft_tokens", "note"]
+        assert list(pair) == [
+            "name",
+            "target",
+            "draft",
+            "draft_tokens",
+            "note",
+            "sampling",
+            "prompt",
+        ]
         assert pair["name"] in run.out
         assert pair["target"] in run.out
         assert pair["draft"] in run.out
@@ -737,9 +768,10 @@ def test_a_terminal_shows_text_live_line_and_summary(letters, text_of):
         assert "length limit" not in run.text
         assert run.end() == 0
     summary = run.text[run.text.index("400 tokens") :]
-    for words in ("tok/s", "length limit", "drafted", "chosen", "of rounds", "peak memory"):
+    for words in ("tok/s", "length limit", "written", "tokens per round", "peak memory"):
         assert words in summary
-    assert re.search(r"100% of \d\.\d drafted|model 100% of \d", summary)
+    # A draft that is the target itself is never wrong.
+    assert re.search(r"model \d\d% · (history \d+% · )?target \d+%", summary)
     assert text_of(*arguments)[:1] in run.text
 
 

@@ -9,11 +9,13 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
+from mlxspec.bench.loops import looping, loops
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
 from mlxspec.device import kernels
 from mlxspec.measure.probe import agreement
+from mlxspec.pairs.table import find_pair
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = [
@@ -79,6 +81,28 @@ def test_acceptance_on_files_that_training_never_saw(engine):
 
     assert rate(5) == pytest.approx(accepted / drafted, abs=0.01)
     assert rate(3) >= 0.65
+
+
+def test_texts_do_not_loop_with_the_pairs_own_sampling(engine):
+    # Of these, half loop greedily; `python -m mlxspec.bench.loops` counts all 64.
+    prompts = PROMPTS[:16]
+    assert len(looping(engine, prompts, dict(find_pair("demo").sampling))) <= 3
+    greedy = {prompt: engine.generate(prompt, max_tokens=120) for prompt in prompts}
+    assert sum(loops(one.tokens, one.text) for one in greedy.values()) >= 5
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "expected"),
+    [
+        ([1, 2, 3, 4, 5] * 4, "", True),
+        ([1, 2, 3, 4, 5] * 3 + [1, 2, 3, 4, 6], "", False),
+        ([7] * 20, "", True),
+        ([], "a\n" * 4, True),
+        ([], " a\n\n" * 3 + "b\na\n", False),
+    ],
+)
+def test_a_loop_is_a_line_or_a_phrase_more_than_three_times_in_a_row(tokens, text, expected):
+    assert loops(tokens, text) == expected
 
 
 @pytest.mark.parametrize("prompt", ["def fibonacci(n):", "class Stack:"])

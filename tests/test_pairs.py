@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,14 +68,14 @@ def test_a_table_changes_single_keys_of_a_pair(table):
     models = table("[demo]\ndraft_tokens = 7\n")
     shipped = find_pair("demo")
     changed = find_pair("demo", models)
-    assert changed == Pair("demo", shipped.target, shipped.draft, 7, shipped.note)
+    assert changed == replace(shipped, draft_tokens=7)
     assert list(load_pairs(models)) == SHIPPED
 
 
 def test_a_table_takes_the_draft_of_a_pair_away(table):
     shipped = find_pair("demo")
     changed = find_pair("demo", table('[demo]\ndraft = "none"\n'))
-    assert changed == Pair("demo", shipped.target, None, shipped.draft_tokens, shipped.note)
+    assert changed == replace(shipped, draft=None)
 
 
 def test_a_table_adds_pairs(table):
@@ -199,3 +200,33 @@ def test_a_name_like_no_other_suggests_none():
         find_pair("xyzzy")
     assert "Did you mean" not in caught.value.hint
     assert "mlxspec pairs list" in caught.value.hint
+
+
+# --- sampling and prompt --------------------------------------------------------------------
+
+
+def test_sampling_and_prompt_are_what_the_table_says(table):
+    path = table('[mine]\ntarget = "x"\nsampling = { temperature = 1, top_k = 3 }\nprompt = "a"\n')
+    pair = find_pair("mine", path)
+    assert (pair.sampling, pair.prompt) == ({"temperature": 1, "top_k": 3}, "a")
+    assert find_pair("qwen3-8b").sampling == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "expected"),
+    [
+        ("sampling = 1", "`mine.sampling` is 1", "{ temperature = 0.7, top_p = 0.9 }"),
+        ("sampling = { temprature = 1 }", "`mine.sampling.temprature` is no", "`temperature`"),
+        ('sampling = { top_p = "1" }', "`mine.sampling.top_p` is '1'", "a number"),
+        ("sampling = { top_k = 1.5 }", "`mine.sampling.top_k` is 1.5", "a whole number"),
+        ("sampling = { top_k = true }", "`mine.sampling.top_k` is True", "a whole number"),
+        ("sampling = { top_p = 2 }", "`mine.sampling` cannot be used: top_p is 2", "0 and 1"),
+        ('prompt = " "', "`mine.prompt` is empty", "a text"),
+        ("prompt = 1", "`mine.prompt` is 1", "a string"),
+    ],
+)
+def test_sampling_and_prompt_that_cannot_be_used(table, line, words, expected):
+    with pytest.raises(TableError) as caught:
+        load_pairs(table(f'[mine]\ntarget = "x"\n{line}\n'))
+    assert words in caught.value.message
+    assert expected in caught.value.hint
