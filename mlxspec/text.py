@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 from mlxspec.errors import PromptError
 from mlxspec.metrics import Piece
-
-Tokenizer = Any  # mlx-lm's TokenizerWrapper
+from mlxspec.tokens import Detokenizer, Tokenizer
 
 
 def encode_prompt(
@@ -62,22 +60,15 @@ class TextStream:
         self.stopped = False
         self._stop = [text for text in stop if text]
         self._held: deque[Piece] = deque()
-        self._detokenizer = tokenizer.detokenizer
-        if continues:
-            # Detokenizers drop a leading space at the start of a text; this is not the start.
-            for token in tokenizer.encode("a", add_special_tokens=False):
-                self._detokenizer.add_token(token)
-            self._detokenizer.last_segment  # noqa: B018, reading it marks the text as seen
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
 
     def add(self, token: int, from_draft: bool) -> list[Piece]:
         """The text that became final with this token; sets `stopped` when a stop string ended."""
-        self._detokenizer.add_token(token)
-        return self._release(Piece(self._detokenizer.last_segment, from_draft))
+        return self._release(Piece(self._detokenizer.add(token), from_draft))
 
     def finish(self) -> list[Piece]:
         """The rest of the text, once no token will follow."""
-        self._detokenizer.finalize()
-        released = self._release(Piece(self._detokenizer.last_segment, from_draft=False))
+        released = self._release(Piece(self._detokenizer.finish(), from_draft=False))
         rest = [] if self.stopped else list(self._held)
         self._held.clear()
         return released + rest

@@ -20,7 +20,6 @@ from mlxspec.params import SamplingParams
 PROMPT = [1, 2, 3]
 VOCABULARY = len(TOKENIZER)
 EOS = TOKENIZER.eos_token_id
-SPACE = TOKENIZER.convert_tokens_to_ids("Ġ")
 MOST = 5  # proposals
 
 
@@ -82,16 +81,13 @@ def plainly(
 
 
 def shown(tokens: Sequence[int]) -> str:
-    """The text that mlx-lm's detokenizer tells: no incomplete character, no space at the end."""
-    for size in range(len(tokens), 0, -1):
-        text = decoded(tokens[:size])
-        if tokens[size - 1] != SPACE and not text.endswith("\ufffd"):
-            return text
-    return ""
+    """The text that is told before the end: without what may be an incomplete character."""
+    text = decoded(tokens)
+    return text[: len(text) - min(len(text) - len(text.rstrip("\ufffd")), 3)]
 
 
 def decoded(tokens: Sequence[int]) -> str:
-    return str(TOKENIZER.decode(tokens)).removeprefix(" ")
+    return str(TOKENIZER.decode(tokens))
 
 
 def rounds_of(

@@ -34,7 +34,8 @@ from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler
-from mlxspec.text import TextStream, Tokenizer
+from mlxspec.text import TextStream
+from mlxspec.tokens import Tokenizer
 
 
 class Engine:

@@ -20,7 +20,8 @@ from mlxspec.errors import PromptError, UsageError
 from mlxspec.files import require_no_folder
 from mlxspec.params import Method, SamplingParams
 from mlxspec.sampling.sampler import Processor
-from mlxspec.text import Tokenizer, encode_prompt, is_raw
+from mlxspec.text import encode_prompt, is_raw
+from mlxspec.tokens import Tokenizer
 
 GREEDY = SamplingParams()
 UNLIMITED = 2**31 - 1

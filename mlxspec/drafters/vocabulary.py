@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import Tokenizer
 
 ENOUGH = 0.9  # of the target's tokens: with fewer, a text too often needs what cannot be proposed
 

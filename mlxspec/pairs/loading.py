@@ -38,7 +38,7 @@ from mlxspec.pairs.folders import (
 )
 from mlxspec.pairs.table import Pair, find_pair
 from mlxspec.params import KVQuantization
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import Tokenizer
 
 
 def load(
