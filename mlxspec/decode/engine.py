@@ -150,7 +150,8 @@ class Engine:
                 proposed.
             stop: the text ends before the first of these strings.
             ignore_eos: go on after the end of the text, for measurements.
-            system, raw: see `encode_prompt`.
+            system, raw, template_args: see `encode_prompt`.
+            eos: names of tokens that end the text too.
             processors: a caller's own logits processors, as mlx-lm takes them. They see every
                 proposal's place, kept or not, so they must depend on their arguments alone; and
                 they run on the host, which makes rounds slower. Nothing else constrains output to
@@ -209,13 +210,20 @@ class Engine:
         """Let later sessions begin with what this one found out about its rounds."""
         self.learned.learn(len(session.text), session.policy.knowledge())
 
-    def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a prompt that fits the context.
 
         Raises:
             PromptError: it is empty, too long, or has a token that the model does not.
         """
-        return self._requests.encode(prompt, system=system, raw=raw)
+        return self._requests.encode(prompt, system=system, raw=raw, template_args=template_args)
 
     def tokens_of(self, text: Prompt | None) -> list[int]:
         """Token ids of a text as it stands inside another, without a beginning of its own."""
@@ -238,7 +246,8 @@ class Engine:
 
     def _notes(self, request: Request) -> list[str]:
         """What a person should know before the first round."""
-        notes = [why_it_waits(cached) for cached in self.models if not cached.fused]
+        notes = list(request.notes)
+        notes += [why_it_waits(cached) for cached in self.models if not cached.fused]
         if request.draft_tokens:
             notes += [
                 f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "

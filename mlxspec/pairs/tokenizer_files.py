@@ -42,7 +42,7 @@ def load_tokenizer(
     """
     defaults = _tokenizer_defaults(folder) or {}
     tokenizer = AutoTokenizer.from_pretrained(folder, **(options or {}))
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         tokenizer.chat_template = _template_beside(folder)
     require_decoder(tokenizer, folder)
     ends = defaults.get("eos_token_ids") if eos_token_ids is None else eos_token_ids
