@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from textwrap import shorten
 from typing import Any
 
@@ -93,9 +94,7 @@ def encode_chat(
     template = _Template(tokenizer, arguments, tell)
     cut = next(one for one in _CUTS if one not in f"{text}{system}")
     controls = control_tokens(tokenizer, template.source)
-    marked = [
-        None if one is None else _with_cuts(one, controls, cut) for one in (system, text)
-    ]
+    marked = [None if one is None else _with_cuts(one, controls, cut) for one in (system, text)]
     rendered = template.rendered(_Turns(marked[0], marked[1] or ""))
     return _encoded(tokenizer, rendered.split(cut))
 
@@ -212,7 +211,8 @@ class _Template:
         except Exception:  # it looks at the texts themselves; theirs it took
             return ""
         # A template of strings prints a list of parts as Python would.
-        return "the prompt" if "'type'" in rendered else probe.missing_in(rendered)
+        printed = (form.system_parts or form.user_parts) and "'type': 'text'" in rendered
+        return "the prompt" if printed else probe.missing_in(rendered)
 
 
 def _name_of(templates: Mapping[str, str]) -> str:
@@ -260,7 +260,7 @@ def _with_cuts(text: str, names: Iterable[str], cut: str) -> str:
 
 def _cut_at(text: str, places: Collection[int], cut: str) -> str:
     edges = [0, *sorted(places), len(text)]
-    return cut.join(text[a:b] for a, b in zip(edges, edges[1:], strict=False))
+    return cut.join(text[start:end] for start, end in pairwise(edges))
 
 
 def _places(name: str, text: str) -> Iterator[int]:

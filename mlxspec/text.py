@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlxspec.errors import PromptError
@@ -12,7 +13,7 @@ from mlxspec.metrics import Piece, Tell
 from mlxspec.templates import encode_chat, end_of_turn
 from mlxspec.tokens import Detokenizer, Tokenizer
 
-_CHATS = re.compile(r"(?i)(?<![a-z])(instruct|chat|it)(?![a-z])")
+_CHATS = re.compile(r"(?i)(?<![a-z])(instruct|chat)(?![a-z])|-it(?![a-z])")
 
 
 def encode_prompt(
@@ -71,7 +72,10 @@ def ends_of(tokenizer: Tokenizer) -> frozenset[int]:
 
 def _is_of_chats(tokenizer: Tokenizer) -> bool:
     """Whether a model without a template seems to be trained for chats, by its name."""
-    return bool(_CHATS.search(str(getattr(tokenizer, "name_or_path", ""))))
+    parts = Path(str(getattr(tokenizer, "name_or_path", ""))).parts
+    # The hub's folders are those of revisions, inside of one that has the repository's name.
+    names = [part for part in parts if part.startswith("models--")] or parts[-1:]
+    return any(_CHATS.search(name) for name in names)
 
 
 def _require_unicode(what: str, text: str) -> None:
