@@ -160,6 +160,8 @@ def _write(
             stop=text.stop or (),
             system=text.system,
             raw=text.raw,
+            template_args=text.template_args(),
+            eos=text.eos or (),
             prediction=prediction if models.speculates else None,
             cache=cache,
         )

@@ -190,6 +190,21 @@ class TextOptions:
         typer.Option(metavar="TEXT", help="End before this text; repeatable."),
     ] = None
     raw: Annotated[bool, typer.Option("--raw", help="Use no chat template.")] = False
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="An argument of the chat template, such as enable_thinking=false or "
+            "reasoning_effort=low; the value is JSON or a text. Repeatable.",
+        ),
+    ] = None
+    eos: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="A token that ends the text too, by its name, such as '<|end|>'; repeatable.",
+        ),
+    ] = None
     prediction: Annotated[
         Path | None,
         typer.Option(
@@ -209,6 +224,22 @@ class TextOptions:
     constraint: Annotated[
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None
+
+    def template_args(self) -> dict[str, Any]:
+        """The arguments of the chat template by their names."""
+        found: dict[str, Any] = {}
+        for given in self.template_arg or ():
+            name, equals, value = given.partition("=")
+            if not name or not equals:
+                raise UsageError(
+                    f"--template-arg {given!r} has no name or no value.",
+                    hint="Write NAME=VALUE, such as enable_thinking=false.",
+                )
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
 
     def cache_file(self) -> Path | None:
         """The file of the prompt cache; raises UsageError where it is a folder."""
