@@ -181,7 +181,9 @@ class _Template:
                 )
                 return rendered
         if turns.system is not None and self._tried(replace(turns, system=None))[1] is None:
-            raise _refused(problem, "the system message", "Say it in the prompt, or ")
+            raise _refused(
+                problem, "the system message", "Write the system message in the prompt, or "
+            )
         raise _refused(problem, "the prompt", "Correct the model's chat template, or ")
 
     def _tried(self, turns: _Turns) -> tuple[str, Exception | str | None]:
