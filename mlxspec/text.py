@@ -2,49 +2,93 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mlxspec.errors import PromptError
-from mlxspec.metrics import Piece
+from mlxspec.metrics import Piece, Tell
+from mlxspec.templates import encode_chat, end_of_turn
+from mlxspec.tokens import Detokenizer, Tokenizer
 
-Tokenizer = Any  # mlx-lm's TokenizerWrapper
+_CHATS = re.compile(r"(?i)(?<![a-z])(instruct|chat)(?![a-z])|-it(?![a-z])")
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, text: str, *, system: str | None = None, raw: bool = False
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    system: str | None = None,
+    raw: bool = False,
+    template_args: Mapping[str, Any] | None = None,
+    tell: Tell | None = None,
 ) -> list[int]:
     """The token ids of one user turn, or of `text` itself.
+
+    Names of control tokens in a turn are text; in a raw prompt they are control.
 
     Args:
         system: a system message before the turn.
         raw: no chat template. A tokenizer that has none is always raw.
+        template_args: of the chat template, such as `enable_thinking`.
+        tell: called with what a person should know of how the prompt was made.
 
     Raises:
-        PromptError: for an empty text, or a system message that nothing can carry.
+        PromptError: for an empty text, a system message that nothing can carry, a text that is no
+            Unicode, or a chat template that refuses, is broken or leaves out a text.
     """
     if not text.strip():
         raise PromptError("The prompt is empty.", hint="Give a text as argument or on stdin.")
-    if is_raw(tokenizer, raw):
-        if system is not None:
+    _require_unicode("The prompt", text)
+    _require_unicode("The system message", system or "")
+    tell = tell or _unheard
+    if not is_raw(tokenizer, raw):
+        return encode_chat(tokenizer, text, system, template_args or {}, tell)
+    for given, what in ((system is not None, "a system message"), (template_args, "arguments")):
+        if given:
             raise PromptError(
-                "A raw prompt has no place for a system message.",
-                hint="Leave out --system, or use a model with a chat template and no --raw.",
+                f"A raw prompt has no place for {what}.",
+                hint="Leave it out, or use a model with a chat template and no --raw.",
             )
-        bos = tokenizer.bos_token
-        return list(tokenizer.encode(text, add_special_tokens=not bos or not text.startswith(bos)))
-    turns = [{"role": "system", "content": system}] if system is not None else []
-    turns.append({"role": "user", "content": text})
-    return list(
-        tokenizer.apply_chat_template(
-            turns, tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-    )
+    if not raw and _is_of_chats(tokenizer):
+        tell("the model's folder has no chat template: the prompt is read as it is, as with --raw")
+    bos = tokenizer.bos_token
+    return list(tokenizer.encode(text, add_special_tokens=not bos or not text.startswith(bos)))
 
 
 def is_raw(tokenizer: Tokenizer, raw: bool) -> bool:
     return raw or not tokenizer.has_chat_template
+
+
+def ends_of(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end a text: the configuration's, and the end of a turn in the template."""
+    ends = set(tokenizer.eos_token_ids)
+    if tokenizer.has_chat_template:
+        ends |= {token for token in (end_of_turn(tokenizer),) if token is not None}
+    return frozenset(ends)
+
+
+def _is_of_chats(tokenizer: Tokenizer) -> bool:
+    """Whether a model without a template seems to be trained for chats, by its name."""
+    parts = Path(str(getattr(tokenizer, "name_or_path", ""))).parts
+    # The hub's folders are those of revisions, inside of one that has the repository's name.
+    names = [part for part in parts if part.startswith("models--")] or parts[-1:]
+    return any(_CHATS.search(name) for name in names)
+
+
+def _require_unicode(what: str, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # bytes of a command line that Python could not decode
+        raise PromptError(
+            f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
+        ) from error
+
+
+def _unheard(note: str) -> None:
+    pass
 
 
 class TextStream:
@@ -62,22 +106,15 @@ class TextStream:
         self.stopped = False
         self._stop = [text for text in stop if text]
         self._held: deque[Piece] = deque()
-        self._detokenizer = tokenizer.detokenizer
-        if continues:
-            # Detokenizers drop a leading space at the start of a text; this is not the start.
-            for token in tokenizer.encode("a", add_special_tokens=False):
-                self._detokenizer.add_token(token)
-            self._detokenizer.last_segment  # noqa: B018, reading it marks the text as seen
+        self._detokenizer = Detokenizer(tokenizer, continues=continues)
 
     def add(self, token: int, from_draft: bool) -> list[Piece]:
         """The text that became final with this token; sets `stopped` when a stop string ended."""
-        self._detokenizer.add_token(token)
-        return self._release(Piece(self._detokenizer.last_segment, from_draft))
+        return self._release(Piece(self._detokenizer.add(token), from_draft))
 
     def finish(self) -> list[Piece]:
         """The rest of the text, once no token will follow."""
-        self._detokenizer.finalize()
-        released = self._release(Piece(self._detokenizer.last_segment, from_draft=False))
+        released = self._release(Piece(self._detokenizer.finish(), from_draft=False))
         rest = [] if self.stopped else list(self._held)
         self._held.clear()
         return released + rest

@@ -511,15 +511,14 @@ def test_folders_take_the_place_of_a_pairs_models(generate, letters):
 
 
 def test_a_chat_template_is_used_unless_raw(generate, tmp_path):
-    folder = save_model(
-        tmp_path / "chat", template="{{ messages[0].content }} {{ messages|length }}"
-    )
+    template = "{{ messages|map(attribute='content')|join }} {{ messages|length }}"
+    folder = save_model(tmp_path / "chat", template=template)
     counted = {
         options: generate("abc", "--json", "--target", str(folder), *options).json["prompt_tokens"]
         for options in [(), ("--raw",), ("--system", "abcdef")]
     }
     # The template's figure is in no token.
-    assert counted == {(): 4, ("--raw",): 3, ("--system", "abcdef"): 7}
+    assert counted == {(): 4, ("--raw",): 3, ("--system", "abcdef"): 10}
 
 
 def test_a_system_message_needs_a_chat_template(generate):

@@ -33,7 +33,17 @@ USES: dict[str, set[str]] = {
     "bench": BENCH,
     "cli": BENCH,
 }
-ROOT = {"_version", "defaults", "errors", "files", "metrics", "params", "text"}
+ROOT = {
+    "_version",
+    "defaults",
+    "errors",
+    "files",
+    "metrics",
+    "params",
+    "templates",
+    "text",
+    "tokens",
+}
 FACADES = {"__init__", "__main__"}  # they name what is public, and the command
 
 

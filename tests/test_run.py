@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import TOKENIZER, build, cut, draft_for, plain, prompt_of, tokens_of
+from conftest import (
+    TEMPLATE,
+    TOKENIZER,
+    build,
+    cut,
+    draft_for,
+    plain,
+    prompt_of,
+    tokens_of,
+    wrapped,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +30,6 @@ from mlxspec.params import SamplingParams
 PROMPT = [1, 2, 3]
 VOCABULARY = len(TOKENIZER)
 EOS = TOKENIZER.eos_token_id
-SPACE = TOKENIZER.convert_tokens_to_ids("Ġ")
 MOST = 5  # proposals
 
 
@@ -82,16 +91,13 @@ def plainly(
 
 
 def shown(tokens: Sequence[int]) -> str:
-    """The text that mlx-lm's detokenizer tells: no incomplete character, no space at the end."""
-    for size in range(len(tokens), 0, -1):
-        text = decoded(tokens[:size])
-        if tokens[size - 1] != SPACE and not text.endswith("\ufffd"):
-            return text
-    return ""
+    """The text that is told before the end: without what may be an incomplete character."""
+    text = decoded(tokens)
+    return text[: len(text) - min(len(text) - len(text.rstrip("\ufffd")), 3)]
 
 
 def decoded(tokens: Sequence[int]) -> str:
-    return str(TOKENIZER.decode(tokens)).removeprefix(" ")
+    return str(TOKENIZER.decode(tokens))
 
 
 def rounds_of(
@@ -260,6 +266,31 @@ def test_the_end_may_be_ignored(draft_tokens: int) -> None:
     assert engine_of(text).generate(PROMPT, **options).tokens == text[:2]
     result = engine_of(text).generate(PROMPT, ignore_eos=True, **options)
     assert_as_expected(result, Expected(text[:5], "ab<eos>cd", "length"))
+
+
+def test_a_token_by_name_ends_the_text_too() -> None:
+    text = [*tokens_of("ab"), EOS]
+    assert engine_of(text).generate(PROMPT, eos=["b"]).text == "a"
+    assert engine_of(text).generate(PROMPT, eos=["c"]).text == "ab"
+    assert engine_of(text).request(PROMPT, eos=["b"], ignore_eos=True).ends == frozenset()
+    with pytest.raises(UsageError, match="no token '<nothing>'"):
+        engine_of(text).request(PROMPT, eos=["<nothing>"])
+
+
+def test_the_end_of_a_turn_ends_the_text() -> None:
+    tokenizer = wrapped(TEMPLATE + "<bos>")  # behind every turn, as a token that is no end of text
+    text = [*tokens_of("ab"), named("<bos>"), *tokens_of("c")]
+    engine = Engine(Script(text), None, tokenizer, compiled=False)
+    result = engine.generate(PROMPT, max_tokens=4)
+    assert (result.text, result.finish_reason) == ("ab", "stop")
+
+
+def test_how_a_prompt_was_made_is_told() -> None:
+    engine = Engine(Script(tokens_of("ab")), None, wrapped(TEMPLATE), compiled=False)
+    request = engine.request("why", template_args={"effort": "low"}, max_tokens=1)
+    assert request.tokens == engine.request("why").tokens
+    assert "effort" in request.notes[0]
+    assert request.notes[0] in engine.generate(request).notes
 
 
 def test_a_text_that_ends_at_once() -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
-from conftest import CHAT_TOKENIZER, TEMPLATE, TOKENIZER, cut, tokens_of, wrapped
+from conftest import CHAT_TOKENIZER, TOKENIZER, cut, tokens_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, NaiveStreamingDetokenizer
+from test_tokens import tokenizer_of
 
 from mlxspec.errors import PromptError
 from mlxspec.metrics import Piece
 from mlxspec.text import TextStream, encode_prompt, is_raw
+
+SENTENCE_PIECE = tokenizer_of("sentence piece")
 
 # --- prompts --------------------------------------------------------------------------------
 
@@ -153,30 +154,19 @@ def test_nothing_is_a_stop_string() -> None:
 
 
 def test_a_stop_string_that_ends_with_the_held_space() -> None:
-    # mlx-lm's detokenizer keeps a space until the next token, or the end.
     pieces, stopped = pieces_of(tokens_of("ab "), stop=["b "])
     assert joined(pieces) == "a"
     assert stopped
 
 
 class Pieces:
-    """A tokenizer and detokenizer whose tokens are stretches of text."""
+    """A tokenizer whose tokens are stretches of text."""
 
-    def __init__(self) -> None:
-        self.last_segment = ""
+    def convert_ids_to_tokens(self, tokens: list[str]) -> list[str]:
+        return tokens
 
-    @property
-    def detokenizer(self) -> Pieces:
-        return self
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[str]:
-        return [text]
-
-    def add_token(self, token: str) -> None:
-        self.last_segment = token
-
-    def finalize(self) -> None:
-        self.last_segment = ""
+    def decode(self, tokens: list[str]) -> str:
+        return "".join(tokens)
 
 
 @example("aba", ["aba", "b"], [3] * 12)
@@ -209,21 +199,21 @@ def test_pieces_say_who_wrote_them() -> None:
     assert pieces == [Piece(text, from_draft) for text, from_draft in expected]
 
 
-@pytest.mark.parametrize("detokenizer", [BPEStreamingDetokenizer, NaiveStreamingDetokenizer])
-@pytest.mark.parametrize("template", [None, TEMPLATE])
-def test_the_leading_space_of_a_continuation_is_kept(
-    detokenizer: Callable[..., Any], template: str | None
-) -> None:
-    tokenizer = wrapped(template, detokenizer)
-    for text in (" ab", "ab", "é", "  a", "\nab"):
-        stream = TextStream(tokenizer, continues=True)
-        pieces = [stream.add(token, False) for token in tokenizer.encode(text)]
-        assert joined([*pieces, stream.finish()]) == text
+@pytest.mark.parametrize("continues", [True, False])
+def test_leading_spaces_are_kept_where_the_tokenizer_keeps_them(continues: bool) -> None:
+    for text in (" ab", "ab", "é", "    a", "\nab", " "):
+        pieces, _ = pieces_of(TOKENIZER.encode(text), continues=continues)
+        assert joined(pieces) == text
 
 
-def test_the_leading_space_of_an_answer_is_dropped() -> None:
-    pieces, _ = pieces_of(tokens_of(" ab"), continues=False)
-    assert joined(pieces) == "ab"
+def test_what_the_tokenizer_drops_at_a_start_is_dropped_there_alone() -> None:
+    for text, answer in (("▁ab", "ab"), ("▁▁ab", " ab"), ("ab", "ab")):
+        for continues in (True, False):
+            stream = TextStream(SENTENCE_PIECE, continues=continues)
+            tokens = SENTENCE_PIECE.convert_tokens_to_ids(list(text))
+            pieces = [stream.add(token, False) for token in tokens]
+            expected = text.replace("▁", " ") if continues else answer
+            assert joined([*pieces, stream.finish()]) == expected
 
 
 def test_streams_do_not_share_their_text() -> None:

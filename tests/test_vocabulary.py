@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,6 +115,21 @@ def test_a_name_outside_the_alphabet_is_text() -> None:
     assert found(byte_level(["漢 x", "a"]), sentence_piece(["a", "漢▁x"])).overlap == 1
 
 
+def test_a_decoder_with_letters_of_its_own() -> None:
+    target = byte_level([spelled(text) for text in (" the", "ing", "\n", " ")])
+    draft = tokenizer_of(["_", "_the", "ing", "\n"], decoders.Metaspace(replacement="_"))
+    assert found(target, draft).partners == {0: 1, 1: 2, 2: 3, 3: 0}
+    draft = tokenizer_of(["x", "##ing", "the"], decoders.WordPiece(cleanup=False))
+    assert found(target, draft).partners == {0: 2, 1: 1}
+
+
+def test_ids_that_have_no_token_mean_nothing() -> None:
+    state = json.loads(byte_level(["a", "b", "c"]).backend_tokenizer.to_str())
+    state["model"]["vocab"] = {"b": 0, "a": 4, "c": 9}
+    draft = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)))
+    assert found(byte_level(["a", "b", "c"]), draft).partners == {0: 4, 1: 0, 2: 9}
+
+
 TEXTS = st.lists(
     st.text("ab \n\té漢Ġ", min_size=1, max_size=4), min_size=1, max_size=12, unique=True
 )
@@ -185,6 +201,20 @@ def test_added_tokens_correspond_by_name_alone() -> None:
     draft = byte_level(["b", "Ġb", "a"], "<|user|>", "<|tool|>")
     # The target's added "▁b" is a name, and no space and a letter.
     assert found(target, draft).partners == {0: 2, 1: 0, 2: 3}
+
+
+def test_an_added_token_that_is_text_means_its_text() -> None:
+    target = byte_level([spelled("\n\n"), spelled("   "), "a"])
+    draft = sentence_piece(["a"])
+    draft._tokenizer.add_tokens(["   ", "\n\n"])
+    assert found(target, draft).partners == {0: 2, 1: 1, 2: 0}
+
+
+def test_an_added_token_that_is_text_in_one_of_two_has_its_name() -> None:
+    target, draft = byte_level(["a"], "<think>"), byte_level(["b", "a"])
+    draft._tokenizer.add_tokens(["<think>"])
+    assert found(target, draft).partners == {0: 1, 1: 2}
+    assert found(draft, target).partners == {1: 0, 2: 1}
 
 
 def test_ends_and_beginnings_of_text_correspond_under_any_name() -> None:

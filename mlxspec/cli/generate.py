@@ -115,6 +115,8 @@ def _write(
         "stop": text.stop or (),
         "system": text.system,
         "raw": text.raw,
+        "template_args": text.template_args(),
+        "eos": text.eos or (),
         "cache": text.cache_file(),
     }
     if text.prediction is not None and (expected := read_text(text.prediction)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -171,6 +172,21 @@ class TextOptions:
         list[str] | None, _text(metavar="TEXT", help="End before this text; repeatable.")
     ] = None
     raw: Annotated[bool, _text("--raw", help="Use no chat template.")] = False
+    template_arg: Annotated[
+        list[str] | None,
+        _text(
+            metavar="NAME=VALUE",
+            help="An argument of the chat template, such as enable_thinking=false or "
+            "reasoning_effort=low. The value is JSON or a text; repeatable.",
+        ),
+    ] = None
+    eos: Annotated[
+        list[str] | None,
+        _text(
+            metavar="TOKEN",
+            help="The name of a token that ends the text too, such as '<|end|>'; repeatable.",
+        ),
+    ] = None
     prediction: Annotated[
         Path | None,
         _text(
@@ -190,6 +206,22 @@ class TextOptions:
     constraint: Annotated[
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None
+
+    def template_args(self) -> dict[str, Any]:
+        """The arguments of the chat template by their names."""
+        found: dict[str, Any] = {}
+        for given in self.template_arg or ():
+            name, equals, value = given.partition("=")
+            if not name or not equals:
+                raise UsageError(
+                    f"--template-arg {given!r} has no name or no value.",
+                    hint="Write NAME=VALUE, such as enable_thinking=false.",
+                )
+            try:
+                found[name] = json.loads(value)
+            except ValueError:
+                found[name] = value
+        return found
 
     def cache_file(self) -> Path | None:
         """The file of the prompt cache; raises UsageError where it is a folder."""

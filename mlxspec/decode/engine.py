@@ -34,7 +34,8 @@ from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler
-from mlxspec.text import TextStream, Tokenizer
+from mlxspec.text import TextStream
+from mlxspec.tokens import Tokenizer
 
 
 class Engine:
@@ -149,7 +150,8 @@ class Engine:
                 proposed.
             stop: the text ends before the first of these strings.
             ignore_eos: go on after the end of the text, for measurements.
-            system, raw: see `encode_prompt`.
+            system, raw, template_args: see `encode_prompt`.
+            eos: names of tokens that end the text too.
             processors: a caller's own logits processors, as mlx-lm takes them. They see every
                 proposal, kept or not, so they must depend on their arguments alone; and they run
                 on the host, which makes rounds slower. Nothing else constrains output to
@@ -208,14 +210,21 @@ class Engine:
         """Let later sessions begin with what this one learned about its rounds."""
         self.learned.learn(len(session.text), session.policy.knowledge())
 
-    def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Token ids of a prompt that fits the context.
 
         Raises:
             PromptError: it is empty, too long, or has a token that the model lacks.
             UsageError: it is a text, and there is no tokenizer.
         """
-        return self._requests.encode(prompt, system=system, raw=raw)
+        return self._requests.encode(prompt, system=system, raw=raw, template_args=template_args)
 
     def tokens_of(self, text: Prompt | None) -> list[int]:
         """Token ids of a text as a part of another, without special tokens of its own."""
@@ -238,7 +247,8 @@ class Engine:
 
     def _notes(self, request: Request) -> list[str]:
         """Notes for the user before the first round."""
-        notes = [why_it_waits(cached) for cached in self.models if not cached.fused]
+        notes = list(request.notes)
+        notes += [why_it_waits(cached) for cached in self.models if not cached.fused]
         if request.draft_tokens:
             notes += [
                 f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mlxspec.defaults import (
     AUTO,
@@ -18,9 +20,11 @@ from mlxspec.device import lengths
 from mlxspec.drafters.proposals import MOST
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.files import require_no_folder
+from mlxspec.metrics import Tell
 from mlxspec.params import Method, SamplingParams
 from mlxspec.sampling.sampler import Processor
-from mlxspec.text import Tokenizer, encode_prompt, is_raw
+from mlxspec.text import encode_prompt, ends_of, is_raw
+from mlxspec.tokens import Tokenizer
 
 GREEDY = SamplingParams()
 UNLIMITED = 2**31 - 1
@@ -45,6 +49,7 @@ class Request:
         processors: a caller's own logits processors.
         capacity: entries that the caches have room for from the start.
         cache: a file that the prompt's past is kept in.
+        notes: what a person should know of how the prompt was made.
     """
 
     tokens: tuple[int, ...]
@@ -59,6 +64,7 @@ class Request:
     processors: tuple[Processor, ...] = ()
     capacity: int = 0
     cache: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def method(self) -> Method:
@@ -105,6 +111,8 @@ class Requests:
         ignore_eos: bool = False,
         system: str | None = None,
         raw: bool = False,
+        template_args: Mapping[str, Any] | None = None,
+        eos: Sequence[str] = (),
         processors: Sequence[Processor] = (),
         prediction: Prompt | None = None,
         capacity: int = 0,
@@ -117,10 +125,13 @@ class Requests:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
         if cache is not None:
             require_no_folder(cache)
-        tokens = self.encode(prompt, system=system, raw=raw)
+        notes: list[str] = []
+        tokens = self.encode(
+            prompt, system=system, raw=raw, template_args=template_args, tell=notes.append
+        )
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
-        ends = set() if ignore_eos or self._tokenizer is None else self._tokenizer.eos_token_ids
+        also = self._named(eos)
         return Request(
             tokens=tuple(tokens),
             limit=self._limit(len(tokens), max_tokens),
@@ -128,7 +139,7 @@ class Requests:
             auto=auto,
             sampling=self._completed(sampling, auto=auto),
             stop=tuple(stop),
-            ends=frozenset(ends),
+            ends=frozenset() if ignore_eos else self._ends | also,
             continues=isinstance(prompt, str)
             and self._tokenizer is not None
             and is_raw(self._tokenizer, raw),
@@ -136,9 +147,18 @@ class Requests:
             processors=tuple(processors),
             capacity=capacity,
             cache=cache,
+            notes=tuple(notes),
         )
 
-    def encode(self, prompt: Prompt, *, system: str | None = None, raw: bool = False) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        raw: bool = False,
+        template_args: Mapping[str, Any] | None = None,
+        tell: Tell | None = None,
+    ) -> list[int]:
         """Token ids of a prompt that fits the context.
 
         Raises:
@@ -146,7 +166,14 @@ class Requests:
             UsageError: it is a text, and there is no tokenizer.
         """
         if isinstance(prompt, str):
-            tokens = encode_prompt(self._required("A text prompt"), prompt, system=system, raw=raw)
+            tokens = encode_prompt(
+                self._required("A text prompt"),
+                prompt,
+                system=system,
+                raw=raw,
+                template_args=template_args,
+                tell=tell,
+            )
         else:
             tokens = list(prompt)
         if not tokens:
@@ -168,6 +195,21 @@ class Requests:
         if not isinstance(text, str):
             return list(text or ())
         return list(self._required("A text").encode(text, add_special_tokens=False))
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        return ends_of(self._tokenizer) if self._tokenizer is not None else frozenset()
+
+    def _named(self, names: Sequence[str]) -> frozenset[int]:
+        """Ids of tokens by their names."""
+        known = self._required("A token's name").get_vocab() if names else {}
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"The tokenizer has no token {name!r} that could end a text.",
+                    hint="Name a token as the tokenizer spells it, or give a text as stop string.",
+                )
+        return frozenset(known[name] for name in names)
 
     def _required(self, what: str) -> Tokenizer:
         if self._tokenizer is None:
@@ -203,5 +245,5 @@ class Requests:
         if sampling.xtc_special_tokens is not None or self._tokenizer is None:
             return sampling
         line_end = self._tokenizer.encode("\n", add_special_tokens=False)
-        spared = (*line_end, *sorted(self._tokenizer.eos_token_ids))
+        spared = (*line_end, *sorted(self._ends))
         return replace(sampling, xtc_special_tokens=spared)

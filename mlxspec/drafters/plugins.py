@@ -15,7 +15,7 @@ from mlxspec.drafters.graph import Head
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.errors import LoadError
 from mlxspec.models.caches.original import Model
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import Tokenizer
 
 GROUP = "mlxspec.drafters"
 

@@ -1,19 +1,20 @@
 """Which of a draft's tokens mean the same as a target's. No MLX.
 
-A token means the bytes that it stands for in a text, however its tokenizer spells them: a space is
-`Ġ` in byte-level BPE and `▁` in SentencePiece, a line's end `Ċ`, `<0x0A>` or itself. An added token
-(a special one, a marker of a chat) means its name.
+A token means the bytes that its tokenizer decodes it to behind another token, whatever it spells
+them like: a space is `Ġ` in byte-level BPE and `▁` in SentencePiece, a line's end `Ċ`, `<0x0A>` or
+itself.
+A special token (a marker of a chat, the end of a text) means its name.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import BYTE, UNREADABLE, Tokenizer
 
 ENOUGH = 0.9  # of the target's tokens: with fewer, too much of a text cannot be proposed
 
@@ -55,6 +56,7 @@ def shared_tokens(target: Tokenizer, draft: Tokenizer) -> Shared | None:
         return None
     here, there = _meanings(target), _meanings(draft)
     partners = _partners(here, there)
+    _add_named(partners, target, draft)
     # A text's end and its beginning mean the same under any name.
     for role in ("eos_token_id", "bos_token_id"):
         own, other = getattr(target, role), getattr(draft, role)
@@ -84,6 +86,15 @@ def _partners(here: Meanings, there: Meanings) -> dict[int, int]:
     }
 
 
+def _add_named(partners: dict[int, int], target: Tokenizer, draft: Tokenizer) -> None:
+    """Added tokens of one name, where one tokenizer takes for text what the other does not."""
+    there, taken = draft.get_added_vocab(), set(partners.values())
+    for name, own in target.get_added_vocab().items():
+        other = there.get(name)
+        if other is not None and own not in partners and other not in taken:
+            partners[own] = other
+
+
 def _stand_ins(here: Meanings, there: Meanings, partners: Mapping[int, int]) -> dict[int, int]:
     """The draft's ids for the longest ends of tokens without a partner.
 
@@ -111,18 +122,44 @@ def _placeholder(draft: Tokenizer) -> int:
 
 # --- what a token means -----------------------------------------------------------------
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's, for text without a token
-
 
 def _meanings(tokenizer: Tokenizer) -> Meanings:
-    """The ids of every meaning: byte tokens such as <0x0A> last, otherwise in ascending order."""
-    added = tokenizer.get_added_vocab()
-    bytes_of = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
-    found: dict[Meaning, list[int]] = defaultdict(list)
+    """The ids of every meaning, the one that is written first, then by number."""
+    special = _special(tokenizer)
     names = tokenizer.get_vocab().items()
-    for name, index in sorted(names, key=lambda one: (bool(_BYTE.fullmatch(one[0])), one[1])):
-        found[name if name in added else bytes_of(name)].append(index)
+    ordered = sorted(names, key=lambda one: (bool(BYTE.fullmatch(one[0])), one[1]))
+    texts = [one for one in ordered if one[0] not in special]
+    bytes_of = dict(zip(texts, _bytes_of(tokenizer, texts), strict=True))
+    found: dict[Meaning, list[int]] = defaultdict(list)
+    for name, index in ordered:
+        found[bytes_of.get((name, index)) or name].append(index)
     return dict(found)
+
+
+def _special(tokenizer: Tokenizer) -> set[str]:
+    """Names that are no text; of all added tokens where a tokenizer does not say which."""
+    added: Mapping[str, int] = tokenizer.get_added_vocab()
+    known: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return {name for name, index in added.items() if getattr(known.get(index), "special", True)}
+
+
+def _bytes_of(tokenizer: Tokenizer, tokens: Sequence[tuple[str, int]]) -> list[bytes]:
+    """What tokens of these names and ids stand for inside of a text."""
+    spelled = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return [spelled(name) for name, _ in tokens]
+
+    def decoded(times: int) -> list[str]:
+        ids = [[index] * times for _, index in tokens]
+        return list(backend.decode_batch(ids, skip_special_tokens=False))
+
+    # Behind itself: at the start of a text a decoder may drop a space, or join no word with one.
+    return [
+        # Part of a character is told by its letters alone.
+        spelled(name) if UNREADABLE in once else twice[len(once) :].encode()
+        for (name, _), once, twice in zip(tokens, decoded(1), decoded(2), strict=True)
+    ]
 
 
 def _is_byte_level(tokenizer: Tokenizer) -> bool:
@@ -134,7 +171,7 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
 
 
 def _of_sentence_piece(name: str) -> bytes:
-    byte = _BYTE.fullmatch(name)
+    byte = BYTE.fullmatch(name)
     return bytes.fromhex(byte[1]) if byte else name.replace("▁", " ").encode()
 
 

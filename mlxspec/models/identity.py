@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import Model
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import Tokenizer
 
 SAMPLES = 64  # values of each array of weights: fine-tuning changes nearly all of them
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_set_recommended_wired_limit
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import load_model
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
@@ -37,8 +37,9 @@ from mlxspec.pairs.folders import (
     unless_left_out,
 )
 from mlxspec.pairs.table import Pair, find_pair
+from mlxspec.pairs.tokenizer_files import load_tokenizer
 from mlxspec.params import KVQuantization
-from mlxspec.text import Tokenizer
+from mlxspec.tokens import Tokenizer
 
 
 def load(
@@ -207,6 +208,8 @@ def _model(folder: Path) -> tuple[Model, dict[str, Any]]:
 def _tokenizer(folder: Path, ends: list[int] | int | None = None) -> Tokenizer:
     try:
         return load_tokenizer(folder, eos_token_ids=ends)
+    except LoadError:
+        raise
     except Exception as error:  # tokenizers raises Exception itself
         raise LoadError(
             f"The tokenizer in {folder} cannot be loaded: {in_one_line(error)}.",

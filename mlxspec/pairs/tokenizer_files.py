@@ -1,0 +1,131 @@
+"""A folder's tokenizer as its authors mean it: with a decoder that fits, and with its template."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+# Private, but the only place that knows what a model's module says of its tokenizer.
+from mlx_lm.utils import _tokenizer_defaults
+from tokenizers import decoders, pre_tokenizers
+from transformers import AutoTokenizer
+
+from mlxspec.errors import LoadError
+from mlxspec.pairs.folders import damaged
+from mlxspec.tokens import Tokenizer
+
+# Where a template is kept that transformers does not read with the tokenizer: a processor's files.
+_TEMPLATE_FILES = ("chat_template.json", "processor_config.json", "preprocessor_config.json")
+
+_MOST = 0.9  # of the byte alphabet's letters: a vocabulary may leave out bytes that no text has
+
+
+def load_tokenizer(
+    folder: Path,
+    options: dict[str, Any] | None = None,
+    *,
+    eos_token_ids: list[int] | int | None = None,
+) -> Tokenizer:
+    """mlx-lm's wrapper around the tokenizer of a folder, with the plainest of its detokenizers.
+
+    The others need a token for every id below the largest, and `mlxspec.tokens` uses none of them.
+
+    Args:
+        options: for transformers.
+
+    Raises:
+        LoadError: no text can come of its tokens. And whatever transformers raises.
+    """
+    defaults = _tokenizer_defaults(folder) or {}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **(options or {}))
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = _template_beside(folder)
+    require_decoder(tokenizer, folder)
+    ends = defaults.get("eos_token_ids") if eos_token_ids is None else eos_token_ids
+    return TokenizerWrapper(
+        tokenizer,
+        eos_token_ids=[ends] if isinstance(ends, int) else ends,
+        chat_template=_renderer(tokenizer, defaults),
+    )
+
+
+def _renderer(tokenizer: Tokenizer, defaults: dict[str, Any]) -> Any:
+    """A function of mlx-lm's in place of a template, where the folder or its model asks for one."""
+    asked = tokenizer.init_kwargs.get("chat_template_type")
+    name = asked or (defaults.get("chat_template_type") if not tokenizer.chat_template else None)
+    return import_module(f"mlx_lm.chat_templates.{name}").apply_chat_template if name else None
+
+
+# --- templates --------------------------------------------------------------------------
+
+
+def _template_beside(folder: Path) -> Any:
+    for path in (folder / name for name in _TEMPLATE_FILES):
+        if path.exists():
+            template = _template_in(path)
+            if template:
+                return template
+    return None
+
+
+def _template_in(path: Path) -> str | dict[str, str] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        template = content.get("chat_template")
+        if isinstance(template, list):
+            template = {one["name"]: one["template"] for one in template}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise damaged(path, error) from error
+    return template if isinstance(template, str | dict) else None
+
+
+# --- decoders ---------------------------------------------------------------------------
+
+
+def require_decoder(tokenizer: Tokenizer, folder: Path) -> None:
+    """Give a tokenizer the decoder of its vocabulary where its own shows letters of the spelling.
+
+    Raises:
+        LoadError: there is no such decoder.
+    """
+    fitting = _fitting(tokenizer)
+    if fitting is None or not _shows(tokenizer, fitting[0]):
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.decoder = fitting[1]
+    if backend is None or _shows(tokenizer, fitting[0]):
+        raise LoadError(
+            f"The tokenizer in {folder} decodes to {_shows(tokenizer, fitting[0])!r} where its "
+            "tokens mean a space.",
+            hint="Its decoder is not that of its vocabulary: take tokenizer.json from the "
+            "original model.",
+        )
+
+
+def _fitting(tokenizer: Tokenizer) -> tuple[str, Any] | None:
+    """The token of a space in this vocabulary, and the decoder that knows it; None if neither."""
+    names = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys()
+    if "<0x0A>" not in names:
+        alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+        if "Ġ" in names and len(alphabet & names) >= _MOST * len(alphabet):
+            return "Ġ", decoders.ByteLevel()
+    if "▁" not in names:
+        return None
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False)[:1])
+    if first and str(first[0]).startswith("▁"):
+        steps.append(decoders.Strip(" ", 1, 0))  # of the space that it puts before every text
+    return "▁", decoders.Sequence(steps)
+
+
+def _shows(tokenizer: Tokenizer, space: str) -> str:
+    """What a space between two letters decodes to, where that still has the token's own letter."""
+    vocabulary = tokenizer.get_vocab()
+    letter = vocabulary.get("a", vocabulary[space])
+    text = str(tokenizer.decode([letter, vocabulary[space], letter]))
+    return text if space in text else ""
