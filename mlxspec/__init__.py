@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
     from mlxspec.metrics import Event, Generation
     from mlxspec.pairs.loading import load
+    from mlxspec.pairs.table import Pair
     from mlxspec.params import SamplingParams
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Event",
     "Generation",
     "MlxspecError",
+    "Pair",
     "SamplingParams",
     "__version__",
     "load",
@@ -29,6 +31,7 @@ _HOMES = {
     "Engine": "mlxspec.decode.engine",
     "Event": "mlxspec.metrics",
     "Generation": "mlxspec.metrics",
+    "Pair": "mlxspec.pairs.table",
     "SamplingParams": "mlxspec.params",
     "load": "mlxspec.pairs.loading",
 }

@@ -57,7 +57,8 @@ class Engine:
             draft alike.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
-    it to an engine with the same models on the same machine.
+    it to an engine with the same models on the same machine. `notes` are what every run says of how
+    the models were loaded.
 
     Raises:
         UnsupportedModel: a model cannot speculate exactly.
@@ -83,6 +84,7 @@ class Engine:
         self.kv = kv
         self.learned = Learned()
         self.load_s = 0.0
+        self.notes: tuple[str, ...] = ()
         self.models = [self._cached(target)]  # the drafts' behind the target's
         self._vocabulary = self.models[0].vocabulary
         self.shared = _by_name(shared)
@@ -237,7 +239,8 @@ class Engine:
 
     def _notes(self, request: Request) -> list[str]:
         """What a person should know before the first round."""
-        notes = [why_it_waits(cached) for cached in self.models if not cached.fused]
+        notes = list(self.notes)
+        notes += [why_it_waits(cached) for cached in self.models if not cached.fused]
         if request.draft_tokens:
             notes += [
                 f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "

@@ -29,7 +29,8 @@ class Pair:
 
     `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
     inside this package. `draft` may also be several of them, of which the best is used, or HISTORY,
-    which needs no model and is what None comes to.
+    which needs no model and is what None comes to. `adapter` is a folder or repository of LoRA
+    weights for the target, and `revision` the target's branch, tag or commit on the hub.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Pair:
     draft: str | tuple[str, ...] | None = None
     draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS
     note: str = ""
+    adapter: str | None = None
+    revision: str | None = None
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -58,7 +61,14 @@ class Pair:
         return asdict(self)
 
 
-_TYPES: dict[str, type] = {"target": str, "draft": str, "draft_tokens": int, "note": str}
+_TYPES: dict[str, type] = {
+    "target": str,
+    "draft": str,
+    "draft_tokens": int,
+    "note": str,
+    "adapter": str,
+    "revision": str,
+}
 assert {field.name for field in fields(Pair)} == {"name", *_TYPES}
 
 
@@ -147,7 +157,7 @@ def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
             raise _bad(path, f"{name}.{key}", f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
         if key == "draft" and value == NO_DRAFT:
             value = None
-        elif key in ("target", "draft"):
+        elif key in ("target", "draft", "adapter"):
             value = _located(path, f"{name}.{key}", str(value))
         values[key] = value
     return values
