@@ -30,6 +30,7 @@ from mlxspec.models.cached_model import (
     why_it_waits,
 )
 from mlxspec.models.caches.original import Model, require_quantizable
+from mlxspec.models.context import context_of
 from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization, Method, SamplingParams
@@ -55,6 +56,7 @@ class Engine:
             are built, which `build_kernels` does, because it takes seconds.
         kv: keep keys and values in fewer bits. This changes the target's text, with and without a
             draft alike.
+        context: tokens that the target can read; None is what its arguments say.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
     it to an engine with the same models on the same machine. `notes` are what every run says of how
@@ -76,8 +78,10 @@ class Engine:
         draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
+        context: int | None = None,
     ) -> None:
         self.target = target
+        self._context = context
         self.texts = tuple(texts)
         self.heads = dict(heads or {})
         self.tokenizer = tokenizer
@@ -126,9 +130,8 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """Tokens that the target was made for, or None where its configuration does not say."""
-        length = getattr(getattr(self.target, "args", None), "max_position_embeddings", None)
-        return int(length) if length else None
+        """Tokens that the target can read, or None where nothing says."""
+        return self._context or context_of(self.target)
 
     @property
     def compiles(self) -> bool:

@@ -19,6 +19,7 @@ from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
 from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.models.caches.recurrent import RecurrentCache
+from mlxspec.models.context import guard_tables
 from mlxspec.params import KVQuantization
 
 # Entries, for passes that are not of a text: more than any indexer selects, so that it does.
@@ -163,6 +164,7 @@ def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedMod
     decoding says. So neither an unknown way of using a cache nor a recurrence that is recorded
     wrongly can go unnoticed.
     """
+    guard_tables(model)
     strangers = unknown(fresh_cache(model, kv))
     if strangers:
         return HostedModel(model, kv, f"its past is kept in {', '.join(strangers)}")

@@ -26,6 +26,7 @@ from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens
 from mlxspec.errors import UnsupportedModel, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
+from mlxspec.models.context import context_of
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
 from mlxspec.pairs.models import load_folder
@@ -96,6 +97,7 @@ def load(
             draft_tokens=pair.draft_tokens,
             compiled=compiled,
             kv=kv,
+            context=context_of(target, loaded.config),
         )
 
     found = _Drafters()
