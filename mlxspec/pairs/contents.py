@@ -42,7 +42,7 @@ _CONVERT = "Take a repository of safetensors, or convert the original with `mlx_
 def require_complete(folder: Path) -> None:
     """Raise LoadError unless a folder has a configuration, a tokenizer and weights."""
     if not folder.is_dir():
-        raise _no_folder(folder)
+        raise no_folder(folder)
     weights = weight_files(folder)
     if (folder / ADAPTER_CONFIG).exists() and not (weights and (folder / CONFIG).exists()):
         raise _adapter_alone(folder)
@@ -101,15 +101,23 @@ def in_one_line(error: Exception) -> str:
     return shorten(text, 200, placeholder=" …").rstrip(".") or type(error).__name__
 
 
-def _no_folder(path: Path) -> LoadError:
-    if path.is_file():
+def no_folder(path: Path) -> LoadError:
+    if _is_file(path):
         kind = "a GGUF file" if path.suffix == ".gguf" else "a file"
         hint = _CONVERT if path.suffix == ".gguf" else f"Give the folder: {path.parent}"
         return LoadError(f"{path} is {kind}; a model is a folder.", hint=hint)
+    name = str(path)[:500]
     return LoadError(
-        f"There is no model folder {path}.",
+        f"There is no model folder {name if name.isprintable() else repr(name)}.",
         hint="Give a folder with a config.json, or a repository such as org/name.",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
 
 
 def _adapter_alone(folder: Path) -> LoadError:

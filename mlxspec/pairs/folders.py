@@ -13,7 +13,7 @@ from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
 from mlxspec.errors import LoadError, OutOfMemory, UsageError, VocabularyMismatch
 from mlxspec.metrics import Tell
-from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, require_complete
+from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, no_folder, require_complete
 from mlxspec.pairs.hub import MODEL_FILES, Repository, download, repository_of
 from mlxspec.pairs.table import Pair, package_folder
 
@@ -96,7 +96,9 @@ def _folder(location: str, pair: Pair, revision: str | None, patterns: Sequence[
         raise UsageError("A model's name is empty.", hint="Give a folder or a repository.")
     inside = package_folder(location)
     folder = inside or _expanded(location)
-    is_here = _exists(folder)
+    if not _is_possible(folder):
+        raise no_folder(folder)
+    is_here = folder.exists()
     repository = None if inside or is_here else repository_of(location)
     if repository is None:
         if is_here and revision is not None:
@@ -110,11 +112,13 @@ def _folder(location: str, pair: Pair, revision: str | None, patterns: Sequence[
     )
 
 
-def _exists(path: Path) -> bool:
+def _is_possible(path: Path) -> bool:
+    """Whether a folder may have such a name: it is not too long, and has no zero byte."""
     try:
-        return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or has a zero byte
+        path.is_dir()
+    except (OSError, ValueError):
         return False
+    return "\0" not in str(path)
 
 
 def _expanded(location: str) -> Path:

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxspec.errors import LoadError, MlxspecError
-from mlxspec.models.caches.original import Model
+from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.pairs.contents import CONFIG, in_one_line, read_json, weight_files
 from mlxspec.pairs.weights import Weights, index_error, missing_file, readings
 
@@ -108,6 +108,8 @@ def _built(weights: Weights, config: dict[str, Any]) -> tuple[Model, dict[str, A
                 model_config={"model_file": None} if "model_file" in config else None,
                 get_model_classes=classes,
             )
+        # Numbers of a configuration that fit nothing show in the first pass, not in loading.
+        model(mx.zeros((1, 1), mx.int32), cache=fresh_cache(model, None))
     except MlxspecError:
         raise
     except KeyError as error:

@@ -40,7 +40,7 @@ def load_folder_tokenizer(
 
 def _cannot_load(folder: Path, why: str) -> LoadError:
     hint = "Copy or download the model again."
-    if "trust_remote_code" in why:
+    if "custom code" in why or "trust_remote_code" in why:
         why = "it needs code of its own, which is not run"
         hint = "Read the code; trust_remote_code=True, or --trust-remote-code, runs it."
     elif not (folder / "tokenizer.json").exists():
