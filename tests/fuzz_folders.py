@@ -97,6 +97,8 @@ def tensors(folder: Path, rng: random.Random) -> None:
 
 def indexed(folder: Path, rng: random.Random) -> None:
     """An index of files that are not there, or of nothing."""
+    if (folder / INDEX).exists():  # it decides between sets of weights, and must stay
+        return
     names = list(mx.load(str(folder / "model.safetensors")))
     texts: list[Any] = ["{", {}, {"weight_map": {}}, {"weight_map": [1]}]
     texts += [{"weight_map": {name: f"model-{rng.randrange(9)}.safetensors" for name in names}}]

@@ -418,6 +418,10 @@ def test_a_name_that_no_folder_can_have_is_not_there(name):
     assert "no model folder" in refused(name).message
 
 
+def test_a_pair_in_place_of_a_folder_is_told_where_it_goes():
+    assert "--pair demo" in refused("demo").hint
+
+
 def test_a_repository_in_place_of_a_pair_is_told_where_it_goes():
     with pytest.raises(UnknownPair) as caught:
         load("org/name")

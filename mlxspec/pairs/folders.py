@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import TypeVar
 from mlxspec.defaults import MODEL
 from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
-from mlxspec.errors import LoadError, OutOfMemory, UsageError, VocabularyMismatch
+from mlxspec.errors import LoadError, OutOfMemory, TableError, UsageError, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, no_folder, require_complete
 from mlxspec.pairs.hub import MODEL_FILES, Repository, download, repository_of
-from mlxspec.pairs.table import Pair, package_folder
+from mlxspec.pairs.table import Pair, load_pairs, package_folder
 
 T = TypeVar("T")
 
@@ -106,10 +107,21 @@ def _folder(location: str, pair: Pair, revision: str | None, patterns: Sequence[
                 f"{location} is a folder, and has no revision {revision}.",
                 hint="A revision is one of a repository: leave it out.",
             )
+        if not is_here and _is_pair(location):
+            raise LoadError(
+                f"There is no model folder {location}.",
+                hint=f"{location} is a pair: use --pair {location}, or load({location!r}).",
+            )
         return folder
     return download(
         Repository(repository.name, revision or repository.revision), pair.name, patterns
     )
+
+
+def _is_pair(name: str) -> bool:
+    with suppress(TableError):  # a table that cannot be read is not what went wrong here
+        return name in load_pairs()
+    return False
 
 
 def _is_possible(path: Path) -> bool:
