@@ -15,8 +15,8 @@ from mlx_lm.utils import load_adapters, load_model
 
 from mlxspec.errors import LoadError, UnknownPair, UsageError
 from mlxspec.pairs.hub import Repository, repository_of
-from mlxspec.pairs.loading import load
-from mlxspec.pairs.table import Pair
+from mlxspec.pairs.loading import load, setting_of
+from mlxspec.pairs.table import Pair, find_pair
 
 INDEX = "model.safetensors.index.json"
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -328,6 +328,23 @@ def test_an_adapter_beside_the_weights_is_spoken_of(whole, folder, adapter):
     assert str(folder) in note
     assert text_of(folder) == text_of(whole)
     assert load(Pair("mine", str(folder)), adapter=folder).notes == ()
+
+
+def test_what_is_learned_with_an_adapter_is_kept_apart(whole, adapter):
+    pair = Pair("mine", str(whole))
+    tuned = Pair("mine", str(whole), adapter=str(adapter))
+    engine = load(pair)
+    assert setting_of(pair, engine).target == str(whole)
+    assert setting_of(tuned, engine).target == f"{whole} with {adapter}"
+    assert Pair("mine", "org/a", revision="v1").target_name == "org/a at v1"
+
+
+def test_a_table_gives_an_adapter_and_a_revision(tmp_path):
+    table = tmp_path / "models.toml"
+    table.write_text('[mine]\ntarget = "org/a"\nadapter = "./tuned"\nrevision = "v1"\n')
+    pair = find_pair("mine", table)
+    assert (pair.adapter, pair.revision) == (str(tmp_path / "tuned"), "v1")
+    assert pair.as_dict().keys() - Pair("mine", "org/a").as_dict() == {"adapter", "revision"}
 
 
 def test_adapters_that_cannot_be_applied_are_named(whole, adapter):

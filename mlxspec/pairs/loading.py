@@ -174,7 +174,7 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     complete = len(engine.drafts) == len(named(pair))
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
-        target=pair.target if pair.adapter is None else f"{pair.target} with {pair.adapter}",
+        target=pair.target_name,
         draft=pair.drafting if complete else " + ".join(engine.drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),

@@ -57,8 +57,16 @@ class Pair:
         """The draft models as one name; None where there are none."""
         return " + ".join(self.models) or None
 
+    @property
+    def target_name(self) -> str:
+        """The target with its revision and its adapter: what is learned of one is not of another."""
+        at = f" at {self.revision}" if self.revision is not None else ""
+        return self.target + at + (f" with {self.adapter}" if self.adapter is not None else "")
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every key, but for an adapter and a revision that it has not."""
+        rare = {"adapter", "revision"}
+        return {k: v for k, v in asdict(self).items() if k not in rare or v is not None}
 
 
 _TYPES: dict[str, type] = {
