@@ -209,6 +209,7 @@ def _engine(
             speculation=models.speculates,
             compiled=models.compiled,
             kv=models.kv(),
+            trust_remote_code=models.trust_remote_code,
             tell=hears,
         )
     return engine

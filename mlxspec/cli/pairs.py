@@ -37,7 +37,7 @@ def show_pair(
     kept = [
         record
         for record in records.load_all(_warn)
-        if (record.setting.target, record.setting.draft) == (pair.target, pair.drafting)
+        if (record.setting.target, record.setting.draft) == (pair.target_name, pair.drafting)
     ]
     if as_json:
         known = [records.as_dict(record) for record in kept]
