@@ -97,8 +97,10 @@ def _built(weights: Weights, config: dict[str, Any]) -> tuple[Model, dict[str, A
 
     mlx-lm is given a folder without weights, and takes them where a model would sanitize its own.
     """
-    folder, arrays = weights.folder, weights.read()
-    classes: Any = partial(_classes, folder=folder, arrays=arrays, own=config.get("model_file"))
+    folder = weights.folder
+    # Handed over once: whoever keeps an array that is transformed keeps it in memory twice.
+    handed = [weights.read()]
+    classes: Any = partial(_classes, folder=folder, handed=handed, own=config.get("model_file"))
     try:
         with tempfile.TemporaryDirectory() as place:
             _write_configuration(folder, Path(place), config)
@@ -126,14 +128,14 @@ def _built(weights: Weights, config: dict[str, Any]) -> tuple[Model, dict[str, A
 
 
 def _classes(
-    config: dict[str, Any], *, folder: Path, arrays: dict[str, mx.array], own: str | None
+    config: dict[str, Any], *, folder: Path, handed: list[dict[str, mx.array]], own: str | None
 ) -> tuple[Callable[[Any], Model], Any]:
     model_class, arguments = _own_classes(folder, own) if own else _get_classes(config)
 
     def made(args: Any) -> Model:
         model = model_class(args)
         sanitize = getattr(model, "sanitize", dict)
-        model.sanitize = lambda _: sanitize(dict(arrays))
+        model.sanitize = lambda _: sanitize(handed.pop())
         model.load_weights = partial(_take, model)
         return model
 

@@ -59,7 +59,7 @@ class Pair:
 
     @property
     def target_name(self) -> str:
-        """The target with its revision and its adapter: what is learned of one is not of another."""
+        """The target with its revision and its adapter, which have a text of their own."""
         at = f" at {self.revision}" if self.revision is not None else ""
         return self.target + at + (f" with {self.adapter}" if self.adapter is not None else "")
 
