@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -157,6 +159,12 @@ def test_a_file_that_a_series_lacks_is_named(folder):
 def test_a_folder_may_have_any_name(whole, tmp_path, name):
     there = shutil.copytree(whole, tmp_path / name / "model")
     assert text_of(there) == text_of(whole)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names there are UTF-8")
+def test_a_folder_may_have_a_name_that_is_not_utf_8(whole, tmp_path):
+    name = os.fsdecode(b"m\xff")
+    assert text_of(shutil.copytree(whole, tmp_path / name)) == text_of(whole)
 
 
 def test_a_folder_of_links_loads_and_a_link_to_nothing_is_named(whole, tmp_path):

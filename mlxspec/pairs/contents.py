@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -76,6 +79,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(path, ValueError("it is not an object"))
     return content
+
+
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """`path`, or a link to it where its name is not UTF-8, which MLX and tokenizers ask for."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "link"
+        link.symlink_to(path.resolve())
+        yield link
 
 
 def incomplete(path: Path) -> LoadError:

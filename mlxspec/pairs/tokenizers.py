@@ -7,7 +7,7 @@ from pathlib import Path
 from mlx_lm.utils import load_tokenizer
 
 from mlxspec.errors import LoadError
-from mlxspec.pairs.contents import TOKENIZER_FILES, in_one_line
+from mlxspec.pairs.contents import TOKENIZER_FILES, in_one_line, named_in_utf8
 from mlxspec.text import Tokenizer
 
 # Tokenizers that need a package beside those of mlx-lm.
@@ -27,9 +27,10 @@ def load_folder_tokenizer(
         LoadError: it cannot be loaded, or has no tokens.
     """
     try:
-        tokenizer = load_tokenizer(
-            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=ends
-        )
+        with named_in_utf8(folder) as there:
+            tokenizer = load_tokenizer(
+                there, {"trust_remote_code": trust_remote_code}, eos_token_ids=ends
+            )
     except Exception as error:  # tokenizers raises Exception itself
         raise _cannot_load(folder, in_one_line(error)) from error
     # Without files that it knows transformers makes a tokenizer of special tokens alone.

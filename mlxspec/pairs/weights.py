@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
 from mlxspec.errors import LoadError
-from mlxspec.pairs.contents import INDEX, damaged, incomplete, read_json, weight_files
+from mlxspec.pairs.contents import (
+    INDEX,
+    damaged,
+    incomplete,
+    named_in_utf8,
+    read_json,
+    weight_files,
+)
 
 _SERIES = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _SINGLE = "model.safetensors"
@@ -190,7 +196,8 @@ def _names_in(path: Path) -> list[str]:
 
 def _load(path: Path) -> dict[str, mx.array]:
     try:
-        return dict(_loaded(path))
+        with named_in_utf8(path) as there:
+            return dict(cast(Any, mx.load(str(there), format="safetensors")))
     except RuntimeError as error:
         header = _header(path)
         for name, entry in header.items():
@@ -200,14 +207,3 @@ def _load(path: Path) -> dict[str, mx.array]:
                     hint="Take the model in BF16, F16 or F32, or in MLX's own quantisation.",
                 ) from error
         raise damaged(path, error) from error
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # MLX takes names in UTF-8 alone; it keeps the file open
-        with tempfile.TemporaryDirectory() as place:
-            link = Path(place) / "model.safetensors"
-            link.symlink_to(path.resolve())
-            return mx.load(str(link))
-    return mx.load(str(path))
