@@ -47,6 +47,8 @@ class UnknownPair(UsageError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         near = nearest(name, known)
         hint = f"Did you mean `{near}`? " if near else ""
+        if "/" in name or name.startswith((".", "~")):
+            hint = "`--target` takes a repository or a folder, and load(Pair(name, target=…)) too; "
         super().__init__(
             f"There is no pair named {name!r}.",
             hint=f"{hint}`mlxspec pairs list` shows every pair.",

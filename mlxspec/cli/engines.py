@@ -39,6 +39,7 @@ def load_engine(
             speculation=models.speculates,
             compiled=models.compiled,
             kv=models.kv(),
+            trust_remote_code=models.trust_remote_code,
             tell=hears,
         )
     return engine

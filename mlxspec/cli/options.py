@@ -75,6 +75,18 @@ class ModelOptions:
             help="A target in place of a pair's; --draft names a draft for it.",
         ),
     ] = None
+    adapter: Annotated[
+        str | None,
+        _model(metavar="PATH_OR_REPO", help="LoRA weights of mlx-lm for the target."),
+    ] = None
+    revision: Annotated[
+        str | None,
+        _model(metavar="NAME", help="The target's branch, tag or commit on the hub."),
+    ] = None
+    trust_remote_code: Annotated[
+        bool,
+        _model("--trust-remote-code", help="Run code that a model or a tokenizer brings."),
+    ] = False
     draft: Annotated[
         list[str] | None,
         _model(
@@ -147,6 +159,14 @@ class ModelOptions:
 
     def chosen(self) -> Pair:
         """The table's pair, or what the options make of it."""
+        pair = self._named()
+        return replace(
+            pair,
+            adapter=self.adapter or pair.adapter,
+            revision=self.revision or pair.revision,
+        )
+
+    def _named(self) -> Pair:
         drafts = tuple(dict.fromkeys(self.draft or ()))
         draft = drafts[0] if len(drafts) == 1 else drafts or None
         if self.target is not None:

@@ -42,7 +42,7 @@ def show_pair(
     kept = [
         record
         for record in records.load_all(out.tell)
-        if (record.setting.target, record.setting.draft) == (pair.target, pair.draft_name)
+        if (record.setting.target, record.setting.draft) == (pair.target_name, pair.draft_name)
     ]
     if as_json:
         out.object(pair.as_dict() | {"learned": [records.as_dict(record) for record in kept]})
@@ -61,6 +61,8 @@ def _rows(pair: Pair) -> list[tuple[str, str]]:
         "name": pair.name,
         "target": pair.target,
         "draft": _drafts_of(pair),
+        "adapter": pair.adapter or "",
+        "revision": pair.revision or "",
         "draft tokens": str(pair.draft_tokens),
         "sampling": sampling or "greedy",
         "prompt": pair.prompt or "",

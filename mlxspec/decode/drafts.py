@@ -13,6 +13,7 @@ from mlxspec.models.caches.layers import capacity_of
 # The least number of last tokens that a draft reads when it reads anew. It reads anew once it has
 # read more than twice as many, which bounds the cost of a round and of a long prompt.
 WINDOW = 4096
+ROUNDS = 3  # that a draft may be ahead of the text: two in flight, and the one that is proposed
 
 
 @dataclass
@@ -31,13 +32,15 @@ class Drafts:
 
     Args:
         rounds: the rounds that they draft in. reader: reads a text for them.
+        most: the largest number of tokens that a round proposes.
     """
 
-    def __init__(self, rounds: FusedRound, reader: Reader) -> None:
+    def __init__(self, rounds: FusedRound, reader: Reader, most: int) -> None:
         self.names = list(rounds.drafters)
         self._rounds = rounds
         self._reader = reader
         self._reached: dict[str, _Reach] = {}
+        self._most = most
 
     @property
     def read(self) -> list[str]:
@@ -82,7 +85,8 @@ class Drafts:
         end = len(text) - 2
         if self._must_read(name, text):
             # Start at whole windows, so that a text that grew a little has the same start.
-            start = max(end // WINDOW - 1, 0) * WINDOW
+            window = self._window(name)
+            start = max(end // window - 1, 0) * window
             past = self._reader.draft(name, text, start)
             self._reached[name] = _Reach(start, end)
             return state.with_draft(name, past)
@@ -111,7 +115,14 @@ class Drafts:
     def _must_read(self, name: str, text: Sequence[int]) -> bool:
         """Whether it has to read anew: it has read nothing, or its past spans two windows."""
         reach = self._reached.get(name)
-        return reach is None or len(text) - 2 - reach.start > 2 * WINDOW
+        return reach is None or len(text) - 2 - reach.start > 2 * self._window(name)
+
+    def _window(self, name: str) -> int:
+        """Tokens that a draft reads back on at least: its context has room for two, and rounds."""
+        context = self._rounds.model(name).context
+        if context is None:
+            return WINDOW
+        return min(WINDOW, max((context - ROUNDS * (self._most + 1)) // 2, context // 4, 1))
 
     def _has_missed(self, name: str, text: Sequence[int]) -> bool:
         """Whether others wrote something since its last round."""

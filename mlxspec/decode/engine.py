@@ -30,6 +30,7 @@ from mlxspec.models.cached_model import (
     why_it_waits,
 )
 from mlxspec.models.caches.original import Model, require_quantizable
+from mlxspec.models.context import context_of
 from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization, Method, SamplingParams
@@ -56,9 +57,11 @@ class Engine:
             are built, which `build_kernels` does, because it takes seconds.
         kv: quantises keys and values. This changes the target's text, with and without a draft
             alike.
+        context: tokens that the target can read; None takes the length that its arguments give.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
-    it to an engine with the same models on the same machine.
+    it to an engine with the same models on the same machine. `notes` are told in every run: how
+    the models were loaded.
 
     Raises:
         UnsupportedModel: a model cannot speculate exactly.
@@ -76,14 +79,17 @@ class Engine:
         draft_tokens: DraftTokens = DEFAULT_DRAFT_TOKENS,
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
+        context: int | None = None,
     ) -> None:
         self.target = target
+        self._context = context
         self.texts = tuple(texts)
         self.heads = dict(heads or {})
         self.tokenizer = tokenizer
         self.kv = kv
         self.learned = Learned()
         self.load_s = 0.0
+        self.notes: tuple[str, ...] = ()
         self.models = [self._cached(target)]  # the drafts' behind the target's
         self._vocabulary = self.models[0].vocabulary
         self.shared = _by_name(shared)
@@ -125,9 +131,8 @@ class Engine:
 
     @property
     def context(self) -> int | None:
-        """The target's context in tokens, or None where its configuration gives none."""
-        length = getattr(getattr(self.target, "args", None), "max_position_embeddings", None)
-        return int(length) if length else None
+        """The target's context in tokens, or None where nothing gives one."""
+        return self._context or context_of(self.target)
 
     @property
     def compiles(self) -> bool:
@@ -247,7 +252,7 @@ class Engine:
 
     def _notes(self, request: Request) -> list[str]:
         """Notes for the user before the first round."""
-        notes = list(request.notes)
+        notes = [*self.notes, *request.notes]
         notes += [why_it_waits(cached) for cached in self.models if not cached.fused]
         if request.draft_tokens:
             notes += [

@@ -91,7 +91,7 @@ class Session:
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
-        self._drafts = Drafts(rounds, reader)
+        self._drafts = Drafts(rounds, reader, request.draft_tokens)
         self._first_s = 0.0  # the time of the first round
         self._keeps = reader.keeps  # whether the prompt is still to be written to a file
         self._is_first = True

@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlxspec.defaults import MAX_AUTO_TOKENS
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers, grow
+from mlxspec.models.context import context_of
 from mlxspec.models.taps import Features
 from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
@@ -208,6 +209,7 @@ class ModelDrafter:
 
     def __init__(self, cached: CachedModel, vocabulary: int) -> None:
         self.cached = cached
+        self.context = context_of(cached.model)
         self._own = cached.vocabulary
         self._common = min(self._own, vocabulary)
         self._clamps = self._own < vocabulary

@@ -19,6 +19,7 @@ from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
 from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.models.caches.recurrent import RecurrentCache
+from mlxspec.models.context import guard_tables
 from mlxspec.params import KVQuantization
 
 # Cache entries in trial passes: more than any layer's indexer selects, so that it must select.
@@ -164,6 +165,7 @@ def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedMod
     logits of plain decoding. So neither an unknown use of a cache nor a wrongly recorded
     recurrence can go unnoticed.
     """
+    guard_tables(model)
     strangers = unknown(fresh_cache(model, kv))
     if strangers:
         return HostedModel(model, kv, f"its past is kept in {', '.join(strangers)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.generate import maybe_set_recommended_wired_limit
-from mlx_lm.utils import load_model
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
@@ -24,20 +23,15 @@ from mlxspec.drafters.graph import Head
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens
-from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
+from mlxspec.errors import UnsupportedModel, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
-from mlxspec.pairs.folders import (
-    Folders,
-    damaged,
-    fetch,
-    first_unreadable,
-    in_one_line,
-    named,
-    unless_left_out,
-)
+from mlxspec.models.context import context_of
+from mlxspec.pairs import adapters
+from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
+from mlxspec.pairs.models import load_folder
 from mlxspec.pairs.table import Pair, find_pair
-from mlxspec.pairs.tokenizer_files import load_tokenizer
+from mlxspec.pairs.tokenizers import load_folder_tokenizer
 from mlxspec.params import KVQuantization
 from mlxspec.tokens import Tokenizer
 
@@ -46,6 +40,9 @@ def load(
     pair: str | Pair = DEFAULT_PAIR,
     *,
     models: Path | None = None,
+    adapter: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
     speculation: bool = True,
     compiled: bool | None = None,
     kv: KVQuantization | None = None,
@@ -57,6 +54,9 @@ def load(
     Args:
         pair: a name in the table of pairs, or a pair.
         models: a table laid over the shipped one, in place of the user's own.
+        adapter: a folder or repository of LoRA weights for the target, in place of the pair's own.
+        revision: the target's branch, tag or commit on the hub, in place of the pair's own.
+        trust_remote_code: run code that a model or a tokenizer brings. False never does.
         speculation: False leaves the draft unloaded.
         compiled, kv: see `Engine`.
         folders: the result of `fetch`, where that was called before.
@@ -69,23 +69,45 @@ def load(
         VocabularyMismatch: the draft has too few of the target's tokens.
     """
     started = time.perf_counter()
-    if isinstance(pair, str):
-        pair = find_pair(pair, models)
+    pair = _pair(pair, models, adapter, revision)
     folders = folders or fetch(pair, speculation=speculation, tell=tell)
     maybe_set_recommended_wired_limit()
-    target, config = _model(folders.target)
-    tokenizer = _tokenizer(folders.target, config.get("eos_token_id"))
+    loaded = load_folder(folders.target, trust_remote_code=trust_remote_code)
+    target = loaded.model
+    applied = folders.adapter or adapter_folder(pair)
+    if applied is not None:
+        target = adapters.applied(target, applied)
+    tokenizer = load_folder_tokenizer(
+        folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust_remote_code
+    )
 
     options: dict[str, Any] = {
         "tokenizer": tokenizer,
         "draft_tokens": pair.draft_tokens,
         "compiled": compiled,
         "kv": kv,
+        "context": context_of(target, loaded.config),
     }
-    found = _drafters_of(pair, folders, target, tokenizer, tell) if speculation else _Drafters()
+    found = _Drafters()
+    if speculation:
+        found = _drafters_of(pair, folders, target, tokenizer, tell, trust_remote_code)
     engine = _engine(pair, target, found, options, tell)
+    engine.notes = (*loaded.notes, *adapters.note_beside(folders.target, applied))
     engine.load_s = time.perf_counter() - started
     return engine
+
+
+def _pair(
+    pair: str | Pair, models: Path | None, adapter: str | Path | None, revision: str | None
+) -> Pair:
+    """A pair with the adapter and the revision of a call in place of its own."""
+    if isinstance(pair, str):
+        pair = find_pair(pair, models)
+    return replace(
+        pair,
+        adapter=pair.adapter if adapter is None else str(adapter),
+        revision=pair.revision if revision is None else revision,
+    )
 
 
 def _engine(
@@ -127,11 +149,16 @@ class _Drafters:
 
 
 def _drafters_of(
-    pair: Pair, folders: Folders, target: Model, tokenizer: Tokenizer, tell: Tell | None
+    pair: Pair,
+    folders: Folders,
+    target: Model,
+    tokenizer: Tokenizer,
+    tell: Tell | None,
+    trust: bool,
 ) -> _Drafters:
     found = _Drafters()
     for name in folders.drafts:
-        loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair), tell)
+        loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair, trust), tell)
         if loaded is not None:
             found.drafts[name], shared = loaded
             found.shared |= {} if shared is None else {name: shared}
@@ -147,17 +174,17 @@ def _drafters_of(
 
 
 def _draft(
-    name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair
+    name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair, trust: bool
 ) -> tuple[Model, Shared | None]:
     folder = folders.drafts[name]
-    shared = _shared(tokenizer, folders.target, folder)
+    shared = _shared(tokenizer, folders.target, folder, trust)
     if shared is not None and shared.overlap < ENOUGH:
         raise VocabularyMismatch(
             f"The draft speaks too few of the target's tokens: {named(pair)[name]} shares "
             f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
             hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-    return _model(folder)[0], shared
+    return load_folder(folder, trust_remote_code=trust).model, shared
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
@@ -166,7 +193,7 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     complete = len(engine.drafts) == len(named(pair))
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
-        target=pair.target,
+        target=pair.target_name,
         draft=pair.draft_name if complete else " + ".join(engine.drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
@@ -185,41 +212,11 @@ def _bits_of(model: Model) -> str:
     return str(next(iter(arrays.values())).dtype).rpartition(".")[2]
 
 
-def _model(folder: Path) -> tuple[Model, dict[str, Any]]:
-    """The model and its configuration, completed by generation_config.json."""
-    try:
-        model, config = load_model(folder)
-    except KeyError as error:
-        raise LoadError(
-            f"{folder / 'config.json'} has no {error}.", hint="Use a model that mlx-lm can run."
-        ) from error
-    except RuntimeError as error:
-        raise damaged(first_unreadable(folder), error) from error
-    except Exception as error:
-        # A model type, a configuration or weights that mlx-lm cannot use: its models raise whatever
-        # they come across.
-        raise LoadError(
-            f"mlx-lm cannot load {folder}: {in_one_line(error)}.",
-            hint="Check config.json and the weights, or use a model that mlx-lm can run.",
-        ) from error
-    return model, config
-
-
-def _tokenizer(folder: Path, ends: list[int] | int | None = None) -> Tokenizer:
-    try:
-        return load_tokenizer(folder, eos_token_ids=ends)
-    except LoadError:
-        raise
-    except Exception as error:  # tokenizers raises Exception itself
-        raise LoadError(
-            f"The tokenizer in {folder} cannot be loaded: {in_one_line(error)}.",
-            hint="Copy or download the model again.",
-        ) from error
-
-
-def _shared(target: Tokenizer, target_folder: Path, draft_folder: Path) -> Shared | None:
+def _shared(
+    target: Tokenizer, target_folder: Path, draft_folder: Path, trust: bool
+) -> Shared | None:
     """What a draft whose ids mean other tokens shares; padding to another size is no difference."""
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return None
-    return shared_tokens(target, _tokenizer(draft_folder))
+    return shared_tokens(target, load_folder_tokenizer(draft_folder, trust_remote_code=trust))

@@ -32,7 +32,8 @@ class Pair:
     `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
     inside this package. `draft` may also be several of them, of which the best is used, or HISTORY,
     which needs no model and is what None comes to. `sampling`, numbers by `params.NAMES`, and
-    `prompt` hold where a command line says nothing.
+    `prompt` hold where a command line says nothing. `adapter` is a folder or repository of LoRA
+    weights for the target, and `revision` the target's branch, tag or commit on the hub.
     """
 
     name: str
@@ -42,6 +43,8 @@ class Pair:
     note: str = ""
     sampling: Mapping[str, float] = field(default_factory=dict, hash=False)
     prompt: str | None = None
+    adapter: str | None = None
+    revision: str | None = None
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -59,8 +62,16 @@ class Pair:
         """The draft models as one name; None where there are none."""
         return " + ".join(self.models) or None
 
+    @property
+    def target_name(self) -> str:
+        """The target with its revision and its adapter, which have a text of their own."""
+        at = f" at {self.revision}" if self.revision is not None else ""
+        return self.target + at + (f" with {self.adapter}" if self.adapter is not None else "")
+
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Every key, but for an adapter and a revision that it has not."""
+        rare = {"adapter", "revision"}
+        return {k: v for k, v in asdict(self).items() if k not in rare or v is not None}
 
 
 def shipped_table() -> Path:
@@ -202,6 +213,8 @@ _CHECKS: dict[str, Callable[[Path, str, Any], Any]] = {
     "note": _string,
     "sampling": _sampling,
     "prompt": _words,
+    "adapter": _location,
+    "revision": _string,
 }
 assert {one.name for one in fields(Pair)} == {"name", *_CHECKS}
 

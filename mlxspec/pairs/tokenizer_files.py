@@ -15,7 +15,7 @@ from tokenizers import decoders, pre_tokenizers
 from transformers import AutoTokenizer
 
 from mlxspec.errors import LoadError
-from mlxspec.pairs.folders import damaged
+from mlxspec.pairs.contents import damaged
 from mlxspec.tokens import Tokenizer
 
 # Where a template is kept that transformers does not read with the tokenizer: a processor's files.

@@ -1,0 +1,156 @@
+"""What a model folder holds, and the one line that says why it cannot be loaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from mlxspec.errors import LoadError
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapters.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tiktoken.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "*.tiktoken",
+    "*.model",
+    "*.vocab",
+)
+# Names of weights that mlx-lm does not load, and whose they are.
+_OTHERS = {
+    "*.gguf": "GGUF",
+    "*.npz": "MLX's old npz format",
+    "pytorch_model*.bin": "PyTorch's format",
+    "*.pth": "PyTorch's format",
+    "*.pt": "PyTorch's format",
+    "consolidated*.safetensors": "Mistral's own layout",
+    "adapter_model.safetensors": "an adapter of PEFT",
+    "*.msgpack": "Flax's format",
+    "*.h5": "TensorFlow's format",
+    "*.onnx": "ONNX",
+    "*.safetensors": "files that are not named model*.safetensors",
+}
+_CONVERT = "Take a repository of safetensors, or convert the original with `mlx_lm.convert`."
+
+
+def require_complete(folder: Path) -> None:
+    """Raise LoadError unless a folder has a configuration, a tokenizer and weights."""
+    if not folder.is_dir():
+        raise no_folder(folder)
+    weights = weight_files(folder)
+    if (folder / ADAPTER_CONFIG).exists() and not (weights and (folder / CONFIG).exists()):
+        raise _adapter_alone(folder)
+    if not weights:
+        _name_other_formats(folder)
+    read_json(folder / CONFIG)
+    found = [path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
+    if not any(path.exists() for path in found):
+        raise incomplete(min(found, default=folder / "tokenizer.json"))
+    if not weights:
+        gone = sorted(path for path in folder.glob("model*.safetensors"))
+        raise incomplete(gone[0] if gone else folder / "model.safetensors")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that mlx-lm takes weights from, by name, without links to nothing."""
+    return sorted(path for path in folder.glob("model*.safetensors") if path.is_file())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise incomplete(path) from error
+    except OSError as error:
+        raise LoadError(
+            f"{path} cannot be read: {error.strerror}.", hint="It must be a file of your own."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from error
+    if not isinstance(content, dict):
+        raise damaged(path, ValueError("it is not an object"))
+    return content
+
+
+@contextmanager
+def named_in_utf8(path: Path) -> Iterator[Path]:
+    """`path`, or a link to it where its name is not UTF-8, which MLX and tokenizers ask for."""
+    if not any("\ud800" <= letter <= "\udfff" for letter in str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = Path(place) / "link"
+        link.symlink_to(path.resolve())
+        yield link
+
+
+def incomplete(path: Path) -> LoadError:
+    if path.is_symlink():
+        return LoadError(
+            f"{path} is a link to a file that is gone.",
+            hint="Download the model again; its cache may have been cleaned.",
+        )
+    return LoadError(
+        f"The model folder {path.parent} has no {path.name}.",
+        hint="Copy or download the model again; it may be half-written.",
+    )
+
+
+def damaged(path: Path, error: Exception) -> LoadError:
+    return LoadError(
+        f"{path} is damaged: {in_one_line(error)}.", hint="Copy or download the model again."
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    text = str(error).encode("utf-8", "replace").decode()
+    return shorten(text, 200, placeholder=" …").rstrip(".") or type(error).__name__
+
+
+def no_folder(path: Path) -> LoadError:
+    if _is_file(path):
+        kind = "a GGUF file" if path.suffix == ".gguf" else "a file"
+        hint = _CONVERT if path.suffix == ".gguf" else f"Give the folder: {path.parent}"
+        return LoadError(f"{path} is {kind}; a model is a folder.", hint=hint)
+    name = str(path)[:500]
+    return LoadError(
+        f"There is no model folder {name if name.isprintable() else repr(name)}.",
+        hint="Give a folder with a config.json, or a repository such as org/name.",
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _adapter_alone(folder: Path) -> LoadError:
+    config = read_json(folder / ADAPTER_CONFIG)
+    base = config.get("model") or config.get("base_model_name_or_path") or "its base model"
+    return LoadError(
+        f"{folder} holds an adapter, and no model.",
+        hint=f"Load {shorten(str(base), 100)} as the target, and this folder as its adapter.",
+    )
+
+
+def _name_other_formats(folder: Path) -> None:
+    """Raise LoadError where a folder has weights, but none that mlx-lm loads."""
+    if any(folder.glob("model*.safetensors")):  # links to nothing
+        return
+    for pattern, kind in _OTHERS.items():
+        for path in sorted(folder.glob(pattern)):
+            raise LoadError(
+                f"The weights in {folder} are {kind} ({path.name}), which mlx-lm does not load.",
+                hint=_CONVERT,
+            )

@@ -1,0 +1,120 @@
+"""Repositories of the Hugging Face hub: their names, and downloading them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
+
+from mlxspec.errors import LoadError
+from mlxspec.pairs.contents import in_one_line
+
+MODEL_FILES = (*DEFAULT_ALLOW_PATTERNS, "*.model")
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.*)|hf://(.*)")
+_PAGE = re.compile(r"([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/.*)?)?")
+_OTHER_KINDS = ("datasets/", "spaces/", "buckets/", "collections/")
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model's name on the hub; `revision` is a branch, a tag or a commit."""
+
+    name: str
+    revision: str | None = None
+
+
+def repository_of(location: str) -> Repository | None:
+    """The repository that a location names, by name or by address; None for a folder.
+
+    Raises:
+        LoadError: it is an address, but not of a model on the hub.
+    """
+    address = _ADDRESS.fullmatch(location.strip())
+    if address is None:
+        if "://" in location:
+            raise _no_model_at(location)
+        name = location.strip().rstrip("/")
+        is_path = name.startswith(("/", ".", "~", "package:"))
+        return None if is_path or name.count("/") != 1 else Repository(name)
+    path = re.split(r"[?#]", address[1] or address[2] or "")[0].strip("/")
+    page = _PAGE.fullmatch(path.removeprefix("models/") if path.count("/") > 1 else path)
+    if page is None or path.startswith(_OTHER_KINDS):
+        raise _no_model_at(location)
+    return Repository(page[1], page[2])
+
+
+def download(repository: Repository, pair_name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
+    """The folder of a repository on this machine, once it is there.
+
+    Raises:
+        LoadError: the hub does not give it, or cannot be reached.
+    """
+    with _hub_errors(repository, pair_name):
+        try:
+            return Path(
+                snapshot_download(
+                    repository.name,
+                    revision=repository.revision,
+                    allow_patterns=list(patterns),
+                )
+            )
+        except IncompleteSnapshotError as error:
+            # Offline with a part of the files. Whether all that matter are there shows in loading.
+            if not error.snapshot_path:
+                raise
+            return Path(error.snapshot_path)
+
+
+def _no_model_at(location: str) -> LoadError:
+    return LoadError(
+        f"{location} is not the address of a model on huggingface.co.",
+        hint="Give a repository such as org/name, or a folder.",
+    )
+
+
+@contextmanager
+def _hub_errors(repository: Repository, pair_name: str) -> Iterator[None]:
+    """Say in words what kept a repository from being downloaded."""
+    name = repository.name
+    what = f"{name} (of the pair {pair_name})"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise LoadError(
+            f"{what} asks for its licence to be accepted.",
+            hint=f"Accept it at https://huggingface.co/{name}, then run `hf auth login`.",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise LoadError(
+            f"There is no model {what} on the hub, or it is private.",
+            hint="Check the name; for a private one run `hf auth login`.",
+        ) from error
+    except RevisionNotFoundError as error:
+        raise LoadError(
+            f"{what} has no revision {repository.revision}.",
+            hint=f"Take a branch, a tag or a commit of https://huggingface.co/{name}/commits.",
+        ) from error
+    except LocalEntryNotFoundError as error:
+        at = f" --revision {repository.revision}" if repository.revision else ""
+        raise LoadError(
+            f"{what} is not on this machine, and the hub cannot be reached.",
+            hint=f"Connect to the network once and run `hf download {name}{at}`.",
+        ) from error
+    except Exception as error:  # the HTTP client's own errors have no base in huggingface_hub
+        raise LoadError(
+            f"{what} could not be downloaded: {in_one_line(error)}",
+            hint="Try again; what was downloaded is kept.",
+        ) from error

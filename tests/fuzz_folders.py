@@ -1,0 +1,201 @@
+"""Model folders that went wrong at random: one clear error each, or the text of the whole folder.
+
+    python tests/fuzz_folders.py [SECONDS] [SEED]
+
+Each mutation leaves the meaning as it was, or breaks it. So a folder that loads after one that
+leaves the meaning has to write the same text; after the others whatever is raised must be one of
+mlxspec's errors, in one line. The suite runs it for a few seconds (test_fuzz_folders.py).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from cli_tools import save_model
+
+from mlxspec.errors import MlxspecError
+from mlxspec.pairs.loading import load
+from mlxspec.pairs.table import Pair
+
+PATIENCE_S = 60
+VALUES = [None, 0, -1, 3, 10**30, 0.5, "", "many", [], [1], {}, {"factor": 2}, True, float("nan")]
+KEYS = ["rope_scaling", "quantization", "quantization_config", "model_file", "auto_map"]
+KEYS += ["eos_token_id", "text_config", "layer_types", "head_dim", "architectures"]
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of a folder. keeps: whether the folder means what it did."""
+
+    change: Callable[[Path, random.Random], None]
+    keeps: bool = False
+
+
+def edited(name: str) -> Callable[[Path, random.Random], None]:
+    """Change a key of a JSON file to anything, or leave it out."""
+
+    def change(folder: Path, rng: random.Random) -> None:
+        path = folder / name
+        content = json.loads(path.read_text()) if path.exists() else {}
+        key = rng.choice(sorted(content) + KEYS)
+        content[key] = rng.choice(VALUES)
+        if rng.random() < 0.3:
+            del content[key]
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def cut(folder: Path, rng: random.Random) -> None:
+    path = rng.choice(sorted(folder.iterdir()))
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(len(content) + 1)])
+
+
+def flipped(folder: Path, rng: random.Random) -> None:
+    """Change a byte of a file that is not the weights' numbers."""
+    path = rng.choice(sorted(folder.iterdir()))
+    content = bytearray(path.read_bytes())
+    if content:
+        end = min(len(content), 3000) if path.suffix == ".safetensors" else len(content)
+        content[rng.randrange(end)] = rng.randrange(256)
+        path.write_bytes(content)
+
+
+def removed(folder: Path, rng: random.Random) -> None:
+    rng.choice(sorted(folder.iterdir())).unlink()
+
+
+def templated(folder: Path, rng: random.Random) -> None:
+    texts = ["{{", "{% raise %}", "{{ messages[9].content }}", "\0", "{% for m in messages %}"]
+    (folder / "chat_template.jinja").write_text(rng.choice(texts))
+
+
+def tensors(folder: Path, rng: random.Random) -> None:
+    """Leave a tensor out, rename it, or give it another shape or type."""
+    arrays = dict(mx.load(str(folder / "model.safetensors")))
+    name = rng.choice(sorted(arrays))
+    array = arrays.pop(name)
+    others = [array[:-1], array[None], array.astype(mx.uint8), array.astype(mx.uint32)]
+    if rng.random() < 0.6:
+        arrays[rng.choice([name, name + "x"])] = rng.choice(others)
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+
+
+def indexed(folder: Path, rng: random.Random) -> None:
+    """An index of files that are not there, or of nothing."""
+    if (folder / INDEX).exists():  # it decides between sets of weights, and must stay
+        return
+    names = list(mx.load(str(folder / "model.safetensors")))
+    texts: list[Any] = ["{", {}, {"weight_map": {}}, {"weight_map": [1]}]
+    texts += [{"weight_map": {name: f"model-{rng.randrange(9)}.safetensors" for name in names}}]
+    text = rng.choice(texts)
+    (folder / INDEX).write_text(text if isinstance(text, str) else json.dumps(text))
+
+
+def sharded(folder: Path, rng: random.Random) -> None:
+    """Shards with an index, beside wrong weights that it does not name."""
+    arrays = dict(mx.load(str(folder / "model.safetensors")))
+    count = rng.randrange(1, 4)
+    files = {
+        name: f"model-{1 + rng.randrange(count):05}-of-{count:05}.safetensors" for name in arrays
+    }
+    for file in set(files.values()):
+        part = {name: x if files[name] == file else x + 1 for name, x in arrays.items()}
+        mx.save_safetensors(str(folder / file), part)
+    (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    wrong = {name: array + 1 for name, array in arrays.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), wrong)
+
+
+def beside(folder: Path, rng: random.Random) -> None:
+    """Files that are none of the model's."""
+    name = rng.choice(["m.gguf", "x.npz", "tekken.json", "adapters.safetensors", "a.bin", "[1]"])
+    (folder / name).write_bytes(rng.randbytes(20))
+
+
+MUTATIONS = [
+    *(Mutation(edited(name)) for name in ("config.json", "tokenizer_config.json")),
+    *(Mutation(edited(name)) for name in ("tokenizer.json", "generation_config.json")),
+    *(Mutation(change) for change in (cut, flipped, removed, templated, tensors)),
+    *(Mutation(change, keeps=True) for change in (indexed, sharded, beside)),
+]
+
+
+@contextmanager
+def no_hang() -> Iterator[None]:
+    def late(*_: object) -> None:
+        raise TimeoutError(f"a folder took more than {PATIENCE_S} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(PATIENCE_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def text_of(folder: Path) -> str:
+    with no_hang():
+        engine = load(Pair("fuzzed", str(folder)), speculation=False)
+        return engine.generate([1, 2, 3], max_tokens=4).text
+
+
+def tried(whole: Path, expected: str, seed: int) -> bool:
+    """Whether a folder with one or two mutations loads; asserts that it is right, or one error."""
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="mlxspec-fuzz-") as place:
+        folder = Path(shutil.copytree(whole, Path(place) / rng.choice(["model", "m[1]", "m *"])))
+        keeps = True
+        for mutation in rng.sample(MUTATIONS, 1 if rng.random() < 0.7 else 2):
+            # A second mutation may find a folder that it cannot read any more.
+            with nullcontext() if keeps else suppress(Exception):
+                mutation.change(folder, rng)
+            keeps = keeps and mutation.keeps
+        refusal = None
+        try:
+            text = text_of(folder)
+        except MlxspecError as error:
+            refusal = f"{error.message} {error.hint}"
+        except BaseException as error:
+            error.add_note(f"seed {seed}")
+            raise
+        if refusal is not None:
+            assert "\n" not in refusal, f"seed {seed}: {refusal}"
+            assert not keeps, f"seed {seed}: a whole folder does not load: {refusal}"
+            return False
+        assert not keeps or text == expected, f"seed {seed}: {text!r}, and not {expected!r}"
+        return True
+
+
+def fuzz(seconds: float, first: int = 0) -> tuple[int, int]:
+    """How many folders were tried, and how many of them loaded."""
+    until = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="mlxspec-fuzz-") as place:
+        whole = save_model(Path(place) / "whole")
+        expected = text_of(whole)
+        count = loaded = 0
+        while time.monotonic() < until or not count:
+            loaded += tried(whole, expected, first + count)
+            count += 1
+    return count, loaded
+
+
+if __name__ == "__main__":
+    seconds, seed = (*sys.argv[1:3], "60", "0")[:2] if len(sys.argv) != 2 else (sys.argv[1], "0")
+    tried_folders, loaded_folders = fuzz(float(seconds), int(seed))
+    print(f"{tried_folders} folders, of which {loaded_folders} loaded")
