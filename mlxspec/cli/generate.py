@@ -12,7 +12,7 @@ import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
-from mlxspec.cli.options import ModelOptions, OutputOptions, TextOptions
+from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.control import records
@@ -40,36 +40,27 @@ Examples:
 """
 
 
-@dataclass(frozen=True)
-class After:
-    """The checks that follow a text."""
-
-    audit: bool
-    compare: bool = False
-
-
 @grouped
 def generate(
     prompt: options.PromptArgument = None,
     *,
-    text: TextOptions,
     models: ModelOptions,
+    text: TextOptions,
     sampling: SamplingOptions,
+    checks: CheckOptions,
     output: OutputOptions,
-    audit: options.AuditOption = False,
-    compare: options.CompareOption = False,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
     out = Output(output.as_json, output.quiet)
-    _write(prompt, text, models, sampling, out, After(audit, compare), shown=True)
+    _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
 @grouped
 def audit_text(
     prompt: options.PromptArgument = None,
     *,
-    text: TextOptions,
     models: ModelOptions,
+    text: TextOptions,
     sampling: SamplingOptions,
     output: OutputOptions,
 ) -> None:
@@ -79,7 +70,7 @@ def audit_text(
     a difference is more than rounding.
     """
     out = Output(output.as_json, output.quiet)
-    _write(prompt, text, models, sampling, out, After(audit=True), shown=False)
+    _write(prompt, text, models, sampling, out, CheckOptions(audit=True), shown=False)
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def _write(
     models: ModelOptions,
     sampling: SamplingOptions,
     out: Output,
-    after: After,
+    checks: CheckOptions,
     *,
     shown: bool,
 ) -> None:
@@ -111,7 +102,7 @@ def _write(
     options = {
         "max_tokens": text.max_tokens,
         "draft_tokens": models.draft_tokens,
-        "sampling": params.auditable() if after.audit else params,
+        "sampling": params.auditable() if checks.audit else params,
         "stop": text.stop or (),
         "system": text.system,
         "raw": text.raw,
@@ -129,7 +120,7 @@ def _write(
         engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
         request = engine.request(words, **options)
         with_split = shown and not out.quiet
-        result = _run(pair, engine, request, display, left_out, after, with_split=with_split)
+        result = _run(pair, engine, request, display, left_out, checks, with_split=with_split)
     _print(pair, engine, result, out, shown=shown)
 
 
@@ -139,7 +130,7 @@ def _run(
     request: Request,
     display: Display,
     left_out: list[str],
-    after: After,
+    checks: CheckOptions,
     *,
     with_split: bool,
 ) -> _Result:
@@ -155,12 +146,12 @@ def _run(
         display.finish(run.generation, None)
         return _Result(run, interrupted)
     plain = None
-    if after.compare:
+    if checks.compare:
         with display.status("decoding without speculation"):
             plain = engine.generate(replace(request, draft_tokens=0, auto=False, cache=None))
     display.finish(run.generation, _split(run) if with_split else None, plain)
     report = None
-    if after.audit:
+    if checks.audit:
         from mlxspec.measure.audit import audit
 
         with display.status("auditing"):

@@ -42,14 +42,6 @@ _drafting = partial(typer.Option, rich_help_panel="Speculation")
 _text = partial(typer.Option, rich_help_panel="Text")
 _output = partial(typer.Option, rich_help_panel="Output")
 
-AuditOption = Annotated[
-    bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
-]
-CompareOption = Annotated[
-    bool,
-    _output("--compare", help="Decode again without speculation, and show both speeds."),
-]
-
 
 def _draft_tokens(text: str) -> DraftTokens:
     if text == AUTO:
@@ -269,3 +261,15 @@ class OutputOptions:
 
     as_json: Annotated[bool, _output("--json", help="Print one JSON object on stdout.")] = False
     quiet: Annotated[bool, _output("--quiet", "-q", help="Nothing on stderr but errors.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """The checks that follow a text."""
+
+    audit: Annotated[
+        bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
+    ] = False
+    compare: Annotated[
+        bool, _output("--compare", help="Decode again without speculation, and show both speeds.")
+    ] = False
