@@ -185,9 +185,11 @@ def test_a_pairs_own_prompt_and_sampling_hold_where_the_command_line_says_nothin
 
 def test_plain_decoding_is_measured_beside_it(generate):
     run = generate("def f(x):", "--json", "--compare")
-    assert run.json["plain"]["tokens"] == run.json["tokens"]
-    assert run.json["plain"]["speculation"]["enabled"] is False
-    assert "x as fast with it" in run.err
+    speculating, plain = (run.json["compared"][name] for name in ("speculating", "plain"))
+    assert speculating["tokens"] == plain["tokens"] == run.json["tokens"]
+    assert speculating["speculation"]["enabled"] is True
+    assert plain["speculation"]["enabled"] is False
+    assert "tok/s with speculation" in run.err
     assert "the same text" in run.err
 
 

@@ -21,7 +21,7 @@ from wcwidth import wcwidth
 
 from mlxspec.cli import display as display_module
 from mlxspec.cli.display import Display, Split, open_display
-from mlxspec.cli.summary import live_parts, summary
+from mlxspec.cli.summary import Both, live_parts, summary
 from mlxspec.metrics import (
     Event,
     FinishReason,
@@ -764,10 +764,11 @@ def test_the_summary_names_how_tokens_were_chosen() -> None:
 def test_the_summary_compares_with_plain_decoding() -> None:
     fast, slow = auto_of(DRAFTING, DRAFTING), auto_of(*[PARKED] * 6)
     fast.timing.decode_s, slow.timing.decode_s = 0.1, 0.2
-    assert dict(summary(fast, None, slow))["plain"] == [
-        "30 tok/s without speculation",
-        "2.00 x as fast with it",
+    assert dict(summary(fast, None, Both(fast, slow)))["compared"] == [
+        "60 tok/s with speculation",
+        "30 without",
+        "2.00 x",
         "the same text",
     ]
     slow.tokens[-1] = 2
-    assert dict(summary(fast, None, slow))["plain"][-1] == "another text"
+    assert dict(summary(fast, None, Both(fast, slow)))["compared"][-1] == "another text"

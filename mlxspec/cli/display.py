@@ -28,7 +28,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.cli.summary import STATUS_EVERY_S, live_parts, speculates, summary
+from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
     GONE,
@@ -135,14 +135,12 @@ class Display:
         for note in event.notes:
             self.note(note)
 
-    def finish(
-        self, generation: Generation, split: Split | None, plain: Generation | None = None
-    ) -> None:
-        """End the text, and sum it up beside a plain one if there is any. Never raises."""
+    def finish(self, generation: Generation, split: Split | None, both: Both | None = None) -> None:
+        """End the text and sum it up. Never raises."""
         self.close()
         if self._people is None:
             return
-        rows = summary(generation, split, plain)
+        rows = summary(generation, split, both)
         with suppress(*GONE):
             if self._terminal:
                 self._people.print(_table(rows))

@@ -15,6 +15,7 @@ from mlxspec.cli.grouping import grouped
 from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
+from mlxspec.cli.summary import Both
 from mlxspec.control import records
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs.table import Pair
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
-    from mlxspec.metrics import Generation
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -79,7 +79,7 @@ class _Result:
 
     run: Run
     interrupted: bool
-    plain: Generation | None = None
+    both: Both | None = None
     report: Audit | None = None
 
 
@@ -145,18 +145,18 @@ def _run(
     if interrupted:
         display.finish(run.generation, None)
         return _Result(run, interrupted)
-    plain = None
+    both = None
     if checks.compare:
-        with display.status("decoding without speculation"):
-            plain = engine.generate(replace(request, draft_tokens=0, auto=False, cache=None))
-    display.finish(run.generation, _split(run) if with_split else None, plain)
+        with display.status("decoding again, with and without speculation"):
+            both = _both(engine, request)
+    display.finish(run.generation, _split(run) if with_split else None, both)
     report = None
     if checks.audit:
         from mlxspec.measure.audit import audit
 
         with display.status("auditing"):
             report = audit(engine, run)
-    return _Result(run, interrupted, plain, report)
+    return _Result(run, interrupted, both, report)
 
 
 def _show(run: Run, display: Display) -> bool:
@@ -169,6 +169,13 @@ def _show(run: Run, display: Display) -> bool:
         except KeyboardInterrupt:
             return True
     return False
+
+
+def _both(engine: Engine, request: Request) -> Both:
+    """The request again, now that its rounds are traced, and without speculation."""
+    again = replace(request, cache=None)
+    plain = replace(again, draft_tokens=0, auto=False)
+    return Both(engine.generate(again), engine.generate(plain))
 
 
 def _split(run: Run) -> Any:
@@ -204,8 +211,8 @@ def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
         "draft": pair.draft_name if speculates and engine.drafts else None,
         **generation.as_dict(),
     }
-    if result.plain is not None:
-        values["plain"] = result.plain.as_dict()
+    if result.both is not None:
+        values["compared"] = {name: one.as_dict() for name, one in result.both._asdict().items()}
     if result.report is not None:
         values["audit"] = result.report.as_dict()
     return values

@@ -271,5 +271,6 @@ class CheckOptions:
         bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
     ] = False
     compare: Annotated[
-        bool, _output("--compare", help="Decode again without speculation, and show both speeds.")
+        bool,
+        _output("--compare", help="Decode again, with and without speculation; show both speeds."),
     ] = False

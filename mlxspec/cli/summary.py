@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from mlxspec.metrics import (
     TARGET,
     FinishReason,
@@ -18,6 +20,13 @@ _STOPPED: dict[FinishReason, str] = {
     "length": "length limit",
     "interrupted": "interrupted",
 }
+
+
+class Both(NamedTuple):
+    """One request, decoded with speculation and without."""
+
+    speculating: Generation
+    plain: Generation
 
 
 def speculates(generation: Generation) -> bool:
@@ -43,12 +52,12 @@ def live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: flo
 
 
 def summary(
-    generation: Generation, split: Split | None, plain: Generation | None = None
+    generation: Generation, split: Split | None, both: Both | None = None
 ) -> list[tuple[str, list[str]]]:
     """Labels, each with the parts of its line.
 
     Args:
-        split: of a round's time. plain: the same request without speculation, if it was run.
+        split: of a round's time. both: the same request again, if it was compared.
     """
     rows = [("output", _output(generation))]
     if speculates(generation) and generation.written_by:
@@ -56,8 +65,8 @@ def summary(
         rows.append(("rounds", _rounds(generation.speculation)))
     if generation.sampling.as_dict() or generation.sampling.logit_bias:
         rows.append(("sampling", generation.sampling.in_words()))
-    if plain is not None:
-        rows.append(("plain", _beside(generation, plain)))
+    if both is not None:
+        rows.append(("compared", _compared(generation, both)))
     cost = []
     if split is not None:
         cost += [f"draft {split.draft:.0%}", f"verify {split.verify:.0%}"]
@@ -104,10 +113,15 @@ def _rounds(stats: SpeculationStats) -> list[str]:
     return parts if stats.is_exact else [*parts, f"not exact: {stats.rule} verification"]
 
 
-def _beside(generation: Generation, plain: Generation) -> list[str]:
-    """The speed of plain decoding, and whether it wrote the same."""
-    fast, slow = generation.tokens_per_second, plain.tokens_per_second
+def _compared(generation: Generation, both: Both) -> list[str]:
+    """The two speeds, and whether plain decoding wrote the same text."""
+    fast, slow = (one.tokens_per_second for one in both)
     if not fast or not slow:
-        return ["not measured"]
-    text = "the same text" if plain.tokens == generation.tokens else "another text"
-    return [f"{slow:.0f} tok/s without speculation", f"{fast / slow:.2f} x as fast with it", text]
+        return ["too short to compare"]
+    text = "the same text" if both.plain.tokens == generation.tokens else "another text"
+    return [
+        f"{fast:.0f} tok/s with speculation",
+        f"{slow:.0f} without",
+        f"{fast / slow:.2f} x",
+        text,
+    ]
