@@ -159,7 +159,7 @@ class _Template:
                 tell(f"the chat template does not read the argument {name}")
 
     def apply(self, messages: list[dict[str, Any]], begins: bool) -> str:
-        """What the template makes of messages; `begins` an answer behind them."""
+        """Render messages; `begins` opens an answer behind them."""
         return str(
             self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=begins, **self._arguments
@@ -187,7 +187,7 @@ class _Template:
         raise _refused(problem, "the prompt", "Correct the model's chat template, or ")
 
     def _tried(self, turns: _Turns) -> tuple[str, Exception | str | None]:
-        """What is rendered, and the first form's problem where no form has every text."""
+        """The rendered text, and the first form's problem where no form has every text."""
         problems: list[Exception | str] = []
         for form in turns.forms():
             try:

@@ -78,7 +78,7 @@ class Detokenizer:
         return told if self._uncleaned is None else self._cleaned(told)
 
     def _cleaned(self, text: str, *, over: bool = False) -> str:
-        """What became final where the tokenizer takes spaces away before punctuation."""
+        """The text that is final where the tokenizer drops spaces before punctuation."""
         text = f"{self._uncleaned}{text}"
         cuts = [len(text)] if over else [found.end() for found in _BETWEEN_WORDS.finditer(text)]
         cut = cuts[-1] if cuts else 0

@@ -188,7 +188,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 30,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
 ) -> None:
-    """What taking proposals back costs, for each kind of cache."""
+    """Measure the cost of taking proposals back, for each kind of cache."""
     console = Console()
     kinds = shapes(hidden_size)
     results = {

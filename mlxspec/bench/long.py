@@ -225,8 +225,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(machine.described(result["machine"]))
     units = {
-        "per_token_s": ("ms of a token, or of a round, behind a text of so many tokens", LENGTHS),
-        "first_token_s": ("ms to the first token after a prompt of so many tokens", PROMPTS),
+        "per_token_s": ("ms of a token, or of a round, behind a text of N tokens", LENGTHS),
+        "first_token_s": ("ms to the first token after a prompt of N tokens", PROMPTS),
     }
     for key, (title, counts) in units.items():
         if key not in result:

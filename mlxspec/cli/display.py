@@ -47,7 +47,7 @@ LONG_PROMPT_TOKENS = 1024
 
 
 class Display:
-    """What a generation looks like while it runs; `open_display` makes one.
+    """Shows a generation while it runs; `open_display` makes one.
 
     As a context manager it leaves the terminal clean however the block ends. Only `show` raises,
     and only when stdout cannot be written to.

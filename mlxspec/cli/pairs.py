@@ -55,7 +55,7 @@ def show_pair(
 
 
 def _rows(pair: Pair) -> list[tuple[str, str]]:
-    """What the table says, one line for each key."""
+    """The entry of the table, one line for each key."""
     sampling = ", ".join(f"{key} {value:g}" for key, value in pair.sampling.items())
     values = {
         "name": pair.name,

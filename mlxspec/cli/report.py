@@ -1,4 +1,4 @@
-"""What a probe and a tuning found, for people."""
+"""The findings of a probe and of a tuning, for people."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def show_probe(found: Forecast, console: Console) -> None:
 
 
 def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Console) -> None:
-    """What was expected beside what came, in tokens per second and times plain decoding."""
+    """The forecast beside the measurement, in tokens per second and times plain decoding."""
     expected = {Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()}
     table = Table("tried", "tokens/s", "x plain", "expected", "", box=SIMPLE_HEAD, padding=(0, 1))
     for contender, speed in measured.items():

@@ -144,7 +144,7 @@ def _special(tokenizer: Tokenizer) -> set[str]:
 
 
 def _bytes_of(tokenizer: Tokenizer, tokens: Sequence[tuple[str, int]]) -> list[bytes]:
-    """What tokens of these names and ids stand for inside of a text."""
+    """The bytes that tokens of these names and ids stand for inside a text."""
     spelled = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:

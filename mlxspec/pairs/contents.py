@@ -1,4 +1,4 @@
-"""What a model folder holds, and the one line that says why it cannot be loaded."""
+"""The contents of a model folder, and the one line that says why it cannot be loaded."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _engine(
 
 @dataclass
 class _Drafters:
-    """What drafts for a target: models, with the tokens that they share, and others."""
+    """The drafters for a target: models, with the tokens that they share, and others."""
 
     drafts: dict[str, Model] = field(default_factory=dict)
     shared: dict[str, Shared] = field(default_factory=dict)
@@ -188,7 +188,7 @@ def _draft(
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
-    """What holds for what is learned with an engine that was loaded from `pair`."""
+    """The setting under which an engine that was loaded from `pair` learns."""
     models = [engine.target, *engine.drafts.values()]
     complete = len(engine.drafts) == len(named(pair))
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
@@ -215,7 +215,7 @@ def _bits_of(model: Model) -> str:
 def _shared(
     target: Tokenizer, target_folder: Path, draft_folder: Path, trust: bool
 ) -> Shared | None:
-    """What a draft whose ids mean other tokens shares; padding to another size is no difference."""
+    """The tokens that a draft of other ids shares; None where the ids mean the same."""
     files = [folder / "tokenizer.json" for folder in (target_folder, draft_folder)]
     if all(file.exists() for file in files) and files[0].read_bytes() == files[1].read_bytes():
         return None

@@ -124,7 +124,7 @@ def _fitting(tokenizer: Tokenizer) -> tuple[str, Any] | None:
 
 
 def _shows(tokenizer: Tokenizer, space: str) -> str:
-    """What a space between two letters decodes to, where that still has the token's own letter."""
+    """The decoded space between two letters, where it still has the token's own letter."""
     vocabulary = tokenizer.get_vocab()
     letter = vocabulary.get("a", vocabulary[space])
     text = str(tokenizer.decode([letter, vocabulary[space], letter]))

@@ -162,7 +162,7 @@ def _count(total: str) -> range:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What a file says of its tensors.
+    """The tensors of a file, by its header.
 
     Raises:
         LoadError: it cannot be read.
