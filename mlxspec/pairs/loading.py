@@ -31,7 +31,7 @@ from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
 from mlxspec.pairs.models import load_folder
 from mlxspec.pairs.table import Pair, find_pair
-from mlxspec.pairs.tokenizers import load_folder_tokenizer
+from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.params import KVQuantization
 from mlxspec.tokens import Tokenizer
 
