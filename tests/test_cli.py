@@ -172,8 +172,9 @@ def test_a_terminal_is_never_waited_for():
 
 def test_a_pairs_own_prompt_and_sampling_hold_where_the_command_line_says_nothing(invoke):
     options = ("generate", "--no-compile", "--max-tokens", "8", "--json")
-    own = invoke(*options).json
-    pair = find_pair("demo")
+    run = invoke(*options)
+    own, pair = run.json, find_pair("demo")
+    assert pair.prompt.splitlines()[-1] in run.err
     assert own["sampling"] == dict(pair.sampling)
     assert own["prompt_tokens"] == invoke(*options, pair.prompt).json["prompt_tokens"]
     again = invoke(*options, "--seed", str(own["seed"])).json

@@ -116,6 +116,8 @@ def _write(
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
     words = read_prompt(prompt, sys.stdin.buffer, default=pair.prompt)
     with out.display(text=shown) as display:
+        if words == pair.prompt and prompt is None:
+            display.note(f"the pair's own prompt:\n{words}")
         left_out: list[str] = []
         engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
         request = engine.request(words, **options)
