@@ -194,6 +194,26 @@ def test_plain_decoding_is_measured_beside_it(generate):
     assert "the same text" in run.err
 
 
+def test_a_pipe_that_stays_open_is_told_and_can_be_left_alone(letters):
+    run = ("generate", *letters, "--max-tokens", "4", "abc")
+    with subprocess.Popen(
+        command(*run), env=environment(), stdin=PIPE, stdout=PIPE, stderr=PIPE
+    ) as waiting:
+        assert b"waiting for stdin to end; --no-stdin" in waiting.stderr.readline()
+        waiting.stdin.close()
+        assert waiting.wait(60) == 0
+    with subprocess.Popen(
+        command(*run, "--no-stdin"), env=environment(), stdin=PIPE, stdout=PIPE, stderr=PIPE
+    ) as alone:
+        assert alone.wait(60) == 0
+        assert b"waiting" not in alone.stderr.read()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(generate):
+    marked = generate("-", "--json", stdin=b"\xef\xbb\xbfdef f(x):").json
+    assert marked["prompt_tokens"] == generate("def f(x):", "--json").json["prompt_tokens"]
+
+
 def test_closed_streams_are_no_traceback():
     shell = 'exec "$0" -m mlxspec generate --pair qwen3-8b <&- 2>&1'
     run = subprocess.run(

@@ -326,15 +326,24 @@ def test_without_speculation_there_is_one_error(folder: str) -> None:
         ("one\n\n two\n", ["one", " two"]),
         ('["one", "two\\nlines"]', ["one", "two\nlines"]),
         ('[{"text": "one", "x": 1}]', ["one"]),
+        ('{"prompt": "one"}\r\n\r\n{"text": "two"}\r\n', ["one", "two"]),
+        ('{"messages": [{"role": "user", "content": "one"}]}', ["one"]),
+        ("[INST] one [/INST]\n[INST] two [/INST]\n", ["[INST] one [/INST]", "[INST] two [/INST]"]),
+        ("{one}\n", ["{one}"]),
+        ('\ufeff["one"]', ["one"]),
+        ("\ufeffone\rtwo", ["one", "two"]),
+        ("one\u2028more\x0cand\x85on\ntwo", ["one\u2028more\x0cand\x85on", "two"]),
     ],
 )
 def test_prompts_are_read(tmp_path: Path, content: str, expected: list[str]) -> None:
     path = tmp_path / "prompts"
-    path.write_text(content)
+    path.write_bytes(content.encode())
     assert read_prompts(path) == expected
 
 
-@pytest.mark.parametrize("content", ["", "\n \n", "[]", "[1]", "[", '[{"x": 1}]'])
+@pytest.mark.parametrize(
+    "content", ["", "\n \n", "[]", "[1]", "[", '[{"x": 1}]', '{"prompt": "a"}\nb']
+)
 def test_files_without_prompts(tmp_path: Path, content: str) -> None:
     path = tmp_path / "prompts"
     path.write_text(content)

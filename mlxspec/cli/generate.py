@@ -114,7 +114,8 @@ def _write(
         options["prediction"] = expected if models.speculates else None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
-    words = read_prompt(prompt, sys.stdin.buffer, default=pair.prompt)
+    stdin = None if text.no_stdin else sys.stdin.buffer
+    words = read_prompt(prompt, stdin, default=pair.prompt, tell=out.tell)
     with out.display(text=shown) as display:
         if words == pair.prompt and prompt is None:
             display.note(f"the pair's own prompt:\n{words}")

@@ -33,7 +33,7 @@ PromptsOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE",
-        help="Prompts of your own: a JSON list of strings, or a prompt on each line.",
+        help="Prompts of your own: a text or a JSON object on each line, or a JSON list.",
     ),
 ]
 
@@ -179,6 +179,9 @@ class TextOptions:
     """The prompt's surroundings, and the end of the text."""
 
     max_tokens: Annotated[int, _text(min=1, help="Tokens to write at most.")] = DEFAULT_MAX_TOKENS
+    no_stdin: Annotated[
+        bool, _text("--no-stdin", help="Take the argument alone, whatever is piped in.")
+    ] = False
     system: Annotated[str | None, _text(help="A system message.")] = None
     stop: Annotated[
         list[str] | None, _text(metavar="TEXT", help="End before this text; repeatable.")
