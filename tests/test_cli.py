@@ -195,15 +195,15 @@ def test_plain_decoding_is_measured_beside_it(generate):
 
 
 def test_a_pipe_that_stays_open_is_told_and_can_be_left_alone(letters):
-    run = ("generate", *letters, "--max-tokens", "4", "abc")
+    run, pipe = ("generate", *letters, "--max-tokens", "4", "abc"), subprocess.PIPE
     with subprocess.Popen(
-        command(*run), env=environment(), stdin=PIPE, stdout=PIPE, stderr=PIPE
+        command(*run), env=environment(), stdin=pipe, stdout=pipe, stderr=pipe
     ) as waiting:
         assert b"waiting for stdin to end; --no-stdin" in waiting.stderr.readline()
         waiting.stdin.close()
         assert waiting.wait(60) == 0
     with subprocess.Popen(
-        command(*run, "--no-stdin"), env=environment(), stdin=PIPE, stdout=PIPE, stderr=PIPE
+        command(*run, "--no-stdin"), env=environment(), stdin=pipe, stdout=pipe, stderr=pipe
     ) as alone:
         assert alone.wait(60) == 0
         assert b"waiting" not in alone.stderr.read()
