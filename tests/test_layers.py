@@ -112,3 +112,15 @@ def test_public_names_are_sorted_and_there():
         assert re.search(rf"\b{name}\b", page), f"docs/library.md does not show {name}"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mlxspec.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_files_classes_and_functions_are_short(name):
+    text = MODULES[name].read_text()
+    assert text.count("\n") <= 350
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            methods = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+            assert sum(not one.name.startswith("_") for one in methods) <= 15, node.name
+        elif isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
