@@ -725,7 +725,7 @@ def test_tests_with_the_noise_of_proposals_are_noticed(
     # As many tests as tokens: of the same key, another number of uniform ones is unlike.
     params = replace(HOT, verify=rule)
     check_rounds(params, draft_tokens=8)
-    monkeypatch.setattr(noise, "ACCEPT", noise.DRAFT_NOISE)
+    monkeypatch.setattr(noise, "ACCEPT_NOISE", noise.DRAFT_NOISE)
     with pytest.raises(AssertionError):
         check_rounds(params, draft_tokens=8)
 
@@ -735,7 +735,7 @@ def test_proposals_with_the_noise_of_the_target_are_noticed(
     monkeypatch: pytest.MonkeyPatch, rule: Verify
 ) -> None:
     params = replace(HOT, verify=rule)
-    monkeypatch.setattr(noise, "DRAFT", noise.TARGET_NOISE)
+    monkeypatch.setattr(noise, "DRAFT_NOISE", noise.TARGET_NOISE)
     check_rounds(params, draft_tokens=1)
     with pytest.raises(AssertionError):
         check_rounds(params, draft_tokens=1, count=2)
