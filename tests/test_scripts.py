@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from cli_tools import ROOT, environment, is_one_error
 
+from mlxspec.pairs.table import find_pair
+
 BACKEND = "" if sys.platform == "darwin" else "cpu"
 FAKE_UV = """#!/bin/sh
 echo "$@" >>"$UV_LOG"
@@ -63,8 +65,11 @@ def test_demo_from_a_clean_copy(copy):
     assert first.returncode == 0, first.stderr
     assert first.stderr.startswith("Setting up .venv")
     # Whether kernels are there already depends on what ran on this machine before.
-    lines = [line for line in first.stderr.splitlines() if "building CPU kernels" not in line]
-    assert len(lines) == 2
+    lines = [line for line in first.stderr.splitlines() if "CPU kernels" not in line]
+    prompt = find_pair("demo").prompt.splitlines()
+    assert lines[1:-1] == ["the pair's own prompt:", *prompt]
+    for words in ("output: 160 tokens", "written: ", "seed 3", "compared: ", "the same text"):
+        assert words in lines[-1]
     assert first.stdout.strip()
 
     taken = []
