@@ -36,7 +36,11 @@ from mlxspec.params import SamplingParams
 COUNTS = (0, 1, 3, 5, 7)
 PROMPT = [(37 * i + 11) % 2000 for i in range(256)]
 ROUNDS = 40
-TEXTS = ("def fibonacci(n):\n", "class Stack:\n    def push(self, item):\n", "import os\n")
+TEXTS = (
+    "def fibonacci(n):\n",
+    "class Stack:\n    def push(self, item):\n",
+    "import os\nimport sys\n\ndef main():\n",
+)
 
 
 class Shape(NamedTuple):
