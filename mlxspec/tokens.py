@@ -42,6 +42,8 @@ class Detokenizer:
             self._uncleaned = ""
         self._is_byte: dict[int, bool | None] = {}  # None for an id without a token
         self._before = _context(tokenizer) if continues else []
+        # Asked only where words carry suffixes: it doubles what a token costs.
+        self._follower = _context(tokenizer) if _reads_by_follower(tokenizer) else []
         self._window: list[int] = []  # tokens after `before`, with text that is not final
         self._seen = len(self._decoded(self._before))
         self._told = 0  # letters of the window's text that were returned
@@ -89,7 +91,12 @@ class Detokenizer:
         """How many letters of the window's text no later token can change."""
         # A character has up to three bytes before its last, and each may read as one letter.
         incomplete = len(text) - len(text.rstrip(UNREADABLE))
-        return len(text) - min(incomplete, 3)
+        final = len(text) - min(incomplete, 3)
+        if not self._follower:
+            return final
+        followed = self._decoded([*self._before, *self._window, *self._follower])[self._seen :]
+        changed = (at for at, letter in enumerate(text[:final]) if letter != followed[at : at + 1])
+        return next(changed, final)
 
     def _moves(self, text: str) -> bool:
         """Whether the window can be what stands before the next one.
@@ -118,6 +125,12 @@ class Detokenizer:
 
     def _decoded(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, **self._as_it_is)) if tokens else ""
+
+
+def _reads_by_follower(tokenizer: Tokenizer) -> bool:
+    """Whether a token reads otherwise once another follows: a suffix becomes a space."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return decoder is not None and b"BPEDecoder" in decoder.__getstate__()
 
 
 def cleans_up(tokenizer: Tokenizer) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from architectures import VOCABULARY, Contrary, build
+from hypothesis import settings
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.sample_utils import make_logits_processors
@@ -22,6 +24,11 @@ from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.sampler import Knobs, Processor
+
+# The same examples every time; MLXSPEC_EXPLORE=1 draws others, to find what nobody thought of.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("explore", derandomize=False, deadline=None)
+settings.load_profile("explore" if os.environ.get("MLXSPEC_EXPLORE") else "fixed")
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
 WINDOW = 16

@@ -222,7 +222,7 @@ def test_live_line_is_below_the_text_and_gone_at_the_end(terminal: Terminal) -> 
     columns=st.integers(4, 24),
     lines=st.sampled_from([2, 3, 5, 60]),
 )
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 def test_screen_is_the_wrapped_text_whatever_the_pieces(
     texts: list[str], columns: int, lines: int
 ) -> None:

@@ -68,7 +68,7 @@ def matches(expected, before, firm):
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.randoms(use_true_random=False), st.integers(0, 200), st.integers(0, 6), st.booleans())
 def test_as_a_search_through_all_that_is_expected(rng, length, blocks, begins):
     alphabet = range(rng.choice([2, 3, 6, 40]))

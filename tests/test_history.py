@@ -26,7 +26,7 @@ def next_of(prompt, output):
     return next(iter(after(prompt, output).propose(1).tokens), None)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 3), max_size=80), st.integers(0, 80), st.integers(0, 40), st.data())
 def test_what_is_proposed_does_not_depend_on_how_much_is(text, prompt, limit, data):
     history = after(text[:prompt], text[prompt:])

@@ -149,7 +149,7 @@ def test_text_is_what_it_is_without(name: str, path: Path) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_row_of_prompts(data: st.DataObject) -> None:
     engine = engine_of("llama", "agrees")
     tokens = st.lists(st.integers(0, 1), min_size=1, max_size=3 * CHUNK)
@@ -357,7 +357,7 @@ def test_metadata_that_are_none_are_damage(change: str, sound: bytes, path: Path
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_changed_is_noticed(sound: bytes, data: st.DataObject) -> None:
     length = 8 + int.from_bytes(sound[:8], "little")
     places = st.integers(0, length - 1) | st.integers(0, len(sound) - 1)

@@ -37,8 +37,6 @@ from mlxspec.sampling.sampler import Sampler
 
 def examples(count: int) -> Any:
     return settings(
-        derandomize=True,
-        deadline=None,
         max_examples=count,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

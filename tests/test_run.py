@@ -127,7 +127,7 @@ def named(name: str) -> int:
 WORDS = sorted({*map(named, ["ab", "abab", "Ġa", "bc", "Ã©", "ĠĠ"]), *tokens_of("abc! é€")})
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.data())
 def test_every_end_is_the_plain_one(data: st.DataObject) -> None:
     text = data.draw(st.lists(st.sampled_from([*WORDS, EOS]), min_size=1, max_size=20))

@@ -51,7 +51,7 @@ def texts(draw: st.DrawFn) -> list[int]:
     return text
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(texts(), st.integers(LONGEST, 2 * LONGEST), st.integers(1, 40), st.integers(0, 60))
 def test_as_a_search_through_all_that_is_remembered(text, capacity, chunk, since):
     index = SuffixIndex(capacity=capacity)

@@ -186,7 +186,7 @@ def plainer(text: str) -> str:
 
 
 @example("sentence piece", "<|im_end|>", "<|eot|>\n<<|eot|>")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     kind=st.sampled_from(sorted(CHATS)),
     text=st.lists(st.sampled_from([*CONTROL, "<|", "|>", "a", "b c", " ", "\n", "é"])).map("".join),

@@ -170,7 +170,7 @@ class Pieces:
 
 
 @example("aba", ["aba", "b"], [3] * 12)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.text("ab", max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),

@@ -135,7 +135,7 @@ TEXTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(mine=TEXTS, theirs=TEXTS, spelling=st.booleans())
 def test_partners_are_those_that_decode_to_the_same_text(
     mine: list[str], theirs: list[str], spelling: bool
@@ -180,7 +180,7 @@ def test_two_of_each_are_told_apart() -> None:
     assert found(target, sentence_piece(["a", "\n", "<0x0A>"])).partners == {0: 2, 1: 1, 2: 0}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(order=st.permutations(range(6)))
 def test_a_choice_depends_on_nothing_but_names_and_ids(order: list[int]) -> None:
     # The order in which a vocabulary is listed is no part of it.
