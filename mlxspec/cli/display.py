@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxspec.cli.reasoning import Layout, Shown
+from mlxspec.cli.streams import has_colours, is_capable
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -192,9 +193,8 @@ def open_display(
         json: nothing on stdout, which the caller keeps for an object.
         reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
-    capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
-    colours = capable and _has_colours()
-    terminal = stderr.isatty() and capable and not quiet
+    colours = has_colours()
+    terminal = stderr.isatty() and is_capable() and not quiet
     text, line = TextOut(), LiveLine()
     if terminal and (json or not _is_pipe(stdout)):
         # What reads a pipe, `tee` for one, may write to this very terminal: nothing may then
@@ -247,11 +247,6 @@ def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:
         color_system="auto" if terminal and colours else None,
         highlight=False,
     )
-
-
-def _has_colours() -> bool:
-    term = os.environ.get("TERM", "").lower()
-    return not os.environ.get("NO_COLOR") and not term.startswith("vt") and term[-2:] != "-m"
 
 
 def _same_file(one: TextIO, other: TextIO) -> bool:

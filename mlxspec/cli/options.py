@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mlxspec.cli.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
 from mlxspec.files import require_no_folder
@@ -42,16 +44,6 @@ _drafting = partial(typer.Option, rich_help_panel="Speculation")
 _text = partial(typer.Option, rich_help_panel="Text")
 _output = partial(typer.Option, rich_help_panel="Output")
 
-ReasoningOption = Annotated[
-    bool | None,
-    _output(
-        "--show-reasoning/--hide-reasoning",
-        help="Whether stdout has a model's reasoning before its answer: on a terminal by default. "
-        "--json has both in any case, apart.",
-        show_default=False,
-    ),
-]
-
 
 def _draft_tokens(text: str) -> DraftTokens:
     if text == AUTO:
@@ -63,6 +55,10 @@ def _draft_tokens(text: str) -> DraftTokens:
     if not 0 <= count <= MAX_DRAFT_TOKENS:
         raise typer.BadParameter(f"{text!r} is neither auto nor in the range 0-{MAX_DRAFT_TOKENS}.")
     return count
+
+
+def _texts(given: Iterable[str] | None, what: str) -> tuple[str, ...]:
+    return tuple(as_text(one, what) for one in given or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +231,7 @@ class TextOptions:
     def template_args(self) -> dict[str, Any]:
         """The arguments of the chat template by their names."""
         found: dict[str, Any] = {}
-        for given in self.template_arg or ():
+        for given in _texts(self.template_arg, "--template-arg"):
             name, equals, value = given.partition("=")
             if not name or not equals:
                 raise UsageError(
@@ -247,6 +243,15 @@ class TextOptions:
             except ValueError:
                 found[name] = value
         return found
+
+    def texts(self) -> dict[str, Any]:
+        """The texts by the names that `Engine.request` gives them."""
+        return {
+            "system": None if self.system is None else as_text(self.system, "The system message"),
+            "stop": _texts(self.stop, "The stop string"),
+            "eos": _texts(self.eos, "The token's name"),
+            "template_args": self.template_args(),
+        }
 
     def cache_file(self) -> Path | None:
         """The file of the prompt cache; raises UsageError where it is a folder."""
@@ -274,6 +279,21 @@ class OutputOptions:
 
     as_json: Annotated[bool, _output("--json", help="Print one JSON object on stdout.")] = False
     quiet: Annotated[bool, _output("--quiet", "-q", help="Nothing on stderr but errors.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningOptions:
+    """Whether the reasoning is shown beside the answer."""
+
+    reasoning: Annotated[
+        bool | None,
+        _output(
+            "--show-reasoning/--hide-reasoning",
+            help="Whether stdout has a model's reasoning before its answer: on a terminal by "
+            "default. --json has both in any case, apart.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxspec.cli import options
+from mlxspec.cli.help import Command, Group
 from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
@@ -18,10 +19,10 @@ from mlxspec.pairs.table import Pair, find_pair, load_pairs
 if TYPE_CHECKING:
     from rich.table import Table
 
-pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
+pairs_app = typer.Typer(cls=Group, help="The table of model pairs.", no_args_is_help=True)
 
 
-@pairs_app.command("list")
+@pairs_app.command("list", cls=Command)
 def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption = False) -> None:
     """Show every pair of the table."""
     out, pairs = Output(as_json), load_pairs(models)
@@ -31,7 +32,7 @@ def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption 
     out.show(_grid((pair.name, _in_three_lines(pair)) for pair in pairs.values()))
 
 
-@pairs_app.command("show")
+@pairs_app.command("show", cls=Command)
 def show_pair(
     name: Annotated[str, typer.Argument(help="Its name in the table.")],
     models: options.ModelsOption = None,

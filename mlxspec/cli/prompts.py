@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, BinaryIO
 
+from mlxspec.cli.streams import as_text, not_utf8
 from mlxspec.errors import PromptError
 from mlxspec.metrics import Tell, silent
 
@@ -37,7 +38,7 @@ def read_prompt(
     is_piped = stdin is not None and _is_piped(stdin)
     reads = stdin is not None and (argument == "-" or is_piped)
     piped = _decoded(_read(stdin, argument, tell)) if stdin is not None and reads else ""
-    parts = [argument if argument not in (None, "-") else "", piped]
+    parts = ["" if argument in (None, "-") else as_text(argument, "The prompt"), piped]
     prompt = "\n\n".join(part for part in parts if part)
     if argument is None and not piped:
         if default is not None and not is_piped:
@@ -48,10 +49,6 @@ def read_prompt(
         )
     if not prompt.strip():
         raise PromptError("The prompt is empty.", hint="Give a text as argument or on stdin.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _not_utf8() from error
     return prompt
 
 
@@ -151,10 +148,4 @@ def _decoded(content: bytes, what: str = "The prompt") -> str:
     try:
         return content.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
-        raise _not_utf8(what) from error
-
-
-def _not_utf8(what: str = "The prompt") -> PromptError:
-    return PromptError(
-        f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
-    )
+        raise not_utf8(what) from error
