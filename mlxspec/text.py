@@ -47,10 +47,15 @@ def encode_prompt(
     tell = tell or _unheard
     if not is_raw(tokenizer, raw):
         return encode_chat(tokenizer, text, system, template_args or {}, tell)
-    for given, what in ((system is not None, "a system message"), (template_args, "arguments")):
+    for given, what in (
+        (system is not None, "a system message"),
+        (template_args, "arguments of one"),
+    ):
         if given:
             raise PromptError(
-                f"A raw prompt has no place for {what}.",
+                f"A raw prompt has no place for {what}."
+                if tokenizer.has_chat_template
+                else f"The model has no chat template, and so no place for {what}.",
                 hint="Leave it out, or use a model with a chat template and no --raw.",
             )
     if not raw and _is_of_chats(tokenizer):

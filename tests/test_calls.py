@@ -74,6 +74,17 @@ def test_help_fits_any_width_and_cuts_no_name(call: Call, columns: int) -> None:
     assert titles == [f"{title}:" for title in (*expected, "Options", "Examples")]
 
 
+@pytest.mark.parametrize("columns", [20, 30, 40, 60])
+def test_pairs_are_whole_in_any_width(call: Call, columns: int) -> None:
+    lines = call("pairs", "list", columns=columns).out.decode().splitlines()
+    assert max(map(len, lines)) <= columns
+    words = "".join("".join(lines).split())
+    for part in ("demo", "qwen3-8b", "mlx-community/Qwen3-0.6B-4bit", "package:demo/target"):
+        assert part in words
+    shown = call("pairs", "show", "demo", columns=columns).out.decode()
+    assert "draftpackage:demo/draft" in "".join(shown.split())
+
+
 def test_groups_show_their_help_alone(call: Call) -> None:
     for group, inside in [((), "generate"), (("pairs",), "list")]:
         run = call(*group)
@@ -132,6 +143,24 @@ def test_a_wrong_call_is_one_line_and_a_hint(call: Call, arguments: list[str], w
     assert (run.code, run.out) == (2, b"")
     assert is_one_error(run.err)
     assert all(part in run.err.decode() for part in words.split("|"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "x", "--models", "/none.toml"], "The table /none.toml cannot be read"),
+        (["--models", "~nobody-here/x.toml"], "The table ~nobody-here/x.toml cannot be read"),
+        (["--prediction", "~nobody-here/x"], "The file ~nobody-here/x cannot be read"),
+        (["--kv-group-size", "32"], "says nothing without --kv-bits"),
+    ],
+)
+def test_what_is_given_beside_something_else_is_true_too(
+    call: Call, arguments: list[str], words: str
+) -> None:
+    run = call("generate", *arguments, "a")
+    assert (run.code, run.out) == (2, b"")
+    assert is_one_error(run.err)
+    assert words in run.err.decode()
 
 
 # --- encodings --------------------------------------------------------------------------

@@ -291,6 +291,21 @@ def test_narrow_window_shows_the_parts_that_fit(make_terminal: MakeTerminal) -> 
     assert terminal.rows()[1] == "40 tok/s"
 
 
+@pytest.mark.parametrize("columns", [20, 30, 40, 60])
+def test_a_narrow_window_has_all_of_the_summary(make_terminal: MakeTerminal, columns: int) -> None:
+    terminal = make_terminal(columns, 40)
+    run = on(terminal)
+    run.say("text")
+    run.finish()
+    rows = terminal.rows()
+    assert "…" not in "".join(rows)
+    labels = [row[:10].strip() for row in rows[1:]]
+    assert [label for label in labels if label] == ["output", "written", "rounds", "cost"]
+    words = "".join(row[10:] for row in rows[1:]).replace(" ", "")
+    for part in ("firstafter0.04s", "interrupted", "75%of4proposalsaccepted", "memory0.03GB"):
+        assert part in words
+
+
 def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
     run = on(terminal, draft_tokens=0)
     run.say("text", own=True)

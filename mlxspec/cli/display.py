@@ -40,6 +40,7 @@ from mlxspec.cli.terminal import (
     LiveLine,
     TerminalText,
     TextOut,
+    columns_of,
     visible,
 )
 from mlxspec.metrics import Event, Generation, Split
@@ -153,6 +154,7 @@ class Display:
         rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
+                self._people.width = columns_of(self._people.file)
                 self._people.print(_table(rows))
             else:
                 line = "; ".join(f"{label}: {' · '.join(parts)}" for label, parts in rows)
@@ -215,7 +217,7 @@ def open_display(
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=len("sampling"))  # the longest label, so that summaries line up
-    table.add_column()
+    table.add_column(overflow="fold")
     for label, parts in rows:
         table.add_row(Text(label, ASIDE), Text(" · ".join(parts)))
     return table

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from mlxspec.cli.streams import has_colours
 
 _WIDEST, _NARROWEST = 100, 16
-_BESIDE = 60  # columns from which meanings stand beside names
+BESIDE = 60  # columns from which meanings stand beside names
 _NAMES = 34  # columns of the names at most
 _KEPT = "\xa0"  # a space at which no line breaks
 _LAST = "Options"  # such as --help
@@ -79,9 +79,9 @@ def _rows(rows: Iterable[Row], width: int) -> Iterator[str]:
     column = min(max(len(name) for name, _ in rows), _NAMES) + 4
     for name, meaning in rows:
         first = f"  {_bold(name)}"
-        indent = column if width >= _BESIDE else 6
+        indent = column if width >= BESIDE else 6
         lines = _wrapped(" ".join(meaning.split()), width - indent)
-        if width >= _BESIDE and len(name) + 4 <= column and lines:
+        if width >= BESIDE and len(name) + 4 <= column and lines:
             first += " " * (column - 2 - len(name)) + lines.pop(0)
         yield first
         yield from (" " * indent + line for line in lines)

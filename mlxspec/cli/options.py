@@ -14,8 +14,8 @@ import typer
 from mlxspec.cli.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
-from mlxspec.files import require_no_folder
-from mlxspec.pairs.table import Pair, find_pair
+from mlxspec.files import expanded, require_no_folder
+from mlxspec.pairs.table import Pair, find_pair, load_pairs
 from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
 PromptArgument = Annotated[
@@ -147,6 +147,11 @@ class ModelOptions:
     def kv(self) -> KVQuantization | None:
         """The quantisation of keys and values, if there is any."""
         if self.kv_bits is None:
+            if self.kv_group_size != DEFAULT_GROUP_SIZE:
+                raise UsageError(
+                    f"--kv-group-size {self.kv_group_size} says nothing without --kv-bits.",
+                    hint="Add --kv-bits 8, or 4 or 2, which quantises keys and values.",
+                )
             return None
         return KVQuantization(self.kv_bits, self.kv_group_size)
 
@@ -173,6 +178,8 @@ class ModelOptions:
                     f"--pair {self.pair} and --target {self.target} both name a target.",
                     hint="Leave one out; --draft names a draft for the target.",
                 )
+            if self.models is not None:
+                load_pairs(self.models)  # nothing of it is used, but what is wrong with it is said
             return Pair(name=self.target, target=self.target, draft=draft)
         pair = find_pair(self.pair, self.models)
         if draft is None:
@@ -257,10 +264,7 @@ class TextOptions:
         """The file of the prompt cache; raises UsageError where it is a folder."""
         if self.cache is None:
             return None
-        try:
-            path = self.cache.expanduser()
-        except RuntimeError:  # there is no home of that name, and so no such folder
-            path = self.cache
+        path = expanded(self.cache)
         require_no_folder(path)
         return path
 

@@ -49,11 +49,18 @@ class Output:
         for one in renderables:
             console.print(one, style=style)
 
-    def console(self) -> Console:
-        """Rich's console on stdout. Brackets in strings are text."""
+    def console(self, *, least: int = 0) -> Console:
+        """Rich's console on stdout. Brackets in strings are text.
+
+        Args:
+            least: columns that tables of figures need: a narrower terminal breaks their lines,
+                because what is cut could not be read.
+        """
         from rich.console import Console
 
-        return Console(highlight=False, markup=False)
+        console = Console(highlight=False, markup=False)
+        console.width = max(console.width, least)
+        return console
 
     def tell(self, line: str) -> None:
         """A line for people on stderr."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxspec.cli import options
-from mlxspec.cli.help import Command, Group
+from mlxspec.cli.help import BESIDE, Command, Group
 from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
@@ -18,6 +19,8 @@ from mlxspec.pairs.table import Pair, find_pair, load_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_COLUMNS = 72  # that the table of what was learned needs
 
 pairs_app = typer.Typer(cls=Group, help="The table of model pairs.", no_args_is_help=True)
 
@@ -50,7 +53,8 @@ def show_pair(
         return
     out.show(_grid(_rows(pair)))
     for record in kept:
-        out.show("", _setting(record), _learned(record))
+        out.show("", _setting(record))
+        out.console(least=_COLUMNS).print(_learned(record))
         if record.recommendation is not None:
             out.show(str(record.recommendation), style="bold")
 
@@ -126,12 +130,19 @@ def _drafts_of(pair: Pair) -> str:
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names beside what belongs to them, or above it where lines are short."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
+    beside = shutil.get_terminal_size().columns >= BESIDE
+    table.add_column(style="bold", no_wrap=True) if beside else None
     table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # not strings, in which brackets are markup
+    for name, value in rows:
+        if beside:
+            table.add_row(Text(name), Text(value))  # not strings, in which brackets are markup
+        else:
+            table.add_row(Text(name, "bold"))
+            table.add_row(Padding(Text(value), (0, 0, 0, 2)))
     return table

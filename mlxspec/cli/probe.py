@@ -60,7 +60,7 @@ def _probe(models: ModelOptions, prompts: Path | None, out: Output, *, tunes: bo
     if out.as_json:
         out.object({"pair": pair.name, **result})
         return
-    console = out.console()
+    console = out.console(least=report.COLUMNS)
     report.show_probe(found, console)
     report.show_trial(found, measured, console)
     if tunes:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from mlxspec.cli.streams import as_text, not_utf8
 from mlxspec.errors import PromptError
+from mlxspec.files import expanded
 from mlxspec.metrics import Tell, silent
 
 PATIENCE_S = 1.0  # of waiting for stdin without a word
@@ -78,7 +79,7 @@ def read_text(path: Path) -> str:
         PromptError: it cannot be read, or is not UTF-8.
     """
     try:
-        return _decoded(path.expanduser().read_bytes(), str(path))
+        return _decoded(expanded(path).read_bytes(), str(path))
     except OSError as error:
         raise PromptError(
             f"The file {path} cannot be read: {error.strerror}.", hint="Check the path."

@@ -14,6 +14,7 @@ from mlxspec.control.records import Recommendation
 from mlxspec.defaults import MODEL
 from mlxspec.measure.forecast import PLAIN_DECODING, WORTH_IT, Contender, Forecast
 
+COLUMNS = 80  # that the tables need
 WITHIN = 0.1  # how far a prediction may be off
 
 

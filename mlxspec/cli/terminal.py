@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import TextIO
+from typing import IO, TextIO
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -269,7 +269,12 @@ def _is_sure(char: str) -> bool:
     return _cells(char) > 0 or category == "Mn"
 
 
-def _size(stream: TextIO) -> os.terminal_size:
+def columns_of(stream: IO[str]) -> int:
+    """The width of the terminal that a stream goes to."""
+    return _size(stream).columns
+
+
+def _size(stream: IO[str]) -> os.terminal_size:
     with suppress(*GONE):
         size = os.get_terminal_size(stream.fileno())
         if size.columns > 0:

@@ -265,6 +265,12 @@ class Requests:
 
         With `auto` and no rule named, they get a rule under which the seed decides the text.
         """
+        lacking = [token for token in sampling.logit_bias if token >= self._vocabulary]
+        if lacking:
+            raise UsageError(
+                f"logit_bias is given for {lacking[0]}, and the model has no token {lacking[0]}.",
+                hint=f"The ids of its tokens are 0 to {self._vocabulary - 1}.",
+            )
         if auto and sampling.verify is None:
             sampling = sampling.auditable()
         sampling = sampling.with_seed()
