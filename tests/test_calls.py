@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +14,7 @@ from cli_tools import is_one_error
 
 from mlxspec.cli import streams
 from mlxspec.cli.app import main
+from mlxspec.cli.prompts import read_prompt
 from mlxspec.errors import PromptError
 
 ENCODINGS = ("utf-8", "ascii", "latin-1", "cp1252")
@@ -161,6 +163,28 @@ def test_what_is_given_beside_something_else_is_true_too(
     assert (run.code, run.out) == (2, b"")
     assert is_one_error(run.err)
     assert words in run.err.decode()
+
+
+# --- stdin ------------------------------------------------------------------------------
+
+
+def test_a_file_that_a_loop_reads_is_left_to_it(tmp_path: Path) -> None:
+    """While a shell reads it line by line, each line is the argument of a command."""
+    path, notes = tmp_path / "lines", list[str]()
+    path.write_text("one\ntwo\nthree\n")
+    with path.open("rb", buffering=0) as stdin:
+        assert read_prompt("say", stdin, tell=notes.append) == "say\n\none\ntwo\nthree\n"
+        for offset in (4, 14):
+            stdin.seek(offset)
+            assert read_prompt("one", stdin, tell=notes.append) == "one"
+            assert stdin.tell() == offset
+        assert len(notes) == 2
+        assert "left alone" in notes[0]
+        stdin.seek(4)
+        assert read_prompt("-", stdin) == "two\nthree\n"
+        stdin.seek(4)
+        assert read_prompt(None, stdin) == "two\nthree\n"
+        assert len(notes) == 2
 
 
 # --- encodings --------------------------------------------------------------------------

@@ -64,10 +64,10 @@ def as_text(argument: str, what: str) -> str:
         raise not_utf8(what) from error
 
 
-def not_utf8(what: str) -> PromptError:
-    """The error of a text that is no UTF-8."""
+def not_utf8(what: str, seems: str = "latin1") -> PromptError:
+    """The error of a text that is no UTF-8, but perhaps in another encoding."""
     return PromptError(
-        f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
+        f"{what} is not valid UTF-8.", hint=f"Convert it: iconv -f {seems} -t utf-8 FILE."
     )
 
 
