@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlxspec.cli import display as display_module
+from mlxspec.cli import streams
 from mlxspec.cli.display import Display, Split, open_display
 from mlxspec.cli.summary import Both, live_parts, summary
 from mlxspec.metrics import (
@@ -72,24 +73,24 @@ class Terminal:
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self._files = ExitStack()
-        self._master, self._slave = os.openpty()
+        self._master, self.slave = os.openpty()
         self.screen = Screen(columns, lines)
         self._parser = pyte.ByteStream(self.screen)
         self.raw = ""
         self.resize(columns, lines)
 
     def open(self) -> TextIO:
-        stream = os.fdopen(os.dup(self._slave), "w", encoding="utf-8")
+        stream = os.fdopen(os.dup(self.slave), "w", encoding="utf-8")
         return self._files.enter_context(stream)
 
     def resize(self, columns: int, lines: int) -> None:
         self.read()
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.screen.resize(lines, columns)
 
     def write(self, text: str) -> None:
         """Something else writes: another process, or the echo of a key that was pressed."""
-        os.write(self._slave, text.encode())
+        os.write(self.slave, text.encode())
 
     def rows(self) -> list[str]:
         self.read()
@@ -99,7 +100,7 @@ class Terminal:
         return "\n".join(self.rows()).rstrip()
 
     def read(self) -> None:
-        os.write(self._slave, SYNC.encode())
+        os.write(self.slave, SYNC.encode())
         data = b""
         while SYNC.encode() not in data:
             data += os.read(self._master, 65536)
@@ -108,7 +109,7 @@ class Terminal:
 
     def close(self) -> None:
         self._files.close()
-        os.close(self._slave)
+        os.close(self.slave)
         os.close(self._master)
 
 
@@ -408,6 +409,23 @@ def test_control_characters_are_shown_as_pictures(terminal: Terminal) -> None:
     run.display.note("\x1b[2J")
     run.display.close()
     assert terminal.rows()[:2] == ["a␛[2Jb␍c␇d␡e\ufffdf", "␛[2J"]
+
+
+def test_letters_that_the_terminal_lacks_move_the_cursor_as_what_stands_for_them(
+    make_terminal: MakeTerminal,
+) -> None:
+    streams.prepare()
+    terminal = make_terminal(20, 30)
+    with os.fdopen(os.dup(terminal.slave), "w", encoding="ascii", errors=streams.ERRORS) as stream:
+        run = Running(open_display(stdout=stream, stderr=stream, quiet=False, json=False))
+        for text in ("a …", "漢 · é", "x\x1b"):
+            run.say(text)
+        run.say("!")
+        text = "a ...\\u6f22 - \\xe9x\\u241b!"
+        assert terminal.rows()[:2] == [text[:20], text[20:]]
+        assert terminal.rows()[2].startswith("40 tok/s")
+        run.finish()
+    assert "75% of" in "".join(terminal.rows())
 
 
 def test_the_targets_own_text_is_bold(terminal: Terminal) -> None:

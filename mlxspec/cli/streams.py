@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mlxspec.errors import PromptError
 
-_ERRORS = "mlxspec.plain"
+ERRORS = "mlxspec.plain"  # the handler of letters that an encoding lacks
 # In place of letters that a stream's encoding lacks, which are few in what this program says.
 _PLAIN = {
     "…": "...",
@@ -30,16 +30,16 @@ def prepare() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115, it stays open
-    codecs.register_error(_ERRORS, _plainly)
+    codecs.register_error(ERRORS, _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors=_ERRORS)
+            stream.reconfigure(errors=ERRORS)
 
 
 def exactly() -> None:
     """Let a stdout that is no terminal have UTF-8 and line feeds in any locale."""
     if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.isatty():
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n", errors=_ERRORS)
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n", errors=ERRORS)
 
 
 def is_unicode(text: str) -> bool:

@@ -6,6 +6,7 @@ stdout still carries the text and its styles alone.
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ class TerminalText(TextOut):
         self._written = False  # until nothing can interrupt it any more
         self._notice_resize()
         for piece in pieces:
-            text = self._laid_out(visible(piece.text))
+            text = self._laid_out(_in_letters_of(self._stream, visible(piece.text)))
             if self._colours and piece.reasoning:
                 text = ASIDE.render(text)
             elif self._colours and marked and not piece.from_draft:
@@ -267,6 +268,14 @@ def _is_sure(char: str) -> bool:
     if joins or category in ("Mc", "Me", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"):
         return False
     return _cells(char) > 0 or category == "Mn"
+
+
+def _in_letters_of(stream: TextIO, text: str) -> str:
+    """What the stream makes of letters that its encoding lacks, which may be of another width."""
+    encoding = codecs.lookup(stream.encoding).name
+    if encoding == "utf-8":
+        return text
+    return text.encode(encoding, stream.errors or "strict").decode(encoding)
 
 
 def columns_of(stream: IO[str]) -> int:
