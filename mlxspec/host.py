@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -40,28 +40,29 @@ def allow_open_files(count: int = 4096) -> None:
 
 
 class _Guard(MetaPathFinder):
-    """Finds mlx-lm once, and lets it be imported with the process kept."""
+    """Lets mlx-lm be imported, however it is found, with the process kept."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != _LIBRARY:
             return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
+        others = (one for one in sys.meta_path if one is not self and hasattr(one, "find_spec"))
+        found = (one.find_spec(name, path, target) for one in others)
+        spec = next((one for one in found if one is not None), None)
         if spec is not None and spec.loader is not None:
-            _keep_while(spec.loader)
+            self._wrap(spec.loader)
         return spec
 
+    def _wrap(self, loader: Any) -> None:
+        execute: Callable[[ModuleType], None] = loader.exec_module
 
-def _keep_while(loader: Any) -> None:
-    execute: Callable[[ModuleType], None] = loader.exec_module
+        def kept(module: ModuleType) -> None:
+            sys.meta_path[:] = [one for one in sys.meta_path if one is not self]
+            with _kept():
+                execute(module)
 
-    def kept(module: ModuleType) -> None:
-        with _kept():
-            execute(module)
-
-    loader.exec_module = kept
+        loader.exec_module = kept
 
 
 @contextmanager
