@@ -87,9 +87,11 @@ def _is_of_chats(tokenizer: Tokenizer) -> bool:
 def _require_unicode(what: str, text: str) -> None:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # bytes of a command line that Python could not decode
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
         raise PromptError(
-            f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
+            f"{what} is not valid Unicode: {half} is half of a character, or a byte.",
+            hint="Decode bytes as what they are, such as bytes.decode('latin1').",
         ) from error
 
 
