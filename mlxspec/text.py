@@ -140,9 +140,9 @@ class TextStream:
 
     def remarks(self, finish: FinishReason) -> tuple[str, ...]:
         """Lines for people about how the text ended, once it has."""
-        if self._reasoning is None or self._sorter is None or not self._sorter.is_inside:
+        if self._reasoning is None or self._sorter is None or not self._sorter.place:
             return ()
-        return (self._reasoning.remark(finish, stopped=self.stopped),)
+        return (self._reasoning.remark(self._sorter.place, finish, stopped=self.stopped),)
 
     def _read(self, token: int, from_draft: bool) -> list[Piece]:
         text = self._detokenizer.add(token)
