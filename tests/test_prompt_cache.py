@@ -94,7 +94,7 @@ def fed(engine: Engine, prompt: Sequence[int], path: Path) -> list[int]:
     reader = Reader(engine.rounds.of(request), request, cache=engine._prompt_cache(request))
     finished(reader.state(prompt))
     for name in engine.drafts:
-        reader.draft(name, [*prompt, 0], 0)  # once the first token is there
+        finished(reader.draft(name, prompt[:-1], 0))  # once the first token is there
     reader.keep()
     return [cached.model._fed for cached in engine.models]
 

@@ -89,10 +89,12 @@ class MadeUp(Reader):
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
-    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        cached, read = self._rounds.model(name).cached, len(tokens) - 2 - start
-        caches = made_up(cached.model, read)
-        layers = cached.adopt(caches, read, read + MAX_DRAFT_TOKENS)
+    def draft(
+        self, name: str, tokens: Sequence[int], start: int
+    ) -> Generator[PrefillProgress, None, Past]:
+        cached, read = self._rounds.model(name).cached, len(tokens)
+        layers = cached.adopt(made_up(cached.model, read), read, read + MAX_DRAFT_TOKENS)
+        yield from ()
         return Past(layers, mx.array([start], mx.int32))
 
 

@@ -14,7 +14,7 @@ Plain Python without a clock or random numbers: the same reports give the same c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, sqrt
 
 from mlxspec.control.estimates import (
@@ -25,6 +25,7 @@ from mlxspec.control.estimates import (
     Costs,
     Knowledge,
 )
+from mlxspec.control.policy import Need, Permit
 from mlxspec.drafters.proposals import PLAIN, PRIORS, Choice, Offer
 from mlxspec.metrics import Parked
 
@@ -50,6 +51,9 @@ FIRST_TEXT = 3
 HOPE = 0.5
 # The share of the time without a model that it is assumed to save before it is tried.
 PROMISE = 0.33
+# The share of the time that a draft may read for before it was seen to pay, and the seconds that a
+# text is expected to go on for at least.
+READING_SHARE, GRACE_S = 0.05, 1.0
 
 
 @dataclass
@@ -95,6 +99,7 @@ class Controller:
         self._current = PLAIN
         self._entered = 0  # the round in which the current drafter came into use
         self._trial, self._left = PLAIN, 0
+        self._undo: _Rest | None = None  # the rest of the drafter on trial, before it was
         self._neighbours = _Rest(0, FIRST_NEIGHBOUR)
         first_trial = (0 if not self._costs.unknown else OPENING) - FIRST_RETRY
         self._rests = {"": _Rest(0)} | {
@@ -141,9 +146,32 @@ class Controller:
             return None
         return plain_s * self._costs.curve(self._payer(choice), choice.draft_tokens)[-1]
 
-    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
-        """Whether a draft may save more than `cost_s` of the `left_s` that the rest would take."""
-        return left_s * self._promise(name) > cost_s
+    def permit(self, name: str, need: Need) -> Permit:
+        """Whether a draft may read what it needs to.
+
+        A draft that was seen to pay reads whatever it can earn back. Any other one may lose a
+        small share of the time: of what has passed, and of as much again, which the text is
+        likely to go on for.
+        """
+        tried = self._acceptance[name].tried
+        promise = self._promise(name)
+        if not tried:
+            promise = min(promise, 1 - need.slowness)
+        cost_s = need.cost_s or 0.0
+        earns = cost_s < need.left_s * promise
+        if need.is_hopeless or not (earns or tried):
+            return Permit.NEVER
+        if tried and earns:
+            return Permit.PIECE
+        likely_s = need.run_s + min(need.left_s, max(need.run_s, GRACE_S))
+        loss_s = need.spent_s + (need.piece_s if earns else cost_s)
+        return Permit.PIECE if loss_s <= READING_SHARE * likely_s else Permit.LATER
+
+    def postponed(self, choice: Choice) -> None:
+        """Take back a choice whose drafter was not ready: the round proposed nothing."""
+        if choice == self._trial and self._undo is not None:
+            self._left = 0
+            self._rests[choice.drafter] = self._undo
 
     def leave_out(self, name: str) -> None:
         """Never choose a model again."""
@@ -273,7 +301,7 @@ class Controller:
                 self._begin(due[0])
             elif neighbour is not None:
                 self._neighbours.tried(self._round)
-                self._trial, self._left = neighbour, TRIAL_ROUNDS
+                self._trial, self._left, self._undo = neighbour, TRIAL_ROUNDS, None
             else:
                 return None
         self._left -= 1
@@ -316,4 +344,5 @@ class Controller:
         else:
             self._trial = Choice(name, min(self._start, self._most[name]))
         self._left = TRIAL_ROUNDS
+        self._undo = replace(self._rests[name])
         self._rests[name].tried(self._round)

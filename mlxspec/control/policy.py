@@ -3,11 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 from mlxspec.control.estimates import Knowledge
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.metrics import Parked
+
+# A draft whose pass takes longer than this many plain rounds is given up. One would be enough, but
+# a pass that reads is no compiled round.
+SLOW = 1.5
+
+
+class Need(NamedTuple):
+    """The reading that a draft needs before it can propose, and what is known of its worth.
+
+    cost_s: the seconds that it is expected to take; None where too little was timed.
+    piece_s: the seconds of its next piece, or 0 before one was timed.
+    spent_s: the seconds that it has read for already, in this text.
+    pass_s: the seconds of its pass over one row, and plain_s of a plain round; None if unknown.
+    run_s: the seconds since the text was begun. left_s: the seconds that its rest takes plainly.
+    """
+
+    cost_s: float | None
+    piece_s: float
+    spent_s: float
+    pass_s: float | None
+    plain_s: float | None
+    run_s: float
+    left_s: float
+
+    @property
+    def slowness(self) -> float:
+        """A pass of the draft over a plain round, and 0 where either is unknown.
+
+        Even if all its proposals were right, a draft would save no more than 1 less this share.
+        """
+        return self.pass_s / self.plain_s if self.pass_s and self.plain_s else 0.0
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.slowness > SLOW
+
+
+class Permit(Enum):
+    """The answer to a `Need`: read all of it now, a piece of it, nothing yet, or never."""
+
+    ALL = "all"
+    PIECE = "piece"
+    LATER = "later"
+    NEVER = "never"
 
 
 class Policy(Protocol):
@@ -32,8 +77,11 @@ class Policy(Protocol):
     def seconds(self, choice: Choice) -> float | None:
         """The time of such a round at the present pace; None where nothing was timed."""
 
-    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
-        """Whether a draft may save more than `cost_s` of the `left_s` that the rest would take."""
+    def permit(self, name: str, need: Need) -> Permit:
+        """Whether a draft may read what it needs to."""
+
+    def postponed(self, choice: Choice) -> None:
+        """Take back a choice whose drafter was not ready: the round proposed nothing."""
 
     def parked(self) -> Parked | None:
         """Why rounds propose nothing, where the policy decided so."""
@@ -82,8 +130,11 @@ class FixedPolicy:
     def seconds(self, choice: Choice) -> float | None:
         return None
 
-    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
-        return True  # this K was asked for, whatever it costs
+    def permit(self, name: str, need: Need) -> Permit:
+        return Permit.ALL  # this K was asked for, whatever it costs
+
+    def postponed(self, choice: Choice) -> None:
+        """Nothing is planned ahead."""
 
     def parked(self) -> Parked | None:
         return None

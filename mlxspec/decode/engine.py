@@ -306,7 +306,7 @@ class Engine:
         reader = Reader(rounds, request)
         state = finished(reader.state(tokens))
         for name in self.drafts if draft else ():
-            past = reader.draft(name, tokens, 0)
+            past = finished(reader.draft(name, tokens[:-2], 0))
             state = state.with_draft(name, rounds.drafters[name].grown(past, state.capacity))
         return state
 

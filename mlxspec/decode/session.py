@@ -23,8 +23,6 @@ from mlxspec.errors import BrokenOutput, OutOfMemory
 from mlxspec.metrics import Parked, PrefillProgress, RoundStats
 from mlxspec.models.prefill import finished
 
-CHEAP = 512  # tokens that a draft reads without asking whether that pays
-
 
 class InFlight(NamedTuple):
     """A round that was dispatched and not read yet.
@@ -91,7 +89,14 @@ class Session:
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Choice | None = None  # for the next round, where it has to wait
         self._stopwatch = Stopwatch()
-        self._drafts = Drafts(rounds, reader, request.draft_tokens)
+        self._drafts = Drafts(
+            rounds,
+            reader,
+            self.policy,
+            prompt=len(request.tokens),
+            most=request.draft_tokens,
+            tell=self._notes.append,
+        )
         self._first_s = 0.0  # the time of the first round
         self._keeps = reader.keeps  # whether the prompt is still to be written to a file
         self._is_first = True
@@ -139,7 +144,7 @@ class Session:
         self._stopwatch.stop()
         for name in list(self._drafts.names):
             if name not in self._drafts.models and name not in self._state.drafts:
-                self._leave_out(name, "a prompt of one token gives it no features")
+                self._drafts.leave_out(name, "a prompt of one token gives it no features")
 
     def step(self) -> Committed:
         """Commit one round.
@@ -263,18 +268,20 @@ class Session:
 
     def _dispatch(self) -> bool:
         """Dispatch the next round; False if what is in flight must be read first."""
-        if self._keeps and not self._is_first:
+        if self._keeps and not self._is_first and not (self.draft_tokens and self._drafts.unread):
             if self._in_flight:
                 return False
-            self._keep()
+            self.close()  # all have read the prompt: keep it now, for its memory
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
         choice = self._chosen or self._choice()
         if self._is_behind(choice.drafter):
-            if self._in_flight:
-                self._chosen = choice
-                return False
-            choice = choice if self._catch_up(choice.drafter) else PLAIN
+            if self._drafts.may_read(choice.drafter, self.text, self._left_s()):
+                if self._in_flight:
+                    self._chosen = choice
+                    return False
+                self._catch_up(choice.drafter)
+            choice = self._ready(choice)
         self._chosen = None
         self._send(choice)
         self._is_first = False
@@ -311,34 +318,20 @@ class Session:
         before = self._in_flight[-1].choice.drafter if self._in_flight else None
         return self._drafts.is_behind(name, self.text, before)
 
-    def _keep(self) -> None:
-        """Let every draft read the prompt, and keep it: the first token is written by now."""
-        for name in self._drafts.models if self.draft_tokens else ():
-            if self._is_behind(name):
-                self._catch_up(name)
-        self.close()
-
-    def _catch_up(self, name: str) -> bool:
-        """Let a draft model read what it has missed; False where it is left out instead."""
+    def _catch_up(self, name: str) -> None:
+        """Let a draft model read on."""
         self._stopwatch.stop()
-        if not (name in self._drafts.read or self._is_worth_reading(name)):
-            self._leave_out(name, "reading the prompt would cost it more than it can win")
-            return False
-        try:
-            self._state = self._drafts.caught_up(self._state, name, self.text)
-        except OutOfMemory:
-            self._leave_out(name, "memory does not hold its cache")
-            return False
-        return True
+        self._state = self._drafts.caught_up(self._state, name, self.text, self._left_s())
 
-    def _is_worth_reading(self, name: str) -> bool:
-        """Whether a draft may save more time in the rest of the text than its reading costs."""
-        if len(self.text) <= CHEAP:
-            return True
-        left_s = (self.request.limit - len(self.text)) * self._first_s
-        return self.policy.pays(name, self._reader.draft_seconds(name), left_s)
+    def _ready(self, choice: Choice) -> Choice:
+        """The choice, or a plain round where its drafter has not caught up."""
+        if choice.drafter in self._drafts.names:
+            if not self._is_behind(choice.drafter):
+                return choice
+            self.policy.postponed(choice)
+        return PLAIN
 
-    def _leave_out(self, name: str, why: str) -> None:
-        self._drafts.leave_out(name)
-        self._notes.append(f"going on without the draft {name}: {why}")
-        self.policy.leave_out(name)
+    def _left_s(self) -> float:
+        """The seconds that the rest of the text would take without a draft."""
+        plain_s = self.policy.seconds(PLAIN) or self._first_s
+        return (self.request.limit - len(self.text)) * plain_s
