@@ -121,10 +121,17 @@ class Running:
         self.generation = Generation(prompt_tokens=3, speculation=stats, sampling=SamplingParams())
         self.elapsed_s = 0.0
 
-    def say(self, text: str, *, own: bool = False, finish: FinishReason | None = None) -> None:
+    def say(
+        self,
+        text: str,
+        *,
+        own: bool = False,
+        reasoning: bool = False,
+        finish: FinishReason | None = None,
+    ) -> None:
         accepted = 3 if self.generation.speculation.enabled else None
         stats = None if accepted is None else RoundStats(K, accepted, drafter="draft")
-        pieces = (Piece(text, from_draft=not own),) if text else ()
+        pieces = (Piece(text, not own, reasoning),) if text else ()
         event = Event((1,) * 4, (not own,) * 4, pieces, stats, finish)
         self.generation.add(event)
         self.elapsed_s += 0.1
@@ -589,6 +596,75 @@ def test_json_keeps_stdout_for_the_caller(terminal: Terminal, tmp_path: Path) ->
         run.finish()
     assert terminal.rows()[0].startswith("output    4 tokens")
     assert path.read_text() == ""
+
+
+# Reasoning beside the answer
+
+
+def think(run: Running) -> None:
+    """Reasoning twice, an answer after each."""
+    for text, reasoning in [("Hm", True), (", so", True), ("Yes", False), (", 4", False)]:
+        run.say(text, own=True, reasoning=reasoning)
+    run.say("\n\nOr", reasoning=True)
+    run.say("\n\nNo.")
+
+
+def test_reasoning_is_dim_above_the_answer(terminal: Terminal) -> None:
+    run = on(terminal)
+    think(run)
+    run.finish()
+    assert terminal.rows()[:7] == ["Hm, so", "", "Yes, 4", "", "Or", "", "No."]
+    assert terminal.rows()[7].startswith("output")
+    styled = terminal.raw
+    assert "\x1b[2mHm" in styled
+    assert "\x1b[2m, so" in styled
+    assert "\x1b[1mYes" in styled
+    assert "left out" not in terminal.text()
+
+
+TAGGED = "<think>\nHm, so\n</think>\n\nYes, 4\n\n<think>\nOr\n</think>\n\nNo."
+
+
+def test_where_no_style_tells_them_apart_tags_do(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    run = on(terminal)
+    think(run)
+    run.finish()
+    assert terminal.text().startswith(TAGGED + "\noutput")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [(None, "Yes, 4\n\nNo."), (False, "Yes, 4\n\nNo."), (True, TAGGED)],
+)
+def test_what_reads_a_file_gets_the_answer_unless_asked(
+    tmp_path: Path, asked: bool | None, expected: str
+) -> None:
+    stderr = io.StringIO()
+    with (tmp_path / "text").open("w") as stdout:
+        run = Running(
+            open_display(stdout=stdout, stderr=stderr, quiet=False, json=False, reasoning=asked)
+        )
+        think(run)
+        run.finish()
+    assert (tmp_path / "text").read_text() == expected
+    # Who did not ask for it is told where it is.
+    assert ("--show-reasoning" in stderr.getvalue()) == (asked is None)
+
+
+def test_reasoning_may_be_hidden_on_a_terminal(terminal: Terminal) -> None:
+    display = open_display(
+        stdout=terminal.open(), stderr=terminal.open(), quiet=True, json=False, reasoning=False
+    )
+    run = Running(display)
+    think(run)
+    display.close()
+    run.say("Hm", reasoning=True)
+    run.say("Next")
+    run.finish()
+    assert terminal.text() == "Yes, 4\n\nNo.\nNext"
 
 
 # stdout or stderr elsewhere

@@ -28,6 +28,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from mlxspec.cli.reasoning import Layout, Shown
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -54,9 +55,16 @@ class Display:
     """
 
     def __init__(
-        self, *, text: TextOut, line: LiveLine, people: Console | None, terminal: bool
+        self,
+        *,
+        text: TextOut,
+        line: LiveLine,
+        people: Console | None,
+        terminal: bool,
+        reasoning: Shown = Shown.LEFT_OUT,
     ) -> None:
         self._text = text
+        self._layout = Layout(reasoning)
         self._line = line
         self._people = people
         self._terminal = terminal
@@ -127,7 +135,7 @@ class Display:
             return
         self._end_progress()
         self._line.make_way()
-        self._text.write(event.pieces, marked=speculates(generation))
+        self._text.write(self._layout.laid_out(event.pieces), marked=speculates(generation))
         if elapsed_s - self._status_s >= STATUS_EVERY_S:
             parts = live_parts(generation, event.round, elapsed_s)
             self._status, self._status_s = parts, elapsed_s
@@ -140,7 +148,8 @@ class Display:
         self.close()
         if self._people is None:
             return
-        rows = summary(generation, split, both)
+        left_out = self._layout.shown is Shown.LEFT_OUT
+        rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
                 self._people.print(_table(rows))
@@ -155,6 +164,7 @@ class Display:
             with suppress(*GONE):
                 clean_up()
         self._tell_notes()
+        self._layout.reset()
         self._status_s = -inf
 
     def _tell_notes(self) -> None:
@@ -172,12 +182,15 @@ class Display:
             self._progress = None
 
 
-def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> Display:
+def open_display(
+    *, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool, reasoning: bool | None = None
+) -> Display:
     """The display that fits what the two streams are.
 
     Args:
         quiet: nothing on stderr.
         json: nothing on stdout, which the caller keeps for an object.
+        reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
     capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
     colours = capable and _has_colours()
@@ -195,7 +208,8 @@ def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> 
     elif not json:
         text = TerminalText(stdout, end_on=stdout, colours=colours)
     people = None if quiet else _console(stderr, terminal=terminal, colours=colours)
-    return Display(text=text, line=line, people=people, terminal=terminal)
+    shown = Shown.on(terminal=stdout.isatty(), colours=colours, asked=json or reasoning)
+    return Display(text=text, line=line, people=people, terminal=terminal, reasoning=shown)
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:

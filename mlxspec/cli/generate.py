@@ -49,9 +49,10 @@ def generate(
     sampling: SamplingOptions,
     checks: CheckOptions,
     output: OutputOptions,
+    reasoning: options.ReasoningOption = None,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    out = Output(output.as_json, output.quiet)
+    out = Output(output.as_json, output.quiet, reasoning)
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 

@@ -193,7 +193,12 @@ class Engine:
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **options)
         text = None
         if self.tokenizer is not None:
-            text = TextStream(self.tokenizer, continues=request.continues, stop=request.stop)
+            text = TextStream(
+                self.tokenizer,
+                continues=request.continues,
+                stop=request.stop,
+                reasoning=request.reasoning,
+            )
         run = Run(request, lambda: self._session(request), text, self.learn_from)
         run.generation.timing.load_s = self.load_s
         return run

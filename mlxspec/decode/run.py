@@ -88,11 +88,13 @@ class Run:
         cut = len(tokens) < len(committed.tokens)
         if finish is None and session.done:
             finish = "length"
+        notes = committed.notes
         if finish is not None and self._text:
             pieces += self._text.finish()
             finish = "stop" if self._text.stopped else finish
+            notes += self._text.remarks(finish)
         stats = replace(committed.stats, full=committed.stats.full and not cut)
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, committed.notes)
+        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)
 
     def _told(
         self, committed: Committed
