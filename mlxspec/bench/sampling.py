@@ -32,8 +32,9 @@ from rich.table import Table
 from mlxspec.bench.rounds import COUNTS, PROMPTS, timed
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
 from mlxspec.drafters.graph import ModelDrafter

@@ -15,7 +15,8 @@ import mlx.core as mx
 
 from mlxspec.control.policy import Need, Permit, Policy
 from mlxspec.decode.reader import DRAFT_PIECE_S, Reader
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ROWS, Past
 from mlxspec.drafters.proposals import PLAIN

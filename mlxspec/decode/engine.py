@@ -12,10 +12,11 @@ from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
 from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
 from mlxspec.drafters.history import Prediction

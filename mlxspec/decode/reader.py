@@ -9,7 +9,8 @@ import mlx.core as mx
 
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.request import Request
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past

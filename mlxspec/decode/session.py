@@ -14,7 +14,8 @@ from mlxspec.control.stopwatch import Marks, Stopwatch
 from mlxspec.decode.drafts import Drafts
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
-from mlxspec.decode.round import BROKEN, FusedRound, RoundState
+from mlxspec.decode.round import BROKEN, FusedRound
+from mlxspec.decode.state import NOTHING, Given, RoundState
 from mlxspec.device import lengths
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice, TextDrafter
@@ -248,12 +249,12 @@ class Session:
             return True  # the next round is likely to follow the text too
         return self.policy.wants(list(self._offered()))
 
-    def _given(self, choice: Choice) -> mx.array | None:
+    def _given(self, choice: Choice) -> Given:
         """The tokens that are proposed from the text, int32 [1, K]."""
         for offer, tokens in self._offered().items():
             if offer.drafter == choice.drafter:
-                return mx.array([tokens[: choice.draft_tokens]], mx.int32)
-        return None
+                return Given(mx.array([tokens[: choice.draft_tokens]], mx.int32))
+        return NOTHING
 
     def _tell_texts(self) -> None:
         """Let the text drafters read the new tokens, and count those they would have kept."""
@@ -297,9 +298,7 @@ class Session:
         if length > self._state.capacity:
             self._state = self.rounds.grown(self._state, lengths.reserved(length))
         self._state, draft_length = self._drafts.with_room(self._state, choice.drafter, bound)
-        shape = self.rounds.shape(
-            count, length, choice.drafter, draft_length, given=given is not None
-        )
+        shape = self.rounds.shape(count, length, choice.drafter, draft_length, given)
         fair = not self.rounds.is_new(shape)
         if not fair:
             # The host builds while the device computes, and may be the slower one.
