@@ -9,7 +9,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlxspec.decode.request import Request
-from mlxspec.decode.session import Committed, Session
+from mlxspec.decode.session import Session
+from mlxspec.decode.track import Committed
 from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
 from mlxspec.text import TextStream
 

@@ -16,13 +16,15 @@ from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
 
 ROWS = 64  # read in a pass: a ring has room for no more beyond its window
+UNREAD = 2**31 - 1  # in place of a start: of a row beside others, of which nothing was read
 
 
 class Past(NamedTuple):
     """The caches of a draft model that has read the text, or the end of it.
 
     layers: the caches' storage. start: int32 [B], the position of the first token in them; a draft
-        that reads only the end of a long text counts its positions from there.
+        that reads only the end of a long text counts its positions from there. A row of which it
+        has read nothing has UNREAD there.
     """
 
     layers: Layers
@@ -256,7 +258,7 @@ class ModelDrafter:
             length: entries to attend over, at least position - start + K of every row.
         """
         layers = past.layers
-        position = position - past.start
+        position = mx.maximum(position - past.start, 0)
         start = mx.maximum(position - 1, 0)
         # Positions are data: a constant per step would need a kernel per step.
         steps = position[:, None] + mx.arange(count)
