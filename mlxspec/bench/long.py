@@ -40,6 +40,7 @@ from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
@@ -117,7 +118,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
             # Made by hand, because `engine.request` rejects a text beyond the model's context.
             request = Request(tokens=tuple(text), draft_tokens=draft_tokens)
             rounds = engine.rounds.of(request)
-            session = Session(rounds, MadeUp(rounds, request), request)
+            session = Session(rounds, Track(rounds, MadeUp(rounds, request), request))
             for _ in range(3):
                 session.step()
             started = time.perf_counter()

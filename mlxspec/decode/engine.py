@@ -17,6 +17,7 @@ from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
 from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
 from mlxspec.drafters.history import Prediction
@@ -243,12 +244,16 @@ class Engine:
 
     def _session(self, request: Request) -> Session:
         rounds = self.rounds.of(request)
+        track = self._track(request, rounds, self._policy(request, rounds))
+        return Session(rounds, track)
+
+    def _track(self, request: Request, rounds: FusedRound, policy: Policy) -> Track:
+        """A text that those rounds are to write, which has not been read yet."""
         notes = self._notes(request)
         cache = self._prompt_cache(request)
         reader = Reader(rounds, request, tell=notes.append, cache=cache)
         texts = self._proposing(request) if request.draft_tokens else []
-        policy = self._policy(request, rounds)
-        return Session(rounds, reader, request, policy=policy, texts=texts, notes=notes)
+        return Track(rounds, reader, request, policy, texts=texts, notes=notes)
 
     def _policy(self, request: Request, rounds: FusedRound) -> Policy:
         most = {name: one.most for name, one in rounds.drafters.items()}

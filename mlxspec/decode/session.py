@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 
-from mlxspec.control.policy import FixedPolicy, Policy
+from mlxspec.control.policy import Policy
 from mlxspec.decode.lane import Lane
-from mlxspec.decode.reader import Reader
-from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.device import lengths
-from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.errors import OutOfMemory
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.prefill import finished
@@ -26,28 +23,14 @@ class Session:
 
     Args:
         rounds: the rounds that run.
-        reader: reads the prompt, and the whole text again after memory ran out.
-        request: the prompt, its limit, and the largest K.
-        policy: chooses the drafter and K of every round; None is the request's K in every round.
-        texts: text drafters, which have read nothing yet.
-        notes: lines for the user from before the first round.
+        track: the text.
     """
 
-    def __init__(
-        self,
-        rounds: FusedRound,
-        reader: Reader,
-        request: Request,
-        *,
-        policy: Policy | None = None,
-        texts: Sequence[TextDrafter] = (),
-        notes: list[str] | None = None,
-    ) -> None:
+    def __init__(self, rounds: FusedRound, track: Track) -> None:
         self.rounds = rounds
-        self.request = request
-        policy = policy or FixedPolicy(rounds.drafters, request.draft_tokens)
-        self._lane = Lane(rounds, lambda _: policy)
-        self._track = Track(rounds, reader, request, policy, texts=texts, notes=notes)
+        self.request = track.request
+        self._lane = Lane(rounds, lambda _: track.policy)
+        self._track = track
 
     @property
     def policy(self) -> Policy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from mlxspec.control.policy import Policy
+from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.drafts import Drafts
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
@@ -38,7 +38,7 @@ class Track:
     Args:
         rounds: the rounds that continue it. reader: reads it.
         request: the prompt, its limit, and the largest K.
-        policy: chooses the drafter and K of every round; told what each of them kept.
+        policy: is told what each round kept; None is the request's K in every round.
         texts: text drafters, which have read nothing yet.
         notes: lines for the user from before the first round.
     """
@@ -48,13 +48,13 @@ class Track:
         rounds: FusedRound,
         reader: Reader,
         request: Request,
-        policy: Policy,
+        policy: Policy | None = None,
         *,
         texts: Sequence[TextDrafter] = (),
         notes: list[str] | None = None,
     ) -> None:
         self.request = request
-        self.policy = policy
+        self.policy = policy or FixedPolicy(rounds.drafters, request.draft_tokens)
         self.text = list(request.tokens)
         self.draft_tokens = request.draft_tokens
         self.notes: list[str] = [] if notes is None else notes
