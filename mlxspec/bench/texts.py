@@ -84,7 +84,9 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
         "repeat": changed(),
         "JSON": reformatted(),
     }.items():
-        prompt, text = engine.tokens_of(given), engine.tokens_of(wanted)
+        prompt, text = (
+            list(engine.tokenizer.encode(one, add_special_tokens=False)) for one in (given, wanted)
+        )
         entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
         kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS, min(copied, len(text)))
     return kinds
