@@ -78,6 +78,7 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
     chosen["random tokens"] = [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
     plain = entrants_of(engine, engine.target)
     kinds = {kind: Kind(plain, prompts, COUNTS, max_tokens) for kind, prompts in chosen.items()}
+    tokenizer: Any = engine.tokenizer
     for kind, (given, wanted) in {
         "new": unlike(),
         "edit": edited(),
@@ -85,7 +86,7 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
         "JSON": reformatted(),
     }.items():
         prompt, text = (
-            list(engine.tokenizer.encode(one, add_special_tokens=False)) for one in (given, wanted)
+            list(tokenizer.encode(one, add_special_tokens=False)) for one in (given, wanted)
         )
         entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
         kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS, min(copied, len(text)))
