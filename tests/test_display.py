@@ -36,6 +36,7 @@ from mlxspec.params import Penalties, SamplingParams
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4
+STATUS = "40 tok/s · acceptance 75% · 4.0 tokens/round · 0.1 s"  # of the first round
 SYNC = "\0"  # never in what a display writes to a terminal
 
 
@@ -463,7 +464,10 @@ def test_interrupted_leaves_the_text_and_a_clean_screen(terminal: Terminal) -> N
     assert not terminal.screen.cursor.hidden
 
 
-def test_error_in_the_block_leaves_a_clean_screen(terminal: Terminal) -> None:
+def test_error_in_the_block_leaves_a_clean_screen(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     run = on(terminal)
     run.display.prefill(512, 4096)
     terminal.read()
@@ -534,16 +538,56 @@ def test_spinner_after_a_while_and_then_gone(
     assert not terminal.screen.cursor.hidden
 
 
-def test_bar_for_a_long_prompt_disappears(terminal: Terminal) -> None:
+@pytest.mark.parametrize("total", [600, 20_480])
+def test_bar_after_a_while_and_then_gone(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, total: int
+) -> None:
     display = on(terminal).display
-    display.prefill(512, 1023)
+    display.prefill(512, total)
     assert terminal.text() == ""
-    display.prefill(512, 2048)
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    display.prefill(512, total)
     assert terminal.text().startswith("reading the prompt")
-    assert terminal.text().endswith(" 512/2048")
-    display.prefill(2048, 2048)
+    assert terminal.text().endswith(f" 512/{total}")
+    display.prefill(total, total)
     assert terminal.text() == ""
     assert not terminal.screen.cursor.hidden
+
+
+def seen(terminal: Terminal, *parts: str) -> bool:
+    """Whether the screen shows all of `parts` before long."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if all(part in terminal.text() for part in parts):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
+    run = on(terminal)
+    with run.display.running():
+        assert seen(terminal, "reading the prompt · 0.")
+        assert seen(terminal, "reading the prompt · 1.")
+        run.say("some words")
+        assert "reading" not in terminal.text()
+        # The clock of the live line goes on while a round takes its time.
+        assert seen(terminal, "some words", "40 tok/s", "tokens/round · 0.7 s")
+        assert terminal.screen.cursor.x == len("some words")
+    run.finish()
+    assert terminal.rows()[0] == "some words"
+    assert terminal.rows()[1].startswith("output    ")
+
+
+def test_a_text_that_flows_is_left_alone(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxspec.cli.pulse.QUIET_S", 60)
+    run = on(terminal)
+    with run.display.running():
+        run.say("some words")
+        time.sleep(0.3)
+        assert terminal.text() == f"some words\n{STATUS}"
 
 
 def test_note_waits_for_the_end_of_the_line(terminal: Terminal) -> None:
@@ -569,6 +613,7 @@ def test_without_colours_there_are_no_styles(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     run = on(terminal)
     run.display.note("note")
     run.display.prefill(512, 2048)

@@ -12,8 +12,9 @@ import typer
 from mlxspec._version import __version__
 from mlxspec.cli import streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
-from mlxspec.cli.generate import EXAMPLES, INTERRUPTED, audit_text, generate
+from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
+from mlxspec.cli.interrupts import INTERRUPTED, answered, leaving
 from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
@@ -51,7 +52,8 @@ def main() -> None:
     streams.prepare()
     allow_open_files()
     try:
-        sys.exit(app(standalone_mode=False))
+        with answered(), leaving(_show_cursor):
+            sys.exit(app(standalone_mode=False))
     except CallError as error:
         if not shows_help(error):
             explain(in_words(error, sys.argv[1:]))
@@ -68,6 +70,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         explain(_of_system(error))
         sys.exit(MlxspecError.exit_code)
+
+
+def _show_cursor() -> None:
+    """Undo what a spinner does to a terminal, which is left at the start of a line."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[J\x1b[?25h")
 
 
 _HINTS = {
