@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from architectures import VOCABULARY, Contrary, build
 from hypothesis import settings
 from mlx.utils import tree_flatten, tree_unflatten
@@ -19,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxspec.decode.round import RoundState
+from mlxspec.device import kernels
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack
@@ -29,6 +32,17 @@ from mlxspec.sampling.sampler import Knobs, Processor
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("explore" if os.environ.get("MLXSPEC_EXPLORE") else "fixed")
+
+MANY_KERNELS = 50
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where most kernels are still to be built, build all of them quickly: once for all workers."""
+    if not hasattr(config, "workerinput") and kernels.count_built() < MANY_KERNELS:
+        stack = ExitStack()
+        stack.enter_context(kernels.quick_builds())
+        config.add_cleanup(stack.close)
+
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
 WINDOW = 16

@@ -31,6 +31,7 @@ from mlxspec import __version__
 from mlxspec.cli.app import main
 from mlxspec.device import kernels
 from mlxspec.errors import PromptError
+from mlxspec.models import cached_model
 from mlxspec.pairs.table import find_pair, package_folder
 from mlxspec.sampling import verify
 
@@ -57,7 +58,12 @@ def nothing_of_a_user(tmp_path, monkeypatch):
 
 @pytest.fixture
 def invoke(monkeypatch, capfd):
-    """Calls the command in this process; `stdin` comes through a pipe."""
+    """Calls the command in this process; `stdin` comes through a pipe.
+
+    That a model's cache suits it is taken for granted: test_loading and test_architectures prove
+    what is found out about models, and here it would be most of a command's time.
+    """
+    monkeypatch.setattr(cached_model, "agrees", lambda cached: True)
     opened: list[io.TextIOWrapper] = []
 
     def call(*arguments: str, stdin: bytes | None = None) -> Ended:
@@ -85,7 +91,7 @@ def generate(invoke):
     """Generates a little with the demo pair, greedily and without building kernels for it."""
 
     def call(*arguments: str, stdin: bytes | None = None) -> Ended:
-        options = ("--no-compile", "--temp", "0", "--top-p", "1", "--max-tokens", "24")
+        options = ("--no-compile", "--temp", "0", "--top-p", "1", "--max-tokens", "12")
         return invoke("generate", *options, *arguments, stdin=stdin)
 
     return call
@@ -128,7 +134,7 @@ def test_a_prompt_may_be_both_with_a_blank_line_between(generate):
 
 
 def test_a_real_pipe_into_the_process(letters, text_of):
-    run = mlxspec("generate", *letters, "--max-tokens", "24", stdin=b"abc")
+    run = mlxspec("generate", *letters, "--max-tokens", "12", stdin=b"abc")
     assert run.returncode == 0
     assert run.stdout.decode() == text_of("abc", *letters)
 
@@ -331,7 +337,7 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
     result = run.json
     check(result, kinds)
     assert (result["pair"], result["finish_reason"]) == ("demo", "length")
-    assert len(result["tokens"]) == 24
+    assert len(result["tokens"]) == 12
     stats = result["speculation"]
     assert (stats["enabled"], stats["draft_tokens"]) == (True, 3)
     assert len(stats["accepted_by_position"]) == 3
@@ -365,7 +371,7 @@ def test_text_ends_before_the_first_stop_string(generate):
 
 
 def test_a_seed_repeats_the_text(generate):
-    sample = ("def f(x):", "--json", "--temp", "1", "--max-tokens", "40")
+    sample = ("def f(x):", "--json", "--temp", "1", "--max-tokens", "20")
     one, other = (generate(*sample, "--seed", seed).json for seed in ("1", "2"))
     assert generate(*sample, "--seed", "1").json["tokens"] == one["tokens"] != other["tokens"]
     assert one["speculation"]["draft_tokens"] == "auto"
@@ -394,7 +400,7 @@ def test_what_was_chosen_is_told(generate):
 
 
 def test_speculation_does_not_change_greedy_text(generate):
-    arguments = ("def f(x):", "--json", "--max-tokens", "40")
+    arguments = ("def f(x):", "--json", "--max-tokens", "24")
     speculating = generate(*arguments, "--draft-tokens", "5").json
     assert speculating["speculation"]["enabled"] is True
     for option in (["--draft-tokens", "0"], ["--no-speculation"]):
@@ -447,7 +453,7 @@ def test_relaxed_verification_is_labelled_everywhere(generate):
     "sampling", [(), ("--temp", "1", "--seed", "3")], ids=["greedy", "sampled"]
 )
 def test_an_audit_writes_one_line_and_no_text(invoke, sampling):
-    options = ("--no-compile", "--max-tokens", "24", *sampling)
+    options = ("--no-compile", "--max-tokens", "12", *sampling)
     run = invoke("audit", "def f(x):", *options)
     assert run.code == 0
     assert run.out.startswith("audit: identical: plain decoding writes the same ")
@@ -719,7 +725,7 @@ def test_checkout_and_module_do_the_same(letters, text_of):
     ]
     assert listed[0] == listed[1]
     run = subprocess.run(
-        [sys.executable, "cli.py", "generate", *letters, "--max-tokens", "24", "abc"],
+        [sys.executable, "cli.py", "generate", *letters, "--max-tokens", "12", "abc"],
         cwd=ROOT,
         env=environment(),
         stdin=subprocess.DEVNULL,
@@ -781,7 +787,7 @@ def test_what_needs_no_model_answers_at_once(arguments):
 def test_a_terminal_gets_the_text_with_styles_where_it_has_colours(
     letters, text_of, tmp_path, changes, styled
 ):
-    arguments = (*letters, "--max-tokens", "200", "abc")
+    arguments = (*letters, "--max-tokens", "60", "abc")
     with (
         (tmp_path / "err").open("wb") as err,
         TerminalRun("generate", *arguments, env=environment(**changes), stderr=err) as run,
@@ -892,7 +898,7 @@ def test_building_kernels_is_said_and_can_be_interrupted(letters, tmp_path):
 def test_without_a_compiler_it_runs_uncompiled(letters, text_of, tmp_path):
     arguments = [argument for argument in letters if argument != "--no-compile"]
     env = environment(TMPDIR=str(tmp_path), PATH=str(tmp_path))
-    run = mlxspec("generate", *arguments, "--max-tokens", "24", "abc", env=env)
+    run = mlxspec("generate", *arguments, "--max-tokens", "12", "abc", env=env)
     assert (run.returncode, run.stdout.decode()) == (0, text_of("abc", *letters))
     assert not list(tmp_path.rglob("*.so"))
 
