@@ -99,6 +99,11 @@ def plain_of(name: str, length: int, count: int) -> list[int]:
     return plain(model(name), prompt_of(length), count)
 
 
+@cache
+def plain_after(name: str, prompt: tuple[int, ...], count: int) -> list[int]:
+    return plain(model(name), prompt, count)
+
+
 def side_by_side(states: list[RoundState]) -> RoundState:
     """Sequences of equal capacity as the rows of one state."""
     return RoundState(
