@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +24,7 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mlxspec.cli.app import main
 from mlxspec.decode.round import RoundState
 from mlxspec.device import kernels
 from mlxspec.drafters.graph import Past
@@ -203,3 +208,50 @@ def cut(text: str, stop: Sequence[str]) -> str:
         if starts:
             return text[: min(starts)]
     return text
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        result: dict[str, Any] = json.loads(self.out)
+        return result
+
+
+@pytest.fixture
+def invoke(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Ended]]:
+    """Calls the command in this process; `stdin` comes through a pipe.
+
+    Nothing that a person may have set up or learned is seen.
+    """
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    opened: list[io.TextIOWrapper] = []
+
+    def call(*arguments: str, stdin: bytes | None = None) -> Ended:
+        if stdin is None:
+            source = os.open(os.devnull, os.O_RDONLY)
+        else:
+            source, sink = os.pipe()
+            assert os.write(sink, stdin) == len(stdin)
+            os.close(sink)
+        opened.append(os.fdopen(source))
+        monkeypatch.setattr(sys, "stdin", opened[-1])
+        monkeypatch.setattr(sys, "argv", ["mlxspec", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    yield call
+    for stream in opened:
+        stream.close()

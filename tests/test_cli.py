@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any, NamedTuple
 
 import pytest
 from cli_tools import (
@@ -25,10 +23,10 @@ from cli_tools import (
     started,
     wait_for,
 )
+from conftest import Ended
 from tokenizers import Tokenizer
 
 from mlxspec import __version__
-from mlxspec.cli.app import main
 from mlxspec.device import kernels
 from mlxspec.errors import PromptError
 from mlxspec.models import cached_model
@@ -39,51 +37,10 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 FOREVER = ("--max-tokens", "100000")
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
 @pytest.fixture(autouse=True)
-def nothing_of_a_user(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def invoke(monkeypatch, capfd):
-    """Calls the command in this process; `stdin` comes through a pipe.
-
-    That a model's cache suits it is taken for granted: test_loading and test_architectures prove
-    what is found out about models, and here it would be most of a command's time.
-    """
+def models_are_trusted(monkeypatch):
+    """That a model's cache suits it is tried in other tests, and would be most of the time here."""
     monkeypatch.setattr(cached_model, "agrees", lambda cached: True)
-    opened: list[io.TextIOWrapper] = []
-
-    def call(*arguments: str, stdin: bytes | None = None) -> Ended:
-        if stdin is None:
-            source = os.open(os.devnull, os.O_RDONLY)
-        else:
-            source, sink = os.pipe()
-            assert os.write(sink, stdin) == len(stdin)
-            os.close(sink)
-        opened.append(os.fdopen(source))
-        monkeypatch.setattr(sys, "stdin", opened[-1])
-        monkeypatch.setattr(sys, "argv", ["mlxspec", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return Ended(ended.value.code or 0, out, err)
-
-    yield call
-    for stream in opened:
-        stream.close()
 
 
 @pytest.fixture
