@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlxspec.cli.app import main
-from mlxspec.decode.round import RoundState
+from mlxspec.decode.state import RoundState
 from mlxspec.device import kernels
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.vocabulary import Shared

@@ -427,16 +427,8 @@ def hub(target, tmp_path, monkeypatch):
 
 def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path, invoke):
     changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    arguments = (
-        "generate",
-        "--target",
-        "org/model",
-        "--no-compile",
-        "--quiet",
-        "--max-tokens",
-        "8",
-        "abc",
-    )
+    options = ("--no-compile", "--quiet", "--max-tokens", "8", "abc")
+    arguments = ("generate", "--target", "org/model", *options)
     with serving(Hub({"org/model": target}, {})) as hub:
         changes["HF_ENDPOINT"] = hub.endpoint
         first = mlxspec(*arguments, env=environment(**changes))

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from math import inf
-from threading import Timer
+from threading import RLock, Timer
+from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -28,6 +29,8 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from mlxspec.cli.pulse import Pulse
+from mlxspec.cli.reasoning import Layout, Shown
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -43,7 +46,6 @@ from mlxspec.cli.terminal import (
 from mlxspec.metrics import Event, Generation, Split
 
 SPINNER_AFTER_S = 0.3
-LONG_PROMPT_TOKENS = 1024
 
 
 class Display:
@@ -54,13 +56,24 @@ class Display:
     """
 
     def __init__(
-        self, *, text: TextOut, line: LiveLine, people: Console | None, terminal: bool
+        self,
+        *,
+        text: TextOut,
+        line: LiveLine,
+        people: Console | None,
+        terminal: bool,
+        reasoning: Shown = Shown.LEFT_OUT,
     ) -> None:
         self._text = text
+        self._layout = Layout(reasoning)
         self._line = line
         self._people = people
         self._terminal = terminal
+        self._lock = RLock()  # the pulse draws from a thread of its own
+        self._pulse: Pulse | None = None
         self._progress: Progress | None = None
+        self._begun_s = monotonic()
+        self._elapsed_s = 0.0
         self._status: list[str] = []
         self._status_s = -inf
         self._notes: list[str] = []
@@ -98,49 +111,82 @@ class Display:
             with suppress(*GONE):
                 spinner.stop()
 
-    def prefill(self, read: int, total: int) -> None:
-        """`read` of the prompt's `total` tokens are read: a bar when the prompt is long."""
-        if self._people is None or not self._terminal or total < LONG_PROMPT_TOKENS:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the block runs, something moves on a terminal, also where no event comes."""
+        self._begun_s = monotonic()
+        if not self._terminal:
+            yield
             return
-        if read >= total:
-            self._end_progress()
-            return
-        if self._progress is None:
-            self._progress = _progress(self._people)
-            self._progress.add_task("reading the prompt", total=total)
-            self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=read, refresh=True)
+        with Pulse(self._beat) as self._pulse:
+            try:
+                yield
+            finally:
+                self._pulse = None
 
     def note(self, message: str) -> None:
         """One line for people. It waits for the end of a line of text that it would cut."""
-        self._notes.append(message)
-        if not self._text.in_line:
-            self._tell_notes()
+        with self._lock:
+            self._notes.append(message)
+            if not self._text.in_line:
+                self._tell_notes()
 
     def show(self, event: Event, generation: Generation, elapsed_s: float) -> None:
         """Write the event's text, or show how far the prompt is read.
 
         `generation` has the event added already. `elapsed_s` counts from the end of prefill.
         """
-        if event.prefill is not None:
-            self.prefill(*event.prefill)
+        with self._lock:
+            if self._pulse is not None:
+                self._pulse.happened()
+            if event.prefill is not None:
+                self.prefill(*event.prefill)
+                return
+            self._end_progress()
+            self._line.make_way()
+            self._text.write(self._layout.laid_out(event.pieces), marked=speculates(generation))
+            self._elapsed_s = elapsed_s
+            if elapsed_s - self._status_s >= STATUS_EVERY_S:
+                parts = live_parts(generation, event.round, elapsed_s)
+                self._status, self._status_s = parts, elapsed_s
+            self._line.draw(self._status)
+            for note in event.notes:
+                self.note(note)
+
+    def prefill(self, read: int, total: int) -> None:
+        """`read` of the prompt's `total` tokens are read: a bar where that takes a while."""
+        if self._people is None or not self._terminal:
             return
-        self._end_progress()
-        self._line.make_way()
-        self._text.write(event.pieces, marked=speculates(generation))
-        if elapsed_s - self._status_s >= STATUS_EVERY_S:
-            parts = live_parts(generation, event.round, elapsed_s)
-            self._status, self._status_s = parts, elapsed_s
-        self._line.draw(self._status)
-        for note in event.notes:
-            self.note(note)
+        if read >= total:
+            self._end_progress()
+            return
+        if self._progress is None:
+            if monotonic() < self._begun_s + SPINNER_AFTER_S:
+                return
+            self._line.erase()
+            self._progress = _progress(self._people)
+            self._progress.add_task("reading the prompt", total=total)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=read, refresh=True)
+
+    def _beat(self, quiet_s: float) -> None:
+        """Show that time passes; `quiet_s` is how long nothing else has moved."""
+        with self._lock, suppress(*GONE):
+            if self._progress is not None:
+                self._progress.refresh()
+            elif self._status:
+                self._line.draw([*self._status[:-1], f"{self._elapsed_s + quiet_s:.1f} s"])
+            else:
+                self._line.draw(["reading the prompt", f"{monotonic() - self._begun_s:.1f} s"])
 
     def finish(self, generation: Generation, split: Split | None, both: Both | None = None) -> None:
         """End the text and sum it up. Never raises."""
-        self.close()
+        with self._lock:
+            self.close()
         if self._people is None:
             return
-        rows = summary(generation, split, both)
+        left_out = self._layout.shown is Shown.LEFT_OUT
+        rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
                 self._people.print(_table(rows))
@@ -150,12 +196,14 @@ class Display:
 
     def close(self) -> None:
         """Take away everything that is live. May be called at any time, and again. Never raises."""
-        self._end_progress()
-        for clean_up in (self._text.flush, self._line.erase, self._text.end):
-            with suppress(*GONE):
-                clean_up()
-        self._tell_notes()
-        self._status_s = -inf
+        with self._lock:
+            self._end_progress()
+            for clean_up in (self._text.flush, self._line.erase, self._text.end):
+                with suppress(*GONE):
+                    clean_up()
+            self._tell_notes()
+            self._layout.reset()
+            self._status_s = -inf
 
     def _tell_notes(self) -> None:
         if self._people is not None and self._notes:
@@ -172,12 +220,15 @@ class Display:
             self._progress = None
 
 
-def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> Display:
+def open_display(
+    *, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool, reasoning: bool | None = None
+) -> Display:
     """The display that fits what the two streams are.
 
     Args:
         quiet: nothing on stderr.
         json: nothing on stdout, which the caller keeps for an object.
+        reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
     capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
     colours = capable and _has_colours()
@@ -195,7 +246,8 @@ def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> 
     elif not json:
         text = TerminalText(stdout, end_on=stdout, colours=colours)
     people = None if quiet else _console(stderr, terminal=terminal, colours=colours)
-    return Display(text=text, line=line, people=people, terminal=terminal)
+    shown = Shown.on(terminal=stdout.isatty(), colours=colours, asked=json or reasoning)
+    return Display(text=text, line=line, people=people, terminal=terminal, reasoning=shown)
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:

@@ -12,6 +12,7 @@ import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
+from mlxspec.cli.interrupts import INTERRUPTED, leaving
 from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 EXAMPLES = """
 Examples:
@@ -49,9 +48,10 @@ def generate(
     sampling: SamplingOptions,
     checks: CheckOptions,
     output: OutputOptions,
+    reasoning: options.ReasoningOption = None,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    out = Output(output.as_json, output.quiet)
+    out = Output(output.as_json, output.quiet, reasoning)
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
@@ -122,8 +122,7 @@ def _write(
         left_out: list[str] = []
         engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
         request = engine.request(words, **options)
-        with_split = shown and not out.quiet
-        result = _run(pair, engine, request, display, left_out, checks, with_split=with_split)
+        result = _run(pair, engine, request, display, left_out, checks, out, shown=shown)
     _print(pair, engine, result, out, shown=shown)
 
 
@@ -134,15 +133,17 @@ def _run(
     display: Display,
     left_out: list[str],
     checks: CheckOptions,
+    out: Output,
     *,
-    with_split: bool,
+    shown: bool,
 ) -> _Result:
     """Run a request on a display, remember what it learned, and check its text."""
     record = engines.recall(pair, engine, display) if request.auto else None
     engines.build_kernels(engine, request, display)
     run = engine.run(request)
     run.generation.notes += left_out
-    interrupted = _show(run, display)
+    with leaving(lambda: _end(pair, engine, run, display, out)):
+        interrupted = _show(run, display)
     if record is not None:
         records.remember(replace(record, learned=engine.learned), display.note)
     if interrupted:
@@ -152,7 +153,7 @@ def _run(
     if checks.compare:
         with display.status("decoding again, with and without speculation"):
             both = _both(engine, request)
-    display.finish(run.generation, _split(run) if with_split else None, both)
+    display.finish(run.generation, _split(run) if shown and not out.quiet else None, both)
     report = None
     if checks.audit:
         from mlxspec.measure.audit import audit
@@ -165,13 +166,20 @@ def _run(
 def _show(run: Run, display: Display) -> bool:
     """Show a run to its end; True when a person ended it."""
     generation = run.generation
-    with closing(run) as events:
+    with closing(run) as events, display.running():
         try:
             for event in events:
                 display.show(event, generation, generation.timing.decode_s)
         except KeyboardInterrupt:
             return True
     return False
+
+
+def _end(pair: Pair, engine: Engine, run: Run, display: Display, out: Output) -> None:
+    """Sum up a run that ends in the middle of a round."""
+    display.finish(run.generation, None)
+    if out.as_json:
+        out.object(_as_dict(pair, engine, _Result(run, interrupted=True)))
 
 
 def _both(engine: Engine, request: Request) -> Both:

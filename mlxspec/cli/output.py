@@ -23,10 +23,12 @@ class Output:
     Args:
         as_json: stdout gets one JSON object, and nothing else.
         quiet: stderr gets errors alone.
+        reasoning: whether stdout shows it beside an answer; None where stdout is a terminal.
     """
 
     as_json: bool = False
     quiet: bool = False
+    reasoning: bool | None = None
 
     def object(self, value: Mapping[str, Any] | list[Any]) -> None:
         """One JSON object, or list, on a line of stdout."""
@@ -64,7 +66,13 @@ class Output:
         from mlxspec.cli.display import open_display
 
         silent = self.as_json or not text
-        return open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=self.quiet, json=silent)
+        return open_display(
+            stdout=sys.stdout,
+            stderr=sys.stderr,
+            quiet=self.quiet,
+            json=silent,
+            reasoning=self.reasoning,
+        )
 
 
 def explain(error: MlxspecError) -> None:
