@@ -37,7 +37,7 @@ from mlxspec.models.caches.recurrent import RecurrentLayer
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
-LONG = 150  # past every window many times, and past the first capacity
+LONG = 150  # past every window many times
 PROMPT = prompt_of(9)
 BITS = KVQuantization(8, 32)
 # What a model keeps, and where mlx-lm keeps it so.
@@ -171,7 +171,8 @@ class Scripted(Reader):
 def test_greedy_text_past_windows_and_growths(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int, agreement: str
 ) -> None:
-    monkeypatch.setattr(lengths, "reserved", lengths.attended)
+    for length in ("attended", "reserved"):  # caches grow often
+        monkeypatch.setattr(lengths, length, lambda needed: -(-needed // 32) * 32)
     counts = {"always": [draft_tokens], "varied": range(draft_tokens + 1), "never": [0]}[agreement]
     rounds = rounds_of(kind, cycle(reversed(counts)).__next__)
     request = Request(tokens=PROMPT, limit=len(PROMPT) + LONG, draft_tokens=draft_tokens)
@@ -181,7 +182,7 @@ def test_greedy_text_past_windows_and_growths(
         capacities.add(session.ahead(0)[0].capacity)
         accepted += [stats.accepted] * (stats.full and stats.drafted > 0)
     assert session.text == text_of(kind)[: len(PROMPT) + LONG]
-    assert len(capacities) > 1 or capacities == {UNBOUNDED}
+    assert len(capacities) > 2 or capacities == {UNBOUNDED}
     assert set(accepted) == set(counts)
 
 
