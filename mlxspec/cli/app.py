@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from mlxspec._version import __version__
-from mlxspec.cli.generate import EXAMPLES, INTERRUPTED, audit_text, generate
-from mlxspec.cli.output import Output, explain
+from mlxspec.cli.generate import EXAMPLES, audit_text, generate
+from mlxspec.cli.output import INTERRUPTED, Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
 from mlxspec.errors import MlxspecError

@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
 from math import inf
-from threading import Timer
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.status import Status
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
@@ -40,9 +32,9 @@ from mlxspec.cli.terminal import (
     TextOut,
     visible,
 )
-from mlxspec.metrics import Event, Generation, Split
+from mlxspec.cli.waiting import LiveWaiting, SpokenWaiting, Waiting
+from mlxspec.metrics import Event, Generation, Progress, Split
 
-SPINNER_AFTER_S = 0.3
 LONG_PROMPT_TOKENS = 1024
 
 
@@ -54,13 +46,20 @@ class Display:
     """
 
     def __init__(
-        self, *, text: TextOut, line: LiveLine, people: Console | None, terminal: bool
+        self,
+        *,
+        text: TextOut,
+        line: LiveLine,
+        waiting: Waiting,
+        people: Console | None,
+        terminal: bool,
     ) -> None:
         self._text = text
         self._line = line
+        self._waiting = waiting
         self._people = people
         self._terminal = terminal
-        self._progress: Progress | None = None
+        self._progress: Bars | None = None
         self._status: list[str] = []
         self._status_s = -inf
         self._notes: list[str] = []
@@ -76,27 +75,16 @@ class Display:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def status(self, message: str, *, timed: bool = False) -> Iterator[None]:
-        """A spinner with `message` while the block runs, unless that is over in no time.
+    def status(
+        self, message: str, *, timed: bool = False, aloud: bool | None = None
+    ) -> AbstractContextManager[None]:
+        """Say `message` while a block runs; see `Waiting.status`."""
+        self._waiting.end()
+        return self._waiting.status(message, timed=timed, aloud=aloud)
 
-        Args:
-            timed: it counts seconds.
-        """
-        if self._people is None or not self._terminal:
-            yield
-            return
-        spinner = _spinner(self._people, Text(visible(message)), timed=timed)
-        timer = Timer(SPINNER_AFTER_S, spinner.start)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
-            with suppress(*GONE):
-                spinner.stop()
+    def measuring(self, progress: Progress) -> None:
+        """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
+        self._waiting.show(progress)
 
     def prefill(self, read: int, total: int) -> None:
         """`read` of the prompt's `total` tokens are read: a bar when the prompt is long."""
@@ -151,6 +139,7 @@ class Display:
     def close(self) -> None:
         """Take away everything that is live. May be called at any time, and again. Never raises."""
         self._end_progress()
+        self._waiting.end()
         for clean_up in (self._text.flush, self._line.erase, self._text.end):
             with suppress(*GONE):
                 clean_up()
@@ -172,12 +161,15 @@ class Display:
             self._progress = None
 
 
-def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> Display:
+def open_display(
+    *, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool, measures: bool = False
+) -> Display:
     """The display that fits what the two streams are.
 
     Args:
         quiet: nothing on stderr.
         json: nothing on stdout, which the caller keeps for an object.
+        measures: waits are all that there is to see, so each is told where nothing is live too.
     """
     capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
     colours = capable and _has_colours()
@@ -195,7 +187,11 @@ def open_display(*, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool) -> 
     elif not json:
         text = TerminalText(stdout, end_on=stdout, colours=colours)
     people = None if quiet else _console(stderr, terminal=terminal, colours=colours)
-    return Display(text=text, line=line, people=people, terminal=terminal)
+    waiting = Waiting()
+    if people is not None:
+        spoken = SpokenWaiting(people, everything=measures)
+        waiting = LiveWaiting(people) if terminal else spoken
+    return Display(text=text, line=line, waiting=waiting, people=people, terminal=terminal)
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
@@ -207,23 +203,9 @@ def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
     return table
 
 
-def _spinner(console: Console, message: Text, *, timed: bool) -> Status | Progress:
-    if not timed:
-        return console.status(message)
-    spinner = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    spinner.add_task(message.plain)
-    return spinner
-
-
-def _progress(console: Console) -> Progress:
+def _progress(console: Console) -> Bars:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, console=console, transient=True, auto_refresh=False)
+    return Bars(*columns, console=console, transient=True, auto_refresh=False)
 
 
 def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:

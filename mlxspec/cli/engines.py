@@ -27,7 +27,7 @@ def load_engine(
         display.note(why)
         left_out.append(why)
 
-    with display.status("starting"):
+    with display.status("starting", aloud=False):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
         from mlxspec.pairs.folders import fetch
     hears = tell if models.falls_back else None
@@ -59,7 +59,8 @@ def build_kernels(engine: Engine, request: Request, display: Display) -> None:
     rounds = engine.rounds
     if not rounds.kernels_missing(request):
         return
-    with display.status("building CPU kernels, once; --no-compile skips it", timed=True):
+    what = "building CPU kernels, once; --no-compile skips it"
+    with display.status(what, timed=True, aloud=True):
         built = rounds.build_kernels(request)
     if built.kernels:
         display.note(f"built {built.kernels} CPU kernels in {built.seconds:.1f} s; they are kept")

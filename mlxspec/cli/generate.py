@@ -13,7 +13,7 @@ import typer
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
-from mlxspec.cli.output import Output
+from mlxspec.cli.output import INTERRUPTED, Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
 from mlxspec.control import records
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 EXAMPLES = """
 Examples:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from mlxspec.cli.display import Display
 
+INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
+
 
 @dataclass(frozen=True)
 class Output:
@@ -59,12 +61,18 @@ class Output:
         """The display of a generation, or of a wait.
 
         Args:
-            text: whether stdout shows the text; never beside a JSON object.
+            text: whether the text is what a person waits for. stdout shows it then, but never
+                beside a JSON object.
         """
         from mlxspec.cli.display import open_display
 
-        silent = self.as_json or not text
-        return open_display(stdout=sys.stdout, stderr=sys.stderr, quiet=self.quiet, json=silent)
+        return open_display(
+            stdout=sys.stdout,
+            stderr=sys.stderr,
+            quiet=self.quiet,
+            json=self.as_json or not text,
+            measures=not text,
+        )
 
 
 def explain(error: MlxspecError) -> None:
