@@ -82,6 +82,21 @@ class Display:
         self._waiting.end()
         return self._waiting.status(message, timed=timed, aloud=aloud)
 
+    def told(self, message: str) -> AbstractContextManager[None]:
+        """Say `message` while a block runs that shows something live itself."""
+        return self._waiting.told(message)
+
+    def follow(self, steps: Iterable[Progress]) -> bool:
+        """Show a measurement to its end; True where a person ended it."""
+        try:
+            for progress in steps:
+                self.measuring(progress)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            self._waiting.end()
+        return False
+
     def measuring(self, progress: Progress) -> None:
         """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
         self._waiting.show(progress)

@@ -140,24 +140,39 @@ def _run(
     engines.build_kernels(engine, request, display)
     run = engine.run(request)
     run.generation.notes += left_out
-    interrupted = _show(run, display)
+    with display.told("writing the text"):
+        interrupted = _show(run, display)
     if record is not None:
         records.remember(replace(record, learned=engine.learned), display.note)
     if interrupted:
         display.finish(run.generation, None)
         return _Result(run, interrupted)
-    both = None
-    if checks.compare:
-        with display.status("decoding again, with and without speculation"):
-            both = _both(engine, request)
-    display.finish(run.generation, _split(run) if with_split else None, both)
-    report = None
-    if checks.audit:
-        from mlxspec.measure.audit import audit
+    return _checked(engine, run, display, checks, with_split=with_split)
 
-        with display.status("auditing"):
-            report = audit(engine, run)
-    return _Result(run, interrupted, both, report)
+
+def _checked(
+    engine: Engine, run: Run, display: Display, checks: CheckOptions, *, with_split: bool
+) -> _Result:
+    """Sum up and check a whole text; a check that a person ends takes nothing from it."""
+    both = split = None
+    display.close()
+    try:
+        if checks.compare:
+            with display.status("decoding again, with and without speculation", aloud=True):
+                both = _both(engine, run.request)
+        if with_split:
+            with display.status("timing the parts of a round"):
+                split = _split(run)
+    except KeyboardInterrupt:
+        display.finish(run.generation, split, both)
+        return _Result(run, True, both)
+    display.finish(run.generation, split, both)
+    if not checks.audit:
+        return _Result(run, False, both)
+    from mlxspec.measure.audit import Auditing
+
+    auditing = Auditing(engine, run)
+    return _Result(run, display.follow(auditing), both, auditing.report)
 
 
 def _show(run: Run, display: Display) -> bool:
@@ -197,10 +212,10 @@ def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: b
         tokenizer = engine.tokenizer
         line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
         (out.tell if shown else out.line)(line)
-    if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
     if report is not None and report.outcome == "defect":
         raise typer.Exit(MlxspecError.exit_code)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:

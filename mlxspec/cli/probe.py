@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mlxspec.cli.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.measure.findings import Findings
-    from mlxspec.measure.probe import Probe
 
 
 @grouped
@@ -69,22 +68,12 @@ def _probe(
             budget_s=budget_s,
             candidates=probe.CANDIDATES if tunes else 1,
         )
-        interrupted = _measured(measuring, display)
+        interrupted = display.follow(measuring)
         if tunes:
             remembered = _remember(pair, engine, measuring.findings, display)
     _print(pair, measuring.findings, out, remembered if tunes else None)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _measured(measuring: Probe, display: Display) -> bool:
-    """Measure to the end, or until a person ends it: True then."""
-    try:
-        for progress in measuring:
-            display.measuring(progress)
-    except KeyboardInterrupt:
-        return True
-    return False
 
 
 def _remember(pair: Pair, engine: Engine, findings: Findings, display: Display) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from math import inf
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from threading import Timer
 
 from rich.console import Console
@@ -42,6 +41,10 @@ class Waiting:
                 command.
         """
         yield
+
+    def told(self, message: str) -> AbstractContextManager[None]:
+        """Say `message` while the block runs, unless that shows something live itself."""
+        return nullcontext()
 
     def show(self, progress: Progress) -> None:
         """Show how far a measurement is."""
@@ -110,7 +113,7 @@ class SpokenWaiting(Waiting):
     def __init__(self, console: Console, *, everything: bool) -> None:
         self._console = console
         self._everything = everything
-        self._part, self._said_s = "", -inf
+        self._part, self._due_s = "", 0.0
 
     @contextmanager
     def status(
@@ -126,14 +129,21 @@ class SpokenWaiting(Waiting):
             timer.cancel()
             timer.join()
 
+    def told(self, message: str) -> AbstractContextManager[None]:
+        return self.status(message)
+
     def show(self, progress: Progress) -> None:
         now_s = time.monotonic()
-        begins = progress.what != self._part
-        if not begins and (now_s < self._said_s + LINES_EVERY_S or progress.done == progress.total):
+        if progress.what != self._part:
+            self._part, self._due_s = progress.what, now_s
+            self._due_s += 0 if self._everything else SPINNER_AFTER_S
+        elif progress.done == progress.total:
             return
-        far = "" if begins else f"{progress.done} of {progress.total}"
+        if now_s < self._due_s:
+            return
+        far = f"{progress.done} of {progress.total}" if progress.done else ""
         parts = ", ".join(part for part in (far, _left(progress.left_s)) if part)
-        self._part, self._said_s = progress.what, now_s
+        self._due_s = now_s + LINES_EVERY_S
         self._say(f"{progress.what}: {parts}" if parts else progress.what)
 
     def _say(self, line: str) -> None:
