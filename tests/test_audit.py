@@ -180,6 +180,20 @@ def test_what_a_round_alone_gets_wrong_is_no_rounding(count: int) -> None:
     assert report.noise < 1e-6
 
 
+def test_a_model_that_is_wrong_for_several_rows_has_no_rounding_to_hide_behind() -> None:
+    target = build("llama")
+    engine = Engine(Wide(target, 10.0), compiled=False)
+    assert not engine.models[0].fused
+    run = engine.run(prompt_of(9), max_tokens=30)
+    for _ in run:
+        pass
+    same = audit(engine, run)
+    assert (same.outcome, same.rows, same.noise) == ("identical", (), 0.0)
+    assert "(of rounding nothing is known: the model" in same.described(str)
+    run.session.text[20] = (run.session.text[20] + 1) % 64
+    assert audit(engine, run).outcome == "defect"
+
+
 def test_an_audit_that_is_ended_reports_what_it_compared() -> None:
     engine = Engine(model("llama"), compiled=False)
     run = engine.run(prompt_of(9), max_tokens=50)

@@ -22,6 +22,7 @@ import mlx.core as mx
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
 from mlxspec.metrics import Progress
+from mlxspec.models.cached_model import is_exact
 from mlxspec.models.prefill import Reading, prefill
 from mlxspec.params import SamplingParams
 from mlxspec.sampling.noise import TARGET_NOISE, gumbel, keys_of, row_key
@@ -67,7 +68,8 @@ class Audit:
 
     Args:
         tokens: the number of tokens compared. of: those of the whole text.
-        rows: the numbers of rows of the many-row passes.
+        rows: the numbers of rows of the many-row passes; none where the model says something else
+            when it is fed several tokens at once, so that nothing is known of its rounding.
         noise: the largest difference of a logit, over the temperature, between one-row and
             many-row passes, in nats.
     """
@@ -99,20 +101,23 @@ class Audit:
         """
         first = self.decisive
         cut = f", ended after {self.tokens} of {self.of} tokens" if self.tokens < self.of else ""
-        *some, most = (1, *self.rows)
-        passes = f"passes of {', '.join(map(str, some))} and {most} rows differ by up to"
         if first is None:
-            return (
-                f"audit: identical{cut}: plain decoding writes the same {self.tokens} tokens "
-                f"({passes} {self.noise:.1e} nats)"
-            )
+            same = f"plain decoding writes the same {self.tokens} tokens"
+            return f"audit: identical{cut}: {same} ({self._rounding(self.noise)})"
         plain, written = (f"{decode(token)!r} ({token})" for token in (first.plain, first.written))
         return (
             f"audit: {self.outcome} at token {first.index} of {self.of}{cut}: plain decoding "
             f"chooses {plain}, written is {written}; its score leads by {first.gap:.1e} nats, and "
-            f"{passes} {first.noise:.1e} nats "
+            f"{self._rounding(first.noise)} "
             f"({len(self.divergences)} such place{'s' * (len(self.divergences) > 1)})"
         )
+
+    def _rounding(self, noise: float) -> str:
+        if not self.rows:
+            return "of rounding nothing is known: the model cannot be fed several tokens at once"
+        *some, most = (1, *self.rows)
+        passes = f"passes of {', '.join(map(str, some))} and {most} rows"
+        return f"{passes} differ by up to {noise:.1e} nats"
 
     def as_dict(self) -> dict[str, Any]:
         first = self.decisive
@@ -143,7 +148,8 @@ class Auditing:
         sampler = run.session.rounds.sampler
         self._oracle = _Oracle(engine, sampler, run.request.sampling, self._text)
         rows = max(run.generation.speculation.draft_tokens + 1, 2)
-        self._rows = rows, max(-(-WIDE // rows), 2) * rows
+        self._chunk = max(-(-WIDE // rows), 2) * rows
+        self._rows = (rows, self._chunk) if is_exact(engine.models[0]) else ()
         self._found: list[_PlainToken] = []
         self._steps = self._compared()
 
@@ -170,7 +176,7 @@ class Auditing:
         yield Progress(READING, 0, self._start)
         one = yield from self._oracle.caches(self._start)
         readings = {rows: deepcopy(one) for rows in self._rows}
-        _, chunk = self._rows
+        chunk = self._chunk
         yield Progress(COMPARING, 0, total)
         for begin in range(self._start, len(self._text), chunk):
             places = range(begin, min(begin + chunk, len(self._text)))
@@ -270,6 +276,8 @@ class _Oracle:
 
 
 def _largest_difference(one: mx.array, others: Sequence[mx.array]) -> mx.array:
-    """The largest difference over the last axis to any other; where both are -inf it is 0."""
+    """The largest difference to any other over the last axis; where both are -inf it is 0."""
+    if not others:
+        return mx.zeros(one.shape[:-1])
     some = [mx.max(mx.abs(mx.where(one == other, 0, one - other)), axis=-1) for other in others]
     return mx.max(mx.stack(some), axis=0)
