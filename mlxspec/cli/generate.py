@@ -117,11 +117,11 @@ def _write(
     with out.display(text=shown) as display:
         if words == pair.prompt and prompt is None:
             display.note(f"the pair's own prompt:\n{words}")
-        left_out: list[str] = []
-        engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
+        notes: list[str] = []
+        engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         request = engine.request(words, **options)
         with_split = shown and not out.quiet
-        result = _run(pair, engine, request, display, left_out, checks, with_split=with_split)
+        result = _run(pair, engine, request, display, notes, checks, with_split=with_split)
     _print(pair, engine, result, out, shown=shown)
 
 
@@ -130,7 +130,7 @@ def _run(
     engine: Engine,
     request: Request,
     display: Display,
-    left_out: list[str],
+    notes: list[str],
     checks: CheckOptions,
     *,
     with_split: bool,
@@ -139,7 +139,7 @@ def _run(
     record = engines.recall(pair, engine, display) if request.auto else None
     engines.build_kernels(engine, request, display)
     run = engine.run(request)
-    run.generation.notes += left_out
+    run.generation.notes += notes
     with display.told("writing the text"):
         interrupted = _show(run, display)
     if record is not None:

@@ -56,9 +56,9 @@ def _probe(
     if not models.speculates:
         raise NothingDrafts
     own = read_prompts(prompts) if prompts is not None else None
-    remembered = False
+    remembered, notes = False, list[str]()
     with out.display(text=False) as display:
-        engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
+        engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         from mlxspec.measure import probe
 
         engines.build_kernels(engine, engine.request([0], draft_tokens=AUTO), display)
@@ -71,7 +71,11 @@ def _probe(
         interrupted = display.follow(measuring)
         if tunes:
             remembered = _remember(pair, engine, measuring.findings, display)
-    _print(pair, measuring.findings, out, remembered if tunes else None)
+    if out.as_json:
+        stored = {"remembered": remembered} if tunes else {}
+        out.object({"pair": pair.name, **measuring.findings.as_dict(), "notes": notes, **stored})
+    else:
+        _print(measuring.findings, out, remembered if tunes else None)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -88,16 +92,12 @@ def _remember(pair: Pair, engine: Engine, findings: Findings, display: Display) 
     return best is not None
 
 
-def _print(pair: Pair, findings: Findings, out: Output, remembered: bool | None) -> None:
+def _print(findings: Findings, out: Output, remembered: bool | None) -> None:
     """Print the findings, and the one verdict last.
 
     Args:
         remembered: whether the verdict was stored; None where nobody asked for that.
     """
-    if out.as_json:
-        stored = {} if remembered is None else {"remembered": remembered}
-        out.object({"pair": pair.name, **findings.as_dict(), **stored})
-        return
     from mlxspec.cli import report
 
     console = out.console()

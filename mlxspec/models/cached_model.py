@@ -220,14 +220,10 @@ def _close(found: mx.array, expected: mx.array) -> bool:
     return 2 * int(mx.sum(error <= tolerance * spread + 1e-6)) > found.shape[1]
 
 
-def is_exact(cached: CachedModel) -> bool:
-    """Whether the model can be fed several tokens at once, and take proposals back, exactly."""
-    return cached.fused or agrees(cached)  # a fused model was tried when it was chosen
-
-
 def require_exact(cached: CachedModel) -> None:
     """Raise UnsupportedModel unless the model can take proposals back exactly."""
-    if not is_exact(cached):
+    # A fused model was tried when it was chosen.
+    if not cached.fused and not agrees(cached):
         raise UnsupportedModel(
             f"{_type_of(cached.model)} says something else when it is fed several tokens at once, "
             "so that it cannot speculate exactly.",
