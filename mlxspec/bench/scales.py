@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -23,20 +24,34 @@ from rich.table import Table
 
 from mlxspec.bench.shapes import model_of, shape_of
 from mlxspec.device import machine
+from mlxspec.measure.timing import in_turns
+from mlxspec.models.caches.original import Model
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 BITS = (4, 8, 16)
 
 
-def token_ms(shape: str, bits: int, dtype: mx.Dtype, repeats: int) -> float:
-    """Milliseconds of a pass of mlx-lm's over one row; 16 bits are weights as they are."""
-    model = model_of(shape_of(shape), bits, seed=1, dtype=dtype)
-    caches, times = make_prompt_cache(model), []
-    for token in range(repeats + 1):  # the first one warms up
+def token_s(model: Model) -> Callable[[], float]:
+    """A callable that times a pass of mlx-lm's over one row, in seconds."""
+    caches = make_prompt_cache(model)
+
+    def step() -> float:
         started = time.perf_counter()
-        mx.eval(model(mx.array([[token]]), cache=caches))
-        times.append(time.perf_counter() - started)
-    return 1e3 * median(times[1:])
+        mx.eval(model(mx.array([[1]]), cache=caches))
+        return time.perf_counter() - started
+
+    return step
+
+
+def measure(shape: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a token by bits, where 16 are weights as they are, and type; in turns."""
+    steps = {
+        (bits, name): token_s(model_of(shape_of(shape), bits, seed=1, dtype=dtype))
+        for bits in BITS
+        for name, dtype in DTYPES.items()
+    }
+    times = in_turns(steps, repeats)
+    return {str(bits): {name: 1e3 * median(times[bits, name]) for name in DTYPES} for bits in BITS}
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -57,11 +72,11 @@ def main(
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Time a token by the bits of weights and the type of their scales."""
-    times = {
-        str(bits): {name: token_ms(shape, bits, dtype, repeats) for name, dtype in DTYPES.items()}
-        for bits in BITS
+    result = {
+        "machine": machine.about(),
+        "shape": shape,
+        "token_ms": measure(shape, repeats),
     }
-    result = {"machine": machine.about(), "shape": shape, "token_ms": times}
     show(result, Console())
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,8 +13,9 @@ import mlx.core as mx
 from mlxspec.device.kernels import on_cpu
 from mlxspec.models.caches.original import Model
 
-# How many times as long a pass over one row takes as with float32 (docs/measured.md).
-SLOWER = {mx.bfloat16: 10, mx.float16: 60}
+# How many times as long a token takes as with float32: of a small model, and of its largest layers
+# alone (docs/measured.md). The slowest type comes first.
+SLOWER = {mx.float16: "20 to 60", mx.bfloat16: "5 to 10"}
 
 
 def why_slow(models: Iterable[Model]) -> str | None:
@@ -24,16 +25,15 @@ def why_slow(models: Iterable[Model]) -> str | None:
     """
     if not on_cpu() or platform.system() != "Linux":
         return None
-    found = {(scales.dtype, bits) for model in models for scales, bits in _quantised(model)}
-    slow = sorted((one for one in found if one[0] in SLOWER), key=lambda one: -SLOWER[one[0]])
-    if not slow:
+    found = {scales.dtype: bits for model in models for scales, bits in _quantised(model)}
+    dtype = next((one for one in SLOWER if one in found), None)
+    if dtype is None:
         return None
-    dtype, bits = slow[0]
     name = str(dtype).rpartition(".")[2]
     return (
-        f"this CPU takes about {SLOWER[dtype]} times as long for {bits}-bit weights with {name} "
-        "scales as with float32 ones: convert the original with mlx_lm.convert --quantize --dtype "
-        "float32"
+        f"a token takes this CPU {SLOWER[dtype]} times as long with {found[dtype]}-bit weights "
+        f"whose scales are {name} as with float32 scales: convert the original with "
+        "mlx_lm.convert --quantize --dtype float32"
     )
 
 
