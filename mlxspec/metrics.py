@@ -51,10 +51,14 @@ class RoundStats:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of text and who wrote it: the draft, with the target's consent, or the target."""
+    """A stretch of text and who wrote it: the draft, with the target's consent, or the target.
+
+    `reasoning` tells the model's thinking from its answer.
+    """
 
     text: str
     from_draft: bool
+    reasoning: bool = False
 
 
 class Progress(NamedTuple):
@@ -97,7 +101,12 @@ class Event:
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces)
+        """The answer's part."""
+        return "".join(piece.text for piece in self.pieces if not piece.reasoning)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(piece.text for piece in self.pieces if piece.reasoning)
 
 
 @dataclass
@@ -235,8 +244,9 @@ class SpeculationStats:
 class Generation:
     """The whole result of one prompt; grows by `add` while the text is being written.
 
-    `tokens` are ids without the end-of-text token. `written_by` counts them by author: the drafter
-    that proposed a token, or "target". `peak_gb` is MLX's peak memory in 10⁹ bytes.
+    `tokens` are ids without the end-of-text token. `text` is the answer; where the model marks its
+    reasoning, that is in `reasoning`, and the marks are in neither. `written_by` counts tokens by
+    author: the drafter that proposed one, or "target". `peak_gb` is MLX's peak memory in 10⁹ bytes.
     `cached_prompt_tokens` are those of the prompt that came from a file and were not read.
     """
 
@@ -246,6 +256,7 @@ class Generation:
     timing: Timing = field(default_factory=Timing)
     tokens: list[int] = field(default_factory=list)
     text: str = ""
+    reasoning: str = ""
     finish_reason: FinishReason = "interrupted"
     peak_gb: float = 0.0
     notes: list[str] = field(default_factory=list)
@@ -263,6 +274,7 @@ class Generation:
             author = event.round.drafter if proposed and event.round is not None else TARGET
             self.written_by[author] = self.written_by.get(author, 0) + 1
         self.text += event.text
+        self.reasoning += event.reasoning
         self.notes.extend(event.notes)
         if event.round is not None:
             self.speculation.add(event.round)
@@ -283,6 +295,7 @@ class Generation:
             "cached_prompt_tokens": self.cached_prompt_tokens,
             "tokens": self.tokens,
             "text": self.text,
+            "reasoning": self.reasoning,
             "finish_reason": self.finish_reason,
             "written_by": self.written_by,
             "seed": self.seed,

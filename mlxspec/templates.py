@@ -137,6 +137,22 @@ def control_tokens(tokenizer: Tokenizer, template: str) -> list[str]:
     ]
 
 
+def source_of(tokenizer: Tokenizer) -> str:
+    """A tokenizer's template as it is written; empty where code renders, or where there is none."""
+    found = getattr(tokenizer, "chat_template", None)
+    if isinstance(found, dict) and found:
+        found = found[_name_of(found)]
+    return found if isinstance(found, str) else ""
+
+
+def less_reasoning(template: str) -> str:
+    """How to ask a template for less reasoning, as the end of a sentence; empty where none can."""
+    for argument in ("enable_thinking=false", "thinking=false", "reasoning_effort=low"):
+        if re.search(rf"\b{argument.partition('=')[0]}\b", template):
+            return f"; --template-arg {argument} asks for less reasoning"
+    return ""
+
+
 class _Template:
     """A tokenizer's template with its arguments."""
 
@@ -144,13 +160,11 @@ class _Template:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
         self._tell = tell
-        self.source = ""  # empty where code renders
+        self.source = source_of(tokenizer)
         found = getattr(tokenizer, "chat_template", None)
-        if isinstance(found, str):
-            self.source = found
-        elif isinstance(found, dict) and found:
+        if isinstance(found, dict) and found:
             name = _name_of(found)
-            self.source = self._arguments["chat_template"] = found[name]
+            self._arguments["chat_template"] = self.source
             if name != "default":
                 tell(f"the model names no default among its chat templates: {name} is used")
         _require_free(arguments)

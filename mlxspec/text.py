@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlxspec.errors import PromptError
-from mlxspec.metrics import Piece, Tell
+from mlxspec.metrics import FinishReason, Piece, Tell
+from mlxspec.pieces import Held, first_of, longest_beginning
+from mlxspec.reasoning import Mark, Reasoning, Sorter
 from mlxspec.templates import encode_chat, end_of_turn
 from mlxspec.tokens import Detokenizer, Tokenizer
 
@@ -94,57 +95,64 @@ def _unheard(note: str) -> None:
 class TextStream:
     """Turns tokens into final text, one at a time, and looks for stop strings.
 
-    Text is held back while it could still become part of a stop string, and while a character
-    is incomplete.
+    Text is held back while it could still become part of a stop string or of a mark, and while
+    a character is incomplete.
 
     Args:
         continues: the text continues the prompt, so that a leading space belongs to it.
-        stop: the text ends before the first of these, wherever tokens begin and end.
+        stop: the text ends before the first of these, wherever tokens begin and end; in the
+            reasoning too.
+        reasoning: how the reasoning is told from the answer; None leaves the text as it is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, continues: bool, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        continues: bool,
+        stop: Sequence[str] = (),
+        reasoning: Reasoning | None = None,
+    ) -> None:
         self.stopped = False
-        self._stop = [text for text in stop if text]
-        self._held: deque[Piece] = deque()
+        self._stop = tuple(text for text in stop if text)
+        self._held = Held()
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
+        self._reasoning = reasoning
+        self._sorter = None if reasoning is None else Sorter(reasoning.markup, reasoning.begins)
 
     def add(self, token: int, from_draft: bool) -> list[Piece]:
         """The text that became final with this token; sets `stopped` when a stop string ended."""
-        return self._release(Piece(self._detokenizer.add(token), from_draft))
+        return self._sorted(self._release(self._read(token, from_draft)))
 
     def finish(self) -> list[Piece]:
         """The rest of the text, once no token will follow."""
-        released = self._release(Piece(self._detokenizer.finish(), from_draft=False))
-        rest = [] if self.stopped else list(self._held)
-        self._held.clear()
-        return released + rest
+        released = self._release([Piece(self._detokenizer.finish(), from_draft=False)])
+        released += [] if self.stopped else self._held.take_all()
+        told = self._sorted(released)
+        return told if self._sorter is None else told + self._sorter.finish()
 
-    def _release(self, piece: Piece) -> list[Piece]:
-        if piece.text:
-            self._held.append(piece)
-        held = "".join(piece.text for piece in self._held)
-        # The one that is complete first, as if the text came letter by letter.
-        found = [(held.find(stop) + len(stop), -len(stop)) for stop in self._stop if stop in held]
-        if found:
+    def remarks(self, finish: FinishReason) -> tuple[str, ...]:
+        """Lines for people about how the text ended, once it has."""
+        if self._reasoning is None or self._sorter is None or not self._sorter.is_inside:
+            return ()
+        return (self._reasoning.remark(finish, stopped=self.stopped),)
+
+    def _read(self, token: int, from_draft: bool) -> list[Piece]:
+        text = self._detokenizer.add(token)
+        name = self._reasoning.markup.tokens.get(token) if self._reasoning else None
+        if not name or not text.endswith(name):
+            return [Piece(text, from_draft)]
+        return [Piece(text.removesuffix(name), from_draft), Mark(name, from_draft)]
+
+    def _sorted(self, pieces: list[Piece]) -> list[Piece]:
+        return pieces if self._sorter is None else self._sorter.add(pieces)
+
+    def _release(self, pieces: list[Piece]) -> list[Piece]:
+        for piece in pieces:
+            self._held.put(piece)
+        held = self._held.text
+        found = first_of(self._stop, held)
+        if found is not None:
             self.stopped = True
-            return self._take(sum(min(found)))
-        return self._take(len(held) - self._longest_beginning(held))
-
-    def _longest_beginning(self, held: str) -> int:
-        """Length of the longest end of `held` with which a stop string begins."""
-        longest = max(map(len, self._stop), default=0) - 1
-        for size in range(min(longest, len(held)), 0, -1):
-            if any(stop.startswith(held[-size:]) for stop in self._stop):
-                return size
-        return 0
-
-    def _take(self, size: int) -> list[Piece]:
-        taken = []
-        while size > 0:
-            piece = self._held.popleft()
-            if len(piece.text) > size:
-                self._held.appendleft(Piece(piece.text[size:], piece.from_draft))
-                piece = Piece(piece.text[:size], piece.from_draft)
-            taken.append(piece)
-            size -= len(piece.text)
-        return taken
+            return self._held.take(found[0])
+        return self._held.take(len(held) - longest_beginning(self._stop, held))

@@ -133,6 +133,11 @@ def _reads_by_follower(tokenizer: Tokenizer) -> bool:
     return decoder is not None and b"BPEDecoder" in decoder.__getstate__()
 
 
+def decodes_at_once(tokenizer: Tokenizer) -> bool:
+    """Whether a control token is text as soon as it is there, whatever follows."""
+    return not cleans_up(tokenizer) and not _reads_by_follower(tokenizer)
+
+
 def cleans_up(tokenizer: Tokenizer) -> bool:
     """Whether decoding also takes spaces away before punctuation."""
     if not getattr(tokenizer, "clean_up_tokenization_spaces", False):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from cli_tools import (
+    LETTERS,
     PATIENCE_S,
     ROOT,
     TerminalRun,
@@ -297,6 +298,7 @@ def test_json_is_one_object_with_these_keys_and_types(generate):
         "cached_prompt_tokens": int,
         "tokens": list,
         "text": str,
+        "reasoning": str,
         "finish_reason": str,
         "written_by": dict,
         "seed": int,
@@ -576,6 +578,22 @@ def test_a_chat_template_is_used_unless_raw(generate, tmp_path):
     }
     # The template's figure is in no token.
     assert counted == {(): 4, ("--raw",): 3, ("--system", "abcdef"): 10}
+
+
+def test_reasoning_is_apart_and_out_of_a_pipe(generate, tmp_path):
+    # A template that opens the reasoning, of a model that never ends it.
+    template = "{{ messages[0].content }} <think>{# and </think> ends it #}"
+    folder = save_model(tmp_path / "thinks", letters=f"{LETTERS}<>", template=template)
+    arguments = ("abc", "--target", str(folder), "--max-tokens", "9")
+    piped, shown = generate(*arguments), generate(*arguments, "--show-reasoning")
+    result = generate(*arguments, "--json").json
+    assert len(result["reasoning"]) == 9
+    assert result["text"] == piped.out == ""
+    assert "inside the reasoning, at the limit of 9 tokens" in result["notes"][-1]
+    assert piped.err.startswith(result["notes"][-1])
+    assert shown.out == f"<think>\n{result['reasoning']}"
+    raw = generate(*arguments, "--json", "--raw").json
+    assert (len(raw["text"]), raw["reasoning"]) == (9, "")
 
 
 def test_a_system_message_needs_a_chat_template(generate):

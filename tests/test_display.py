@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcwidth
 
+from mlxspec.cli import display as display_module
 from mlxspec.cli import waiting as waiting_module
 from mlxspec.cli.display import Display, Split, open_display
 from mlxspec.cli.summary import Both, live_parts, summary
@@ -37,6 +38,7 @@ from mlxspec.params import Penalties, SamplingParams
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4
+STATUS = "40 tok/s · acceptance 75% · 4.0 tokens/round · 0.1 s"  # of the first round
 SYNC = "\0"  # never in what a display writes to a terminal
 
 
@@ -123,10 +125,17 @@ class Running:
         self.generation = Generation(prompt_tokens=3, speculation=stats, sampling=SamplingParams())
         self.elapsed_s = 0.0
 
-    def say(self, text: str, *, own: bool = False, finish: FinishReason | None = None) -> None:
+    def say(
+        self,
+        text: str,
+        *,
+        own: bool = False,
+        reasoning: bool = False,
+        finish: FinishReason | None = None,
+    ) -> None:
         accepted = 3 if self.generation.speculation.enabled else None
         stats = None if accepted is None else RoundStats(K, accepted, drafter="draft")
-        pieces = (Piece(text, from_draft=not own),) if text else ()
+        pieces = (Piece(text, not own, reasoning),) if text else ()
         event = Event((1,) * 4, (not own,) * 4, pieces, stats, finish)
         self.generation.add(event)
         self.elapsed_s += 0.1
@@ -425,7 +434,10 @@ def test_interrupted_leaves_the_text_and_a_clean_screen(terminal: Terminal) -> N
     assert not terminal.screen.cursor.hidden
 
 
-def test_error_in_the_block_leaves_a_clean_screen(terminal: Terminal) -> None:
+def test_error_in_the_block_leaves_a_clean_screen(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     run = on(terminal)
     run.display.prefill(512, 4096)
     terminal.read()
@@ -496,14 +508,18 @@ def test_spinner_after_a_while_and_then_gone(
     assert not terminal.screen.cursor.hidden
 
 
-def test_bar_for_a_long_prompt_disappears(terminal: Terminal) -> None:
+@pytest.mark.parametrize("total", [600, 20_480])
+def test_bar_after_a_while_and_then_gone(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, total: int
+) -> None:
     display = on(terminal).display
-    display.prefill(512, 1023)
+    display.prefill(512, total)
     assert terminal.text() == ""
-    display.prefill(512, 2048)
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    display.prefill(512, total)
     assert terminal.text().startswith("reading the prompt")
-    assert terminal.text().endswith(" 512/2048")
-    display.prefill(2048, 2048)
+    assert terminal.text().endswith(f" 512/{total}")
+    display.prefill(total, total)
     assert terminal.text() == ""
     assert not terminal.screen.cursor.hidden
 
@@ -585,6 +601,42 @@ def test_a_wait_is_told_in_a_line_where_that_is_all_there_is(
     assert stderr.getvalue() == ""
 
 
+def seen(terminal: Terminal, *parts: str) -> bool:
+    """Whether the screen shows all of `parts` before long."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if all(part in terminal.text() for part in parts):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
+    run = on(terminal)
+    with run.display.running():
+        assert seen(terminal, "reading the prompt · 0.")
+        assert seen(terminal, "reading the prompt · 1.")
+        run.say("some words")
+        assert "reading" not in terminal.text()
+        # The clock of the live line goes on while a round takes its time.
+        assert seen(terminal, "some words", "40 tok/s", "tokens/round · 0.7 s")
+        assert terminal.screen.cursor.x == len("some words")
+    run.finish()
+    assert terminal.rows()[0] == "some words"
+    assert terminal.rows()[1].startswith("output    ")
+
+
+def test_a_text_that_flows_is_left_alone(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxspec.cli.pulse.QUIET_S", 60)
+    run = on(terminal)
+    with run.display.running():
+        run.say("some words")
+        time.sleep(0.3)
+        assert terminal.text() == f"some words\n{STATUS}"
+
+
 def test_note_waits_for_the_end_of_the_line(terminal: Terminal) -> None:
     run = on(terminal)
     run.display.note("early [note]")
@@ -608,6 +660,7 @@ def test_without_colours_there_are_no_styles(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     run = on(terminal)
     run.display.note("note")
     run.display.prefill(512, 2048)
@@ -679,6 +732,75 @@ def test_json_keeps_stdout_for_the_caller(terminal: Terminal, tmp_path: Path) ->
         run.finish()
     assert terminal.rows()[0].startswith("output    4 tokens")
     assert path.read_text() == ""
+
+
+# Reasoning beside the answer
+
+
+def think(run: Running) -> None:
+    """Reasoning twice, an answer after each."""
+    for text, reasoning in [("Hm", True), (", so", True), ("Yes", False), (", 4", False)]:
+        run.say(text, own=True, reasoning=reasoning)
+    run.say("\n\nOr", reasoning=True)
+    run.say("\n\nNo.")
+
+
+def test_reasoning_is_dim_above_the_answer(terminal: Terminal) -> None:
+    run = on(terminal)
+    think(run)
+    run.finish()
+    assert terminal.rows()[:7] == ["Hm, so", "", "Yes, 4", "", "Or", "", "No."]
+    assert terminal.rows()[7].startswith("output")
+    styled = terminal.raw
+    assert "\x1b[2mHm" in styled
+    assert "\x1b[2m, so" in styled
+    assert "\x1b[1mYes" in styled
+    assert "left out" not in terminal.text()
+
+
+TAGGED = "<think>\nHm, so\n</think>\n\nYes, 4\n\n<think>\nOr\n</think>\n\nNo."
+
+
+def test_where_no_style_tells_them_apart_tags_do(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    run = on(terminal)
+    think(run)
+    run.finish()
+    assert terminal.text().startswith(TAGGED + "\noutput")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [(None, "Yes, 4\n\nNo."), (False, "Yes, 4\n\nNo."), (True, TAGGED)],
+)
+def test_what_reads_a_file_gets_the_answer_unless_asked(
+    tmp_path: Path, asked: bool | None, expected: str
+) -> None:
+    stderr = io.StringIO()
+    with (tmp_path / "text").open("w") as stdout:
+        run = Running(
+            open_display(stdout=stdout, stderr=stderr, quiet=False, json=False, reasoning=asked)
+        )
+        think(run)
+        run.finish()
+    assert (tmp_path / "text").read_text() == expected
+    # Who did not ask for it is told where it is.
+    assert ("--show-reasoning" in stderr.getvalue()) == (asked is None)
+
+
+def test_reasoning_may_be_hidden_on_a_terminal(terminal: Terminal) -> None:
+    display = open_display(
+        stdout=terminal.open(), stderr=terminal.open(), quiet=True, json=False, reasoning=False
+    )
+    run = Running(display)
+    think(run)
+    display.close()
+    run.say("Hm", reasoning=True)
+    run.say("Next")
+    run.finish()
+    assert terminal.text() == "Yes, 4\n\nNo.\nNext"
 
 
 # stdout or stderr elsewhere

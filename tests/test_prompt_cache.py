@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.decode import prompt_cache, prompt_file, session
+from mlxspec.decode import lane, prompt_cache, prompt_file
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.errors import UsageError
@@ -94,7 +94,7 @@ def fed(engine: Engine, prompt: Sequence[int], path: Path) -> list[int]:
     reader = Reader(engine.rounds.of(request), request, cache=engine._prompt_cache(request))
     finished(reader.state(prompt))
     for name in engine.drafts:
-        reader.draft(name, [*prompt, 0], 0)  # once the first token is there
+        finished(reader.draft(name, prompt[:-1], 0))  # once the first token is there
     reader.keep()
     return [cached.model._fed for cached in engine.models]
 
@@ -223,7 +223,7 @@ def test_a_text_that_is_read_again_is_not_kept(path: Path, monkeypatch: pytest.M
         mx.eval(*arrays)
 
     engine = engine_of(kind="never")
-    monkeypatch.setattr(session.mx, "async_eval", evaluate)
+    monkeypatch.setattr(lane.mx, "async_eval", evaluate)
     result = engine.generate(PROMPT, max_tokens=4 * CHUNK, cache=path)
     assert result.tokens == plain(model("llama"), PROMPT, 4 * CHUNK)
     assert len([note for note in result.notes if "going on with" in note]) == 1

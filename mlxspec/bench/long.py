@@ -38,8 +38,9 @@ from mlxspec.bench.dictated import Dictated
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request
-from mlxspec.decode.round import RoundState
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
@@ -89,10 +90,12 @@ class MadeUp(Reader):
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
-    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        cached, read = self._rounds.model(name).cached, len(tokens) - 2 - start
-        caches = made_up(cached.model, read)
-        layers = cached.adopt(caches, read, read + MAX_DRAFT_TOKENS)
+    def draft(
+        self, name: str, tokens: Sequence[int], start: int
+    ) -> Generator[PrefillProgress, None, Past]:
+        cached, read = self._rounds.model(name).cached, len(tokens)
+        layers = cached.adopt(made_up(cached.model, read), read, read + MAX_DRAFT_TOKENS)
+        yield from ()
         return Past(layers, mx.array([start], mx.int32))
 
 
@@ -115,7 +118,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
             # Made by hand, because `engine.request` rejects a text beyond the model's context.
             request = Request(tokens=tuple(text), draft_tokens=draft_tokens)
             rounds = engine.rounds.of(request)
-            session = Session(rounds, MadeUp(rounds, request), request)
+            session = Session(rounds, Track(rounds, MadeUp(rounds, request), request))
             for _ in range(3):
                 session.step()
             started = time.perf_counter()

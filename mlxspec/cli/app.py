@@ -12,7 +12,8 @@ import typer
 
 from mlxspec._version import __version__
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
-from mlxspec.cli.output import INTERRUPTED, Output, explain
+from mlxspec.cli.interrupts import INTERRUPTED, answered, leaving
+from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
 from mlxspec.errors import MlxspecError
@@ -48,7 +49,8 @@ def main() -> None:
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115, it stays open
     try:
-        app()
+        with answered(), leaving(_show_cursor):
+            app()
     except MlxspecError as error:
         explain(error)
         sys.exit(error.exit_code)
@@ -59,6 +61,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         explain(_in_words(error))
         sys.exit(MlxspecError.exit_code)
+
+
+def _show_cursor() -> None:
+    """Undo what a spinner does to a terminal, which is left at the start of a line."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[J\x1b[?25h")
 
 
 _HINTS = {

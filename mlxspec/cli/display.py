@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import inf
+from threading import RLock
+from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -20,6 +22,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from mlxspec.cli.pulse import Pulse
+from mlxspec.cli.reasoning import Layout, Shown
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -32,10 +36,8 @@ from mlxspec.cli.terminal import (
     TextOut,
     visible,
 )
-from mlxspec.cli.waiting import LiveWaiting, SpokenWaiting, Waiting
+from mlxspec.cli.waiting import SPINNER_AFTER_S, LiveWaiting, SpokenWaiting, Waiting
 from mlxspec.metrics import Event, Generation, Progress, Split
-
-LONG_PROMPT_TOKENS = 1024
 
 
 class Display:
@@ -53,13 +55,19 @@ class Display:
         waiting: Waiting,
         people: Console | None,
         terminal: bool,
+        reasoning: Shown = Shown.LEFT_OUT,
     ) -> None:
         self._text = text
+        self._layout = Layout(reasoning)
         self._line = line
         self._waiting = waiting
         self._people = people
         self._terminal = terminal
+        self._lock = RLock()  # the pulse draws from a thread of its own
+        self._pulse: Pulse | None = None
         self._progress: Bars | None = None
+        self._begun_s = monotonic()
+        self._elapsed_s = 0.0
         self._status: list[str] = []
         self._status_s = -inf
         self._notes: list[str] = []
@@ -101,49 +109,82 @@ class Display:
         """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
         self._waiting.show(progress)
 
-    def prefill(self, read: int, total: int) -> None:
-        """`read` of the prompt's `total` tokens are read: a bar when the prompt is long."""
-        if self._people is None or not self._terminal or total < LONG_PROMPT_TOKENS:
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While the block runs, something moves on a terminal, also where no event comes."""
+        self._begun_s = monotonic()
+        if not self._terminal:
+            yield
             return
-        if read >= total:
-            self._end_progress()
-            return
-        if self._progress is None:
-            self._progress = _progress(self._people)
-            self._progress.add_task("reading the prompt", total=total)
-            self._progress.start()
-        self._progress.update(self._progress.task_ids[0], completed=read, refresh=True)
+        with Pulse(self._beat) as self._pulse:
+            try:
+                yield
+            finally:
+                self._pulse = None
 
     def note(self, message: str) -> None:
         """One line for people. It waits for the end of a line of text that it would cut."""
-        self._notes.append(message)
-        if not self._text.in_line:
-            self._tell_notes()
+        with self._lock:
+            self._notes.append(message)
+            if not self._text.in_line:
+                self._tell_notes()
 
     def show(self, event: Event, generation: Generation, elapsed_s: float) -> None:
         """Write the event's text, or show how far the prompt is read.
 
         `generation` has the event added already. `elapsed_s` counts from the end of prefill.
         """
-        if event.prefill is not None:
-            self.prefill(*event.prefill)
+        with self._lock:
+            if self._pulse is not None:
+                self._pulse.happened()
+            if event.prefill is not None:
+                self.prefill(*event.prefill)
+                return
+            self._end_progress()
+            self._line.make_way()
+            self._text.write(self._layout.laid_out(event.pieces), marked=speculates(generation))
+            self._elapsed_s = elapsed_s
+            if elapsed_s - self._status_s >= STATUS_EVERY_S:
+                parts = live_parts(generation, event.round, elapsed_s)
+                self._status, self._status_s = parts, elapsed_s
+            self._line.draw(self._status)
+            for note in event.notes:
+                self.note(note)
+
+    def prefill(self, read: int, total: int) -> None:
+        """`read` of the prompt's `total` tokens are read: a bar where that takes a while."""
+        if self._people is None or not self._terminal:
             return
-        self._end_progress()
-        self._line.make_way()
-        self._text.write(event.pieces, marked=speculates(generation))
-        if elapsed_s - self._status_s >= STATUS_EVERY_S:
-            parts = live_parts(generation, event.round, elapsed_s)
-            self._status, self._status_s = parts, elapsed_s
-        self._line.draw(self._status)
-        for note in event.notes:
-            self.note(note)
+        if read >= total:
+            self._end_progress()
+            return
+        if self._progress is None:
+            if monotonic() < self._begun_s + SPINNER_AFTER_S:
+                return
+            self._line.erase()
+            self._progress = _progress(self._people)
+            self._progress.add_task("reading the prompt", total=total)
+            self._progress.start()
+        self._progress.update(self._progress.task_ids[0], completed=read, refresh=True)
+
+    def _beat(self, quiet_s: float) -> None:
+        """Show that time passes; `quiet_s` is how long nothing else has moved."""
+        with self._lock, suppress(*GONE):
+            if self._progress is not None:
+                self._progress.refresh()
+            elif self._status:
+                self._line.draw([*self._status[:-1], f"{self._elapsed_s + quiet_s:.1f} s"])
+            else:
+                self._line.draw(["reading the prompt", f"{monotonic() - self._begun_s:.1f} s"])
 
     def finish(self, generation: Generation, split: Split | None, both: Both | None = None) -> None:
         """End the text and sum it up. Never raises."""
-        self.close()
+        with self._lock:
+            self.close()
         if self._people is None:
             return
-        rows = summary(generation, split, both)
+        left_out = self._layout.shown is Shown.LEFT_OUT
+        rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
                 self._people.print(_table(rows))
@@ -153,13 +194,15 @@ class Display:
 
     def close(self) -> None:
         """Take away everything that is live. May be called at any time, and again. Never raises."""
-        self._end_progress()
-        self._waiting.end()
-        for clean_up in (self._text.flush, self._line.erase, self._text.end):
-            with suppress(*GONE):
-                clean_up()
-        self._tell_notes()
-        self._status_s = -inf
+        with self._lock:
+            self._end_progress()
+            self._waiting.end()
+            for clean_up in (self._text.flush, self._line.erase, self._text.end):
+                with suppress(*GONE):
+                    clean_up()
+            self._tell_notes()
+            self._layout.reset()
+            self._status_s = -inf
 
     def _tell_notes(self) -> None:
         if self._people is not None and self._notes:
@@ -177,7 +220,13 @@ class Display:
 
 
 def open_display(
-    *, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool, measures: bool = False
+    *,
+    stdout: TextIO,
+    stderr: TextIO,
+    quiet: bool,
+    json: bool,
+    measures: bool = False,
+    reasoning: bool | None = None,
 ) -> Display:
     """The display that fits what the two streams are.
 
@@ -185,6 +234,7 @@ def open_display(
         quiet: nothing on stderr.
         json: nothing on stdout, which the caller keeps for an object.
         measures: waits are all that there is to see, so each is told where nothing is live too.
+        reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
     capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
     colours = capable and _has_colours()
@@ -206,7 +256,15 @@ def open_display(
     if people is not None:
         spoken = SpokenWaiting(people, everything=measures)
         waiting = LiveWaiting(people) if terminal else spoken
-    return Display(text=text, line=line, waiting=waiting, people=people, terminal=terminal)
+    shown = Shown.on(terminal=stdout.isatty(), colours=colours, asked=json or reasoning)
+    return Display(
+        text=text,
+        line=line,
+        waiting=waiting,
+        people=people,
+        terminal=terminal,
+        reasoning=shown,
+    )
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:

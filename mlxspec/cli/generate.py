@@ -12,8 +12,9 @@ import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
+from mlxspec.cli.interrupts import INTERRUPTED, leaving
 from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
-from mlxspec.cli.output import INTERRUPTED, Output
+from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
 from mlxspec.control import records
@@ -47,9 +48,10 @@ def generate(
     sampling: SamplingOptions,
     checks: CheckOptions,
     output: OutputOptions,
+    reasoning: options.ReasoningOption = None,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    out = Output(output.as_json, output.quiet)
+    out = Output(output.as_json, output.quiet, reasoning)
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
@@ -120,8 +122,7 @@ def _write(
         notes: list[str] = []
         engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         request = engine.request(words, **options)
-        with_split = shown and not out.quiet
-        result = _run(pair, engine, request, display, notes, checks, with_split=with_split)
+        result = _run(pair, engine, request, display, notes, checks, out, shown=shown)
     _print(pair, engine, result, out, shown=shown)
 
 
@@ -132,28 +133,34 @@ def _run(
     display: Display,
     notes: list[str],
     checks: CheckOptions,
+    out: Output,
     *,
-    with_split: bool,
+    shown: bool,
 ) -> _Result:
     """Run a request on a display, remember what it learned, and check its text."""
     record = engines.recall(pair, engine, display) if request.auto else None
     engines.build_kernels(engine, request, display)
     run = engine.run(request)
     run.generation.notes += notes
-    with display.told("writing the text"):
+    leaves = leaving(lambda: _end(pair, engine, run, display, out))
+    with leaves, display.told("writing the text"):
         interrupted = _show(run, display)
     if record is not None:
         records.remember(replace(record, learned=engine.learned), display.note)
     if interrupted:
         display.finish(run.generation, None)
         return _Result(run, interrupted)
-    return _checked(engine, run, display, checks, with_split=with_split)
+    with leaving(lambda: _end(pair, engine, run, display, out)):
+        result = _compared(engine, run, display, checks, with_split=shown and not out.quiet)
+    if result.interrupted or not checks.audit:
+        return result
+    return _audited(pair, engine, result, display, out, shown=shown)
 
 
-def _checked(
+def _compared(
     engine: Engine, run: Run, display: Display, checks: CheckOptions, *, with_split: bool
 ) -> _Result:
-    """Sum up and check a whole text; a check that a person ends takes nothing from it."""
+    """Sum up a whole text; a comparison that a person ends takes nothing from it."""
     both = split = None
     display.close()
     try:
@@ -167,24 +174,46 @@ def _checked(
         display.finish(run.generation, split, both)
         return _Result(run, True, both)
     display.finish(run.generation, split, both)
-    if not checks.audit:
-        return _Result(run, False, both)
+    return _Result(run, False, both)
+
+
+def _audited(
+    pair: Pair, engine: Engine, result: _Result, display: Display, out: Output, *, shown: bool
+) -> _Result:
+    """Audit a text; a person who ends that gets a report on the tokens until then."""
     from mlxspec.measure.audit import Auditing
 
-    auditing = Auditing(engine, run)
-    return _Result(run, display.follow(auditing), both, auditing.report)
+    auditing = Auditing(engine, result.run)
+
+    def audited(*, interrupted: bool) -> _Result:
+        return replace(result, interrupted=interrupted, report=auditing.report)
+
+    def last_words() -> None:
+        display.close()
+        _tell(pair, engine, audited(interrupted=True), out, shown=shown)
+
+    with leaving(last_words):
+        interrupted = display.follow(auditing)
+    return audited(interrupted=interrupted)
 
 
 def _show(run: Run, display: Display) -> bool:
     """Show a run to its end; True when a person ended it."""
     generation = run.generation
-    with closing(run) as events:
+    with closing(run) as events, display.running():
         try:
             for event in events:
                 display.show(event, generation, generation.timing.decode_s)
         except KeyboardInterrupt:
             return True
     return False
+
+
+def _end(pair: Pair, engine: Engine, run: Run, display: Display, out: Output) -> None:
+    """Sum up a run that ends in the middle of a round."""
+    display.finish(run.generation, None)
+    if out.as_json:
+        out.object(_as_dict(pair, engine, _Result(run, interrupted=True)))
 
 
 def _both(engine: Engine, request: Request) -> Both:
@@ -205,6 +234,15 @@ def _split(run: Run) -> Any:
 
 def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
     """Print what is left to print, and exit as the result asks for."""
+    _tell(pair, engine, result, out, shown=shown)
+    if result.report is not None and result.report.outcome == "defect":
+        raise typer.Exit(MlxspecError.exit_code)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _tell(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
+    """Print a result's object, or the report of its audit."""
     report = result.report
     if out.as_json:
         out.object(_as_dict(pair, engine, result))
@@ -212,10 +250,6 @@ def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: b
         tokenizer = engine.tokenizer
         line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
         (out.tell if shown else out.line)(line)
-    if report is not None and report.outcome == "defect":
-        raise typer.Exit(MlxspecError.exit_code)
-    if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
 
 
 def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:

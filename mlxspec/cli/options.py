@@ -52,6 +52,16 @@ _drafting = partial(typer.Option, rich_help_panel="Speculation")
 _text = partial(typer.Option, rich_help_panel="Text")
 _output = partial(typer.Option, rich_help_panel="Output")
 
+ReasoningOption = Annotated[
+    bool | None,
+    _output(
+        "--show-reasoning/--hide-reasoning",
+        help="Whether stdout has a model's reasoning before its answer: on a terminal by default. "
+        "--json has both in any case, apart.",
+        show_default=False,
+    ),
+]
+
 
 def _draft_tokens(text: str) -> DraftTokens:
     if text == AUTO:

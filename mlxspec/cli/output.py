@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from mlxspec.cli.display import Display
 
-INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
-
 
 @dataclass(frozen=True)
 class Output:
@@ -25,10 +23,12 @@ class Output:
     Args:
         as_json: stdout gets one JSON object, and nothing else.
         quiet: stderr gets errors alone.
+        reasoning: whether stdout shows it beside an answer; None where stdout is a terminal.
     """
 
     as_json: bool = False
     quiet: bool = False
+    reasoning: bool | None = None
 
     def object(self, value: Mapping[str, Any] | list[Any]) -> None:
         """One JSON object, or list, on a line of stdout."""
@@ -72,6 +72,7 @@ class Output:
             quiet=self.quiet,
             json=self.as_json or not text,
             measures=not text,
+            reasoning=self.reasoning,
         )
 
 

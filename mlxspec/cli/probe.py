@@ -10,8 +10,9 @@ import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
+from mlxspec.cli.interrupts import INTERRUPTED, leaving
 from mlxspec.cli.options import ModelOptions, OutputOptions
-from mlxspec.cli.output import INTERRUPTED, Output
+from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import AUTO, BUDGET_S
 from mlxspec.errors import NothingDrafts
@@ -56,7 +57,7 @@ def _probe(
     if not models.speculates:
         raise NothingDrafts
     own = read_prompts(prompts) if prompts is not None else None
-    remembered, notes = False, list[str]()
+    notes: list[str] = []
     with out.display(text=False) as display:
         engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         from mlxspec.measure import probe
@@ -68,14 +69,17 @@ def _probe(
             budget_s=budget_s,
             candidates=probe.CANDIDATES if tunes else 1,
         )
-        interrupted = display.follow(measuring)
-        if tunes:
-            remembered = _remember(pair, engine, measuring.findings, display)
-    if out.as_json:
-        stored = {"remembered": remembered} if tunes else {}
-        out.object({"pair": pair.name, **measuring.findings.as_dict(), "notes": notes, **stored})
-    else:
-        _print(measuring.findings, out, remembered if tunes else None)
+
+        def end() -> None:
+            """Keep and print what is found; also from a thread, where MLX keeps this one."""
+            findings = measuring.findings
+            remembered = _remember(pair, engine, findings, display) if tunes else None
+            display.close()
+            _print(pair, findings, out, notes, remembered)
+
+        with leaving(end):
+            interrupted = display.follow(measuring)
+        end()
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -92,12 +96,18 @@ def _remember(pair: Pair, engine: Engine, findings: Findings, display: Display) 
     return best is not None
 
 
-def _print(findings: Findings, out: Output, remembered: bool | None) -> None:
+def _print(
+    pair: Pair, findings: Findings, out: Output, notes: list[str], remembered: bool | None
+) -> None:
     """Print the findings, and the one verdict last.
 
     Args:
         remembered: whether the verdict was stored; None where nobody asked for that.
     """
+    if out.as_json:
+        stored = {} if remembered is None else {"remembered": remembered}
+        out.object({"pair": pair.name, **findings.as_dict(), "notes": notes, **stored})
+        return
     from mlxspec.cli import report
 
     console = out.console()

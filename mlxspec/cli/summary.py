@@ -53,14 +53,21 @@ def live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: flo
 
 
 def summary(
-    generation: Generation, split: Split | None, both: Both | None = None
+    generation: Generation,
+    split: Split | None,
+    both: Both | None = None,
+    *,
+    left_out: bool = False,
 ) -> list[tuple[str, list[str]]]:
     """Labels, each with the parts of its line.
 
     Args:
         split: of a round's time. both: the same request again, if it was compared.
+        left_out: whether stdout has the answer alone, which a person may not expect.
     """
     rows = [("output", _output(generation))]
+    if left_out and generation.reasoning:
+        rows.append(("reasoning", ["left out: --show-reasoning writes it before the answer"]))
     if speculates(generation) and generation.written_by:
         rows.append(("written", _written(generation)))
         rows.append(("rounds", _rounds(generation.speculation)))

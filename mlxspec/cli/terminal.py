@@ -45,7 +45,11 @@ class TextOut:
         return False
 
     def write(self, pieces: Sequence[Piece], *, marked: bool) -> None:
-        """Write and flush; `marked` tells the target's own pieces apart where that is possible."""
+        """Write and flush.
+
+        Reasoning is dim where that is possible, and `marked` tells the target's own pieces of the
+        answer apart.
+        """
 
     def flush(self) -> None:
         """Write what an interrupt may have left behind."""
@@ -133,10 +137,13 @@ class TerminalText(TextOut):
             return
         self._written = False  # until nothing can interrupt it any more
         self._notice_resize()
-        marked = marked and self._colours
         for piece in pieces:
             text = self._laid_out(visible(piece.text))
-            self._stream.write(text if piece.from_draft or not marked else _OWN.render(text))
+            if self._colours and piece.reasoning:
+                text = ASIDE.render(text)
+            elif self._colours and marked and not piece.from_draft:
+                text = _OWN.render(text)
+            self._stream.write(text)
         self._stream.flush()
         self._written = True
 

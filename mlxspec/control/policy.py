@@ -3,11 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from dataclasses import replace
+from enum import Enum
+from typing import NamedTuple, Protocol
 
 from mlxspec.control.estimates import Knowledge
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.metrics import Parked
+
+# A draft whose pass takes longer than this many plain rounds is given up. One would be enough, but
+# a pass that reads is no compiled round.
+SLOW = 1.5
+
+
+class Need(NamedTuple):
+    """The reading that a draft needs before it can propose, and what is known of its worth.
+
+    cost_s: the seconds that it is expected to take; None where too little was timed.
+    piece_s: the seconds of its next piece, or 0 before one was timed.
+    spent_s: the seconds that it has read for already, in this text.
+    pass_s: the seconds of its pass over one row, and plain_s of a plain round; None if unknown.
+    run_s: the seconds since the text was begun. left_s: the seconds that its rest takes plainly.
+    """
+
+    cost_s: float | None
+    piece_s: float
+    spent_s: float
+    pass_s: float | None
+    plain_s: float | None
+    run_s: float
+    left_s: float
+
+    @property
+    def slowness(self) -> float:
+        """A pass of the draft over a plain round, and 0 where either is unknown.
+
+        Even if all its proposals were right, a draft would save no more than 1 less this share.
+        """
+        return self.pass_s / self.plain_s if self.pass_s and self.plain_s else 0.0
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.slowness > SLOW
+
+
+class Permit(Enum):
+    """The answer to a `Need`: read all of it now, a piece of it, nothing yet, or never."""
+
+    ALL = "all"
+    PIECE = "piece"
+    LATER = "later"
+    NEVER = "never"
+
+
+class Plan(NamedTuple):
+    """A round of several texts: the model's choice, and that of every text beside it.
+
+    whole: the drafter and K that shape the round. rows: the choice of each text, of no more than
+        K tokens: the model's, its own text's, or nothing.
+    """
+
+    whole: Choice
+    rows: tuple[Choice, ...]
 
 
 class Policy(Protocol):
@@ -19,6 +76,9 @@ class Policy(Protocol):
 
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         """The next round of a text of `length` tokens, given what text drafters offer."""
+
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+        """The next round of several texts, the longest of `length` tokens, and their offers."""
 
     def wants(self, offers: Sequence[Offer]) -> bool:
         """Whether the next round would take one of these offers."""
@@ -32,8 +92,11 @@ class Policy(Protocol):
     def seconds(self, choice: Choice) -> float | None:
         """The time of such a round at the present pace; None where nothing was timed."""
 
-    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
-        """Whether a draft may save more than `cost_s` of the `left_s` that the rest would take."""
+    def permit(self, name: str, need: Need) -> Permit:
+        """Whether a draft may read what it needs to."""
+
+    def postponed(self, choice: Choice) -> None:
+        """Take back a choice whose drafter was not ready: the round proposed nothing."""
 
     def parked(self) -> Parked | None:
         """Why rounds propose nothing, where the policy decided so."""
@@ -43,6 +106,16 @@ class Policy(Protocol):
 
     def knowledge(self) -> dict[str, Knowledge]:
         """The knowledge that later runs may begin with, by drafter."""
+
+
+def planned(model: Choice, rows: Sequence[Choice]) -> Plan:
+    """The plan in which every text has its choice, and `model` drafts for those that chose it."""
+    drafter, most = "", max((one.draft_tokens for one in rows), default=0)
+    if any(one.draft_tokens and one.drafter == model.drafter for one in rows):
+        drafter, most = model.drafter, min(most, model.draft_tokens)
+    fitting = tuple(replace(one, draft_tokens=min(one.draft_tokens, most)) for one in rows)
+    whole = max(fitting, key=lambda one: one.draft_tokens, default=PLAIN)
+    return Plan(replace(whole, drafter=drafter) if drafter else whole, fitting)
 
 
 class FixedPolicy:
@@ -70,6 +143,9 @@ class FixedPolicy:
         offer = self._taken(offers)
         return self.current if offer is None else Choice(offer.drafter, offer.tokens, offer.grade)
 
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+        return planned(self.current, [self.choose(length, of_row) for of_row in offers])
+
     def wants(self, offers: Sequence[Offer]) -> bool:
         return self._taken(offers) is not None
 
@@ -82,8 +158,11 @@ class FixedPolicy:
     def seconds(self, choice: Choice) -> float | None:
         return None
 
-    def pays(self, name: str, cost_s: float, left_s: float) -> bool:
-        return True  # this K was asked for, whatever it costs
+    def permit(self, name: str, need: Need) -> Permit:
+        return Permit.ALL  # this K was asked for, whatever it costs
+
+    def postponed(self, choice: Choice) -> None:
+        """Nothing is planned ahead."""
 
     def parked(self) -> Parked | None:
         return None

@@ -1,19 +1,33 @@
-"""The drafters of one text in a round's graph: how far each has read, and what it reads next."""
+"""The drafters of one text in a round's graph: how far each has read, and what it reads next.
+
+A draft model reads the text for itself, in pieces between rounds, and only as far as the policy
+thinks that it pays. Until it has caught up, rounds do without it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from mlxspec.decode.reader import Reader
-from mlxspec.decode.round import FusedRound, RoundState
+import mlx.core as mx
+
+from mlxspec.control.policy import Need, Permit, Policy
+from mlxspec.decode.reader import DRAFT_PIECE_S, Reader
+from mlxspec.decode.round import FusedRound
 from mlxspec.device import lengths
+from mlxspec.drafters.graph import ROWS, Past
+from mlxspec.drafters.proposals import PLAIN
+from mlxspec.errors import OutOfMemory
+from mlxspec.metrics import Tell
 from mlxspec.models.caches.layers import capacity_of
 
 # The least number of last tokens that a draft reads when it reads anew. It reads anew once it has
 # read more than twice as many, which bounds the cost of a round and of a long prompt.
 WINDOW = 4096
-ROUNDS = 3  # that a draft may be ahead of the text: two in flight, and the one that is proposed
+# Rounds that a draft may be ahead of the text: two in flight, and the one that is proposed.
+ROUNDS = 3
 
 
 @dataclass
@@ -21,6 +35,16 @@ class _Reach:
     """The stretch of the text that a draft model has read, as positions."""
 
     start: int
+    end: int
+
+
+@dataclass
+class _Reading:
+    """A draft model that reads a stretch of the text anew, of which it has read up to `at`."""
+
+    steps: Generator[Any, None, Past]
+    start: int
+    at: int
     end: int
 
 
@@ -32,19 +56,33 @@ class Drafts:
 
     Args:
         rounds: the rounds that they draft in. reader: reads a text for them.
-        most: the largest number of tokens that a round proposes.
+        prompt: the number of tokens of the text that are the prompt. most: the largest K.
+        tell: called with notes for the user.
     """
 
-    def __init__(self, rounds: FusedRound, reader: Reader, most: int) -> None:
+    def __init__(
+        self,
+        rounds: FusedRound,
+        reader: Reader,
+        *,
+        prompt: int,
+        most: int,
+        tell: Tell,
+    ) -> None:
         self.names = list(rounds.drafters)
         self._rounds = rounds
         self._reader = reader
-        self._reached: dict[str, _Reach] = {}
+        self._prompt = prompt
         self._most = most
+        self._tell = tell
+        self._reached: dict[str, _Reach] = {}
+        self._readings: dict[str, _Reading] = {}
+        self._spent_s = dict.fromkeys(self.names, 0.0)
+        self._begun_s = time.perf_counter()
 
     @property
     def read(self) -> list[str]:
-        """The draft models that have read anything."""
+        """The draft models that have read the text, up to some place."""
         return list(self._reached)
 
     @property
@@ -52,12 +90,21 @@ class Drafts:
         """The draft models, which read the text for themselves."""
         return [name for name in self.names if not self._rounds.drafters[name].follows]
 
+    @property
+    def unread(self) -> bool:
+        """Whether a draft model may still have to read the prompt."""
+        return any(name not in self._reached for name in self.models)
+
     def forget(self) -> None:
         """Note that the state was built anew: no model has read anything."""
         self._reached.clear()
+        self._readings.clear()
 
-    def leave_out(self, name: str) -> None:
+    def leave_out(self, name: str, why: str) -> None:
+        """Do without a drafter from now on."""
         self.names.remove(name)
+        self._readings.pop(name, None)
+        self._tell(f"going on without the draft {name}: {why}")
 
     def wrote(self, name: str, text: Sequence[int]) -> None:
         """Note that a round of this drafter was the last to add to the text."""
@@ -76,41 +123,118 @@ class Drafts:
             return True
         return before != name if before is not None else self._has_missed(name, text)
 
-    def caught_up(self, state: RoundState, name: str, text: Sequence[int]) -> RoundState:
-        """`state` after a model has read all that it has missed.
+    def permit(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Permit:
+        """Whether a draft model that is behind may read on; one that never will is left out.
 
-        Raises:
-            OutOfMemory: its cache does not fit; the state is as it was.
+        Args:
+            policy: says what pays.
+            left_s: the seconds that the rest of the text would take without it.
         """
-        end = len(text) - 2
-        if self._must_read(name, text):
-            # Start at whole windows, so that a text that grew a little has the same start.
-            window = self._window(name)
-            start = max(end // window - 1, 0) * window
-            past = self._reader.draft(name, text, start)
-            self._reached[name] = _Reach(start, end)
-            return state.with_draft(name, past)
-        reach = self._reached[name]
-        at, missed = reach.end - reach.start, text[reach.end : -2]
-        state, length = self.with_room(state, name, reach.end + len(missed))
-        past = self._rounds.model(name).read(state.drafts[name], missed, at, length)
-        reach.end = end
-        return state.with_draft(name, past)
+        need = self._need(name, text, policy, left_s)
+        permit = policy.permit(name, need)
+        if permit is Permit.NEVER:
+            self.leave_out(name, _why(need))
+        return permit
 
-    def with_room(self, state: RoundState, name: str, bound: int) -> tuple[RoundState, int]:
-        """`state` with room in a drafter's caches for a text of `bound` tokens.
+    def caught_up(
+        self, past: Past | None, name: str, text: Sequence[int], policy: Policy, left_s: float
+    ) -> Past | None:
+        """The past of a model after it has read on: a piece, or all if the policy says so.
 
-        Returns:
-            The state, and the number of entries to attend over.
+        A model whose cache memory does not hold is left out.
+
+        Args:
+            past: what it had, of one row; None before it has read anything.
         """
-        if name not in self._reached:  # its caches, if any, grow with the target's
-            return state, lengths.attended(bound)
-        length = lengths.attended(bound - self._reached[name].start)
-        past = state.drafts[name]
+        until = time.perf_counter() + DRAFT_PIECE_S
+        try:
+            past = self._read_on(past, name, text)
+            while self._is_left(name, text):
+                need = self._need(name, text, policy, left_s)
+                permit = policy.permit(name, need)
+                fits = time.perf_counter() + need.piece_s < until
+                if permit is not Permit.ALL and not (permit is Permit.PIECE and fits):
+                    break
+                past = self._read_on(past, name, text)
+        except OutOfMemory:
+            self.leave_out(name, "memory does not hold its cache")
+        return past
+
+    def entries(self, name: str, bound: int) -> int:
+        """The number of entries that a text of `bound` tokens has in a drafter's caches."""
+        return bound - self._reached[name].start if name in self._reached else bound
+
+    def _read_on(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
+        started = time.perf_counter()
+        if past is None or name in self._readings or self._must_read(name, text):
+            past = self._read_anew(past, name, text)
+        else:
+            past = self._read_missed(past, name, text)
+        self._spent_s[name] += time.perf_counter() - started
+        return past
+
+    def _read_anew(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
+        if name not in self._readings:
+            self._readings[name] = self._begun(name, text)
+        reading = self._readings[name]
+        try:
+            reading.at = reading.start + next(reading.steps).read
+            return past
+        except StopIteration as over:
+            past = over.value
+        del self._readings[name]
+        self._reached[name] = _Reach(reading.start, reading.end)
+        return past
+
+    def _begun(self, name: str, text: Sequence[int]) -> _Reading:
+        end, window = len(text) - 2, self._window(name)
+        # Start at whole windows, so that a text that grew a little has the same start.
+        start = max(end // window - 1, 0) * window
+        if self._reader.keeps and start == 0:
+            end = min(end, self._prompt - 1)  # a file keeps the prompt and no more
+        return _Reading(self._reader.draft(name, text[start:end], start), start, start, end)
+
+    def _read_missed(self, past: Past, name: str, text: Sequence[int]) -> Past:
+        """Read what others wrote: little at once and unseen, much in pieces that are waited for."""
+        drafter, reach = self._rounds.model(name), self._reached[name]
+        missed = text[reach.end : -2]
+        if len(missed) > ROWS:
+            missed = missed[: max(drafter.cached.pace.rows(DRAFT_PIECE_S, ROWS), ROWS)]
+        at = reach.end - reach.start
+        length = lengths.attended(at + len(missed))
         if length > capacity_of(past.layers):
-            grown = self._rounds.drafters[name].grown(past, lengths.reserved(length))
-            state = state.with_draft(name, grown)
-        return state, length
+            past = drafter.grown(past, lengths.reserved(length))
+        past = drafter.read(past, missed, at, length)
+        if len(missed) >= ROWS:
+            mx.eval(past)
+        reach.end += len(missed)
+        return past
+
+    def _is_left(self, name: str, text: Sequence[int]) -> bool:
+        """Whether a model still has anything to read."""
+        return self._must_read(name, text) or self._has_missed(name, text)
+
+    def _need(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Need:
+        pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
+        return Need(
+            cost_s=pace.reading_s(tokens, DRAFT_PIECE_S),
+            piece_s=pace.piece_s(tokens, DRAFT_PIECE_S),
+            spent_s=self._spent_s[name],
+            pass_s=pace.pass_s,
+            plain_s=policy.seconds(PLAIN),
+            run_s=time.perf_counter() - self._begun_s,
+            left_s=left_s,
+        )
+
+    def _unread_tokens(self, name: str, text: Sequence[int]) -> int:
+        """How many tokens a model has to read before its next round."""
+        end = len(text) - 2
+        if name in self._readings:
+            return max(end - self._readings[name].at, 0)
+        if self._must_read(name, text):
+            window = self._window(name)
+            return end - max(end // window - 1, 0) * window
+        return end - self._reached[name].end
 
     def _must_read(self, name: str, text: Sequence[int]) -> bool:
         """Whether it has to read anew: it has read nothing, or its past spans two windows."""
@@ -127,3 +251,13 @@ class Drafts:
     def _has_missed(self, name: str, text: Sequence[int]) -> bool:
         """Whether others wrote something since its last round."""
         return self._reached[name].end < len(text) - 2
+
+
+def _why(need: Need) -> str:
+    """Why a model never reads."""
+    if need.slowness > 1 and need.pass_s is not None and need.plain_s is not None:
+        return (
+            f"one pass of it takes {need.pass_s * 1e3:.1f} ms, "
+            f"and a token of the target {need.plain_s * 1e3:.1f} ms"
+        )
+    return "reading the text would cost it more than it can win"

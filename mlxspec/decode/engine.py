@@ -12,10 +12,12 @@ from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
 from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
 from mlxspec.drafters.history import Prediction
@@ -193,7 +195,12 @@ class Engine:
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **options)
         text = None
         if self.tokenizer is not None:
-            text = TextStream(self.tokenizer, continues=request.continues, stop=request.stop)
+            text = TextStream(
+                self.tokenizer,
+                continues=request.continues,
+                stop=request.stop,
+                reasoning=request.reasoning,
+            )
         run = Run(request, lambda: self._session(request), text, self.learn_from)
         run.generation.timing.load_s = self.load_s
         return run
@@ -237,12 +244,16 @@ class Engine:
 
     def _session(self, request: Request) -> Session:
         rounds = self.rounds.of(request)
+        track = self._track(request, rounds, self._policy(request, rounds))
+        return Session(rounds, track)
+
+    def _track(self, request: Request, rounds: FusedRound, policy: Policy) -> Track:
+        """A text that those rounds are to write, which has not been read yet."""
         notes = self._notes(request)
         cache = self._prompt_cache(request)
         reader = Reader(rounds, request, tell=notes.append, cache=cache)
         texts = self._proposing(request) if request.draft_tokens else []
-        policy = self._policy(request, rounds)
-        return Session(rounds, reader, request, policy=policy, texts=texts, notes=notes)
+        return Track(rounds, reader, request, policy, texts=texts, notes=notes)
 
     def _policy(self, request: Request, rounds: FusedRound) -> Policy:
         most = {name: one.most for name, one in rounds.drafters.items()}
@@ -306,7 +317,7 @@ class Engine:
         reader = Reader(rounds, request)
         state = finished(reader.state(tokens))
         for name in self.drafts if draft else ():
-            past = reader.draft(name, tokens, 0)
+            past = finished(reader.draft(name, tokens[:-2], 0))
             state = state.with_draft(name, rounds.drafters[name].grown(past, state.capacity))
         return state
 

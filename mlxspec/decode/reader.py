@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.request import Request
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
-from mlxspec.models.cached_model import CachedModel
-from mlxspec.models.prefill import Begin, Reading, afresh, finished, prefill
+from mlxspec.models.prefill import Begin, Reading, afresh, prefill
 from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
+
+# The seconds that a draft reads between two rounds: a text that grows must not seem to stop.
+DRAFT_PIECE_S = 0.1
 
 
 class Reader:
@@ -48,21 +49,18 @@ class Reader:
         self._tell = tell
         self._cache = cache
         self._follows = any(one.follows for one in rounds.drafters.values())
-        self._read_s = 0.0
 
     def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
-        Yields the progress of reading, after every chunk but the last.
+        Yields the progress of reading, after every piece but the last.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
         """
         # The next round feeds the target the last token.
         read = tokens[:-1]
-        started = time.perf_counter()
         caches, features = yield from self._target_read(Reading(self._target, read))
-        self._read_s = time.perf_counter() - started
         room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
         capacity = max(self._request.capacity, room)
         return RoundState(
@@ -80,22 +78,29 @@ class Reader:
             },
         )
 
-    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
-        """The past of a draft model once it has read a text from `start` on.
+    def draft(
+        self, name: str, tokens: Sequence[int], start: int
+    ) -> Generator[PrefillProgress, None, Past]:
+        """The past of a draft model once it has read tokens of a text, from `start` on.
 
-        Its next round feeds it the last two tokens.
+        Yields the progress of reading, after every piece but the last.
 
         Raises:
             OutOfMemory: its caches do not fit.
         """
         cached = self._rounds.model(name).cached
-        reading = Reading(cached, tokens[start:-2])
-        caches, _ = finished(prefill(reading, begin=self._begin(name, start), tell=self._tell))
+        reading = Reading(cached, tokens)
+        caches, _ = yield from prefill(
+            reading,
+            begin=self._begin(name, start),
+            tell=self._tell,
+            piece_s=DRAFT_PIECE_S,
+            first=1,
+        )
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
-        read = len(reading.tokens)
-        layers = cached.adopt(caches, read, lengths.reserved(read + MAX_DRAFT_TOKENS))
-        return Past(layers, mx.array([start], mx.int32))
+        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
+        return Past(cached.adopt(caches, len(tokens), room), mx.array([start], mx.int32))
 
     @property
     def cached_tokens(self) -> int:
@@ -111,13 +116,6 @@ class Reader:
         """Write what was read so far to the file, once."""
         if self._cache is not None:
             self._cache.keep(self._tell)
-
-    def draft_seconds(self, name: str) -> float:
-        """The seconds that a draft model is likely to need to read the text.
-
-        The target's time is scaled by the bytes of their weights: both use the whole machine.
-        """
-        return self._read_s * _nbytes(self._rounds.model(name).cached) / _nbytes(self._target)
 
     def _target_read(
         self, reading: Reading
@@ -137,11 +135,6 @@ class Reader:
         if cache is None:
             return afresh
         return lambda reading: cache.begun(name, reading, tell, start)
-
-
-def _nbytes(cached: CachedModel) -> int:
-    arrays: dict[str, mx.array] = dict(tree_flatten(cached.model.parameters()))
-    return sum(array.nbytes for array in arrays.values())
 
 
 def _recent(tokens: Sequence[int], sampler: Sampler) -> mx.array:

@@ -20,9 +20,12 @@ from mlxspec.device import lengths
 from mlxspec.drafters.proposals import MOST
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.files import require_no_folder
+from mlxspec.markup import Markup, begun, markup_of
 from mlxspec.metrics import Tell
 from mlxspec.params import Method, SamplingParams
+from mlxspec.reasoning import Reasoning
 from mlxspec.sampling.sampler import Processor
+from mlxspec.templates import less_reasoning, source_of
 from mlxspec.text import encode_prompt, ends_of, is_raw
 from mlxspec.tokens import Tokenizer
 
@@ -50,6 +53,8 @@ class Request:
         capacity: entries that the caches have room for from the start.
         cache: a file that the prompt's past is kept in.
         notes: what a person should know of how the prompt was made.
+        reasoning: how the model's reasoning is told from its answer, where it marks it; None, which
+            `raw` asks for, leaves the text as it is.
     """
 
     tokens: tuple[int, ...]
@@ -65,6 +70,7 @@ class Request:
     capacity: int = 0
     cache: Path | None = None
     notes: tuple[str, ...] = ()
+    reasoning: Reasoning | None = None
 
     @property
     def method(self) -> Method:
@@ -148,6 +154,7 @@ class Requests:
             capacity=capacity,
             cache=cache,
             notes=tuple(notes),
+            reasoning=None if raw else self._reasoning(tokens, max_tokens),
         )
 
     def encode(
@@ -199,6 +206,25 @@ class Requests:
     @cached_property
     def _ends(self) -> frozenset[int]:
         return ends_of(self._tokenizer) if self._tokenizer is not None else frozenset()
+
+    @cached_property
+    def _markup(self) -> Markup | None:
+        if self._tokenizer is None or is_raw(self._tokenizer, False):
+            return None
+        return markup_of(self._tokenizer, source_of(self._tokenizer))
+
+    def _reasoning(self, tokens: Sequence[int], max_tokens: int | None) -> Reasoning | None:
+        if self._markup is None or self._tokenizer is None:
+            return None
+        limit = f"the limit of {max_tokens} tokens: raise it with --max-tokens, or max_tokens"
+        if max_tokens is None or self._limit(len(tokens), max_tokens) < len(tokens) + max_tokens:
+            limit = f"the end of the model's context of {self._context} tokens"
+        return Reasoning(
+            self._markup,
+            begun(self._markup, self._tokenizer, tokens),
+            limit,
+            less_reasoning(source_of(self._tokenizer)),
+        )
 
     def _named(self, names: Sequence[str]) -> frozenset[int]:
         """Ids of tokens by their names."""

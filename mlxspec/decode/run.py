@@ -9,7 +9,8 @@ from dataclasses import replace
 import mlx.core as mx
 
 from mlxspec.decode.request import Request
-from mlxspec.decode.session import Committed, Session
+from mlxspec.decode.session import Session
+from mlxspec.decode.track import Committed
 from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
 from mlxspec.text import TextStream
 
@@ -88,11 +89,13 @@ class Run:
         cut = len(tokens) < len(committed.tokens)
         if finish is None and session.done:
             finish = "length"
+        notes = committed.notes
         if finish is not None and self._text:
             pieces += self._text.finish()
             finish = "stop" if self._text.stopped else finish
+            notes += self._text.remarks(finish)
         stats = replace(committed.stats, full=committed.stats.full and not cut)
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, committed.notes)
+        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)
 
     def _told(
         self, committed: Committed

@@ -11,8 +11,9 @@ from typing import TypeVar
 import mlx.core as mx
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MODEL
 from mlxspec.metrics import Split
 from mlxspec.models.prefill import finished

@@ -20,6 +20,7 @@ from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
 from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.models.caches.recurrent import RecurrentCache
 from mlxspec.models.context import guard_tables
+from mlxspec.models.pace import Pace
 from mlxspec.params import KVQuantization
 
 # Cache entries in trial passes: more than any layer's indexer selects, so that it must select.
@@ -33,6 +34,7 @@ class CachedModel(Protocol):
     vocabulary: V, the number of logits in a row.
     fused: whether its passes can be part of a graph that never waits for the host.
     obstacle: the reason why they cannot, in words; empty where they can.
+    pace: the speed at which it was seen to read.
     """
 
     model: Model
@@ -40,6 +42,7 @@ class CachedModel(Protocol):
     vocabulary: int
     fused: bool
     obstacle: str
+    pace: Pace
 
     def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
         """Layers from mlx-lm caches that have read `read` tokens, with room for `capacity`."""
@@ -73,6 +76,7 @@ class FusedModel:
     def __init__(self, model: Model, kv: KVQuantization | None = None) -> None:
         self.model = model
         self.kv = kv
+        self.pace = Pace()
         self._hooks = hooks_of(model, RECURRENCES)
         # A cache has no shape before its first row, and a state's kind shows in the second.
         row = mx.zeros((1, 1), mx.int32)
@@ -120,6 +124,7 @@ class HostedModel:
     ) -> None:
         self.model = model
         self.kv = kv
+        self.pace = Pace()
         self.obstacle = obstacle
         rows = mx.zeros((1, 1), mx.int32)
         self.vocabulary = int(model(rows, cache=fresh_cache(model, kv)).shape[-1])

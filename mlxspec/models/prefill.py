@@ -1,7 +1,8 @@
-"""Prefill: mlx-lm's own caches are filled in chunks before the first round."""
+"""Prefill: mlx-lm's own caches are filled piece by piece."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,11 +13,16 @@ from mlxspec.errors import OutOfMemory
 from mlxspec.metrics import PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
+from mlxspec.models.pace import SIZES
 from mlxspec.models.taps import Features, Taps
 
-# Rows per pass: as in mlx-lm's speculative decoding, and few enough for a progress bar.
-CHUNK = 512
+# The most rows of a pass, as in mlx-lm's speculative decoding. No pass reaches across a multiple.
+CHUNK = SIZES[-1]
 SMALLEST_CHUNK = 16
+# A person who waits sees something move, and is heard, within half a second.
+PIECE_S = 0.4
+FIRST = 32  # rows of the first piece of all
+LARGE = 128  # rows whose activations are not worth keeping
 
 T = TypeVar("T")
 
@@ -49,31 +55,34 @@ def prefill(
     begin: Begin = afresh,
     tell: Tell = silent,
     taps: Taps | None = None,
+    piece_s: float = PIECE_S,
+    first: int = FIRST,
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     """Let a model read its tokens.
 
-    Where memory runs out, it begins again with chunks of half the size. Where the model's keys
-    and values are quantised, that happens after every chunk.
+    Where memory runs out, it begins again with pieces of half the size. Where the model's keys
+    and values are quantised, that happens after every CHUNK.
 
     Args:
         begin: returns what was read before, in caches that may be written to; called whenever
             reading begins.
         tell: called with notes for the user.
         taps: modules that are watched while it reads.
+        piece_s: seconds that a piece should take. first: rows of a piece before any was timed.
 
     Yields:
-        The progress after every chunk but the last.
+        The progress after every piece but the last.
 
     Returns:
         mlx-lm's caches, and the taps' features, [1, N, D] of all N tokens, evaluated.
 
     Raises:
-        OutOfMemory: not even the smallest chunk fits.
+        OutOfMemory: not even the smallest piece fits.
     """
     chunk = CHUNK
     while True:
         try:
-            return (yield from _read(reading, begin, chunk, taps))
+            return (yield from _read(reading, begin, chunk, taps, piece_s, first))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -91,26 +100,36 @@ def finished(steps: Generator[Any, None, T]) -> T:
 
 
 def _read(
-    reading: Reading, begin: Begin, chunk: int, taps: Taps | None
+    reading: Reading,
+    begin: Begin,
+    chunk: int,
+    taps: Taps | None,
+    piece_s: float,
+    first: int,
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     cached, tokens = reading
     taps = taps or Taps(cached.model, ())
     seen: list[Features] = []
     with watched("reading the prompt"):
-        caches, read = begin(reading)
-    length = len(tokens)
-    for start in range(read // chunk * chunk, length, chunk):
+        caches, at = begin(reading)
+    while at < len(tokens):
+        size = min(cached.pace.rows(piece_s, first), chunk)
+        end = min((at // size + 1) * size, len(tokens))
         with watched("reading the prompt"):
-            if new := tokens[max(start, read) : start + chunk]:
-                rows = mx.minimum(mx.array([new], mx.int32), cached.vocabulary - 1)
-                with taps.watching() as features:
-                    cached.model(rows, cache=caches)
-                seen.append(features)
+            rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)
+            with taps.watching() as features:
+                cached.model(rows, cache=caches)
+            seen.append(features)
+            if end % chunk == 0:
                 caches[:] = quantized(caches, cached.kv)
-            mx.eval([layer.state for layer in caches], seen)
-        mx.clear_cache()  # a chunk's activations are large, and their sizes do not recur
-        if start + chunk < length:
-            yield PrefillProgress(start + chunk, length)
+            started = time.perf_counter()
+            mx.eval([layer.state for layer in caches], features)
+        cached.pace.took(end - at, time.perf_counter() - started)
+        if end - at >= LARGE:
+            mx.clear_cache()  # its activations are large, and their sizes do not recur
+        at = end
+        if at < len(tokens):
+            yield PrefillProgress(at, len(tokens))
     names = seen[0] if seen else ()
     joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
     return quantized(caches, cached.kv), joined

@@ -79,15 +79,25 @@ def load_tokenizer(
     return TokenizerWrapper(
         tokenizer,
         eos_token_ids=[ends] if isinstance(ends, int) else ends,
-        chat_template=_renderer(tokenizer, defaults),
+        **_rendering(tokenizer, defaults),
     )
 
 
-def _renderer(tokenizer: Tokenizer, defaults: dict[str, Any]) -> Any:
-    """A function of mlx-lm's in place of a template, where the folder or its model asks for one."""
+def _rendering(tokenizer: Tokenizer, defaults: dict[str, Any]) -> dict[str, Any]:
+    """What mlx-lm knows of a template and of answers, where the folder or its model asks for it.
+
+    A template of the folder's own takes the place of its model's default.
+    """
     asked = tokenizer.init_kwargs.get("chat_template_type")
-    name = asked or (defaults.get("chat_template_type") if not tokenizer.chat_template else None)
-    return import_module(f"mlx_lm.chat_templates.{name}").apply_chat_template if name else None
+    name = asked or defaults.get("chat_template_type")
+    if not name:
+        return {}
+    module = import_module(f"mlx_lm.chat_templates.{name}")
+    renders = asked or not tokenizer.chat_template
+    return {
+        "chat_template": module.apply_chat_template if renders else None,
+        "response_format": getattr(module, "RESPONSE_FORMAT", None),
+    }
 
 
 # --- templates --------------------------------------------------------------------------

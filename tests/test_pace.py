@@ -1,0 +1,67 @@
+"""Pieces of a text take about as long as they may, whatever a model's passes cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mlxspec.models.pace import SIZES, Pace
+
+
+def read(cost: Callable[[int], float], tokens: int, piece_s: float) -> tuple[Pace, list[int]]:
+    """Read a text with a model whose passes cost what `cost` says; the pieces that it took."""
+    pace, pieces, at = Pace(), [], 0
+    while at < tokens:
+        rows = min(pace.rows(piece_s, 1), tokens - at)
+        pace.took(rows, cost(rows))
+        pieces.append(rows)
+        at += rows
+    return pace, pieces
+
+
+def by_rows(row_s: float) -> Callable[[int], float]:
+    return lambda rows: row_s * rows
+
+
+def by_weights(pass_s: float, row_s: float) -> Callable[[int], float]:
+    return lambda rows: pass_s + row_s * rows
+
+
+def test_pieces_grow_where_a_pass_waits_for_weights() -> None:
+    pace, pieces = read(by_weights(0.03, 1e-4), 2000, 0.1)
+    assert pieces[:6] == [1, 1, 8, 32, 128, 512]
+    assert len(pieces) == 9
+    assert pace.pass_s == pytest.approx(0.0301)
+
+
+@pytest.mark.parametrize("row_s", [1e-5, 1e-4, 1e-3, 5e-3, 0.02, 0.2])
+@pytest.mark.parametrize("piece_s", [0.1, 0.4])
+def test_no_piece_takes_three_times_what_it_may(row_s: float, piece_s: float) -> None:
+    _, pieces = read(by_rows(row_s), 3000, piece_s)
+    longest = max(pieces) * row_s
+    assert longest <= max(3 * piece_s, row_s)
+    # What was found to take too long is not tried again.
+    assert sum(rows * row_s > piece_s for rows in pieces) <= 1 or row_s > piece_s
+    # And no piece is a needlessly small one: once known, each is the largest that fits.
+    fits = max((size for size in SIZES if size * row_s <= piece_s), default=1)
+    assert pieces[6] == fits or sum(pieces[:7]) >= 3000
+
+
+def test_a_cold_pass_tells_nothing() -> None:
+    pace = Pace()
+    pace.took(1, 9.0)
+    assert pace.pass_s is None
+    assert pace.rows(0.1, first=32) == 32
+    pace.took(1, 0.01)
+    assert pace.pass_s == 0.01
+
+
+def test_the_cost_of_reading_is_known_once_pieces_no_longer_grow() -> None:
+    pace = Pace()
+    assert pace.reading_s(100, 0.1) is None
+    for rows, seconds in ((1, 1.0), (1, 0.012)):
+        pace.took(rows, seconds)
+    assert pace.reading_s(400, 0.1) is None  # eight rows may cost hardly more than one
+    pace.took(8, 0.096)
+    assert pace.reading_s(400, 0.1) == pytest.approx(400 * 0.012)
