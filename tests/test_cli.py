@@ -29,6 +29,7 @@ from cli_tools import (
 from tokenizers import Tokenizer
 
 from mlxspec import __version__
+from mlxspec.cli import interrupts
 from mlxspec.cli.app import main
 from mlxspec.cli.display import Display
 from mlxspec.decode.engine import Engine
@@ -501,6 +502,18 @@ def test_an_audit_that_is_ended_says_how_far_it_came(invoke, monkeypatch):
     assert (result["audit"]["tokens"], result["audit"]["of"]) == (16, 24)
 
 
+def test_an_audit_that_mlx_keeps_from_listening_says_it_too(invoke, monkeypatch):
+    def measuring(self, progress):
+        if (progress.what, progress.done) == (COMPARING, 20):
+            last_words = interrupts._leaving[-1]
+            last_words()
+            sys.exit(130)
+
+    monkeypatch.setattr(Display, "measuring", measuring)
+    run = invoke("audit", "def f(x):", "--no-compile", "--max-tokens", "24", "--draft-tokens", "3")
+    assert run.out.startswith("audit: identical, ended after 16 of 24 tokens: plain decoding ")
+
+
 def test_a_comparison_that_is_ended_takes_nothing_from_the_text(generate, monkeypatch):
     text = generate("def f(x):").out
 
@@ -788,8 +801,6 @@ def test_what_needs_no_model_imports_no_model_library():
     code = f"""
 import sys
 from mlxspec.cli.app import main
-from mlxspec.cli.display import Display
-from mlxspec.decode.engine import Engine
 for arguments in {WITHOUT_MODELS!r}:
     sys.argv = ["mlxspec", *arguments]
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from clocks import Clock, Slowed, growing
 from conftest import draft_for, foreign, model
 from rich.console import Console
 
+from mlxspec.cli import interrupts
 from mlxspec.cli.app import main
 from mlxspec.cli.display import Display
 from mlxspec.cli.prompts import read_prompts
@@ -457,6 +459,26 @@ def test_an_interrupted_tuning_prints_and_keeps_what_it_measured(
     told = json.loads(ended.out)
     assert (told["verdict"], told["remembered"]) == (None, False)
     assert told["pass_s"]["1"] > 0
+
+
+def test_a_tuning_that_mlx_keeps_from_listening_keeps_it_too(
+    table: Path, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measuring(self: Display, progress: Progress) -> None:
+        if (progress.what, progress.done) == (TRIAL, 1):
+            last_words = interrupts._leaving[-1]
+            thread = threading.Thread(target=last_words)
+            thread.start()
+            thread.join()
+            sys.exit(130)
+
+    monkeypatch.setattr(Display, "measuring", measuring)
+    ended = run("tune", "--pair", "mine", "--models", str(table), "--no-compile")
+    assert ended.code == 130
+    assert "a round brings" in ended.out
+    shown = run("pairs", "show", "mine", "--models", str(table), "--json")
+    (kept,) = json.loads(shown.out)["learned"]
+    assert f"remembered: {Recommendation(**kept['verdict'])}" == ended.out.splitlines()[-1]
 
 
 def test_a_damaged_memory_is_a_warning_and_no_more(table: Path, tmp_path: Path) -> None:
