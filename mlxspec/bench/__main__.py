@@ -11,6 +11,7 @@ BENCHES = {
     "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
     "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
+    "scales": "How long is a token with quantised weights, by the type of their scales?",
     "shapes": "How long is a round of a real model's size, on random weights, beside mlx-lm?",
 }
 
