@@ -274,7 +274,8 @@ def _spinner(console: Console, message: Text, *, timed: bool) -> Status | Progre
 
 
 def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    # The pulse turns the spinner where a piece of the prompt takes a while.
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Progress(*columns, console=console, transient=True, auto_refresh=False)
 
 

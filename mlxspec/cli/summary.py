@@ -41,7 +41,7 @@ def live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: flo
     """
     tokens, stats = len(generation.tokens), generation.speculation
     # The first token is there when decoding begins: at once, it would look like a rate.
-    parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
+    parts = [f"{_number(tokens / elapsed_s)} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
     if speculates(generation) and stats.acceptance_rate is not None:
         parts.append(f"acceptance {stats.acceptance_rate:.0%}")
         parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
@@ -83,6 +83,11 @@ def summary(
     return [*rows, ("cost", cost)] if cost else rows
 
 
+def _number(rate: float) -> str:
+    """A rate, with a digit more where it is small."""
+    return f"{rate:.0f}" if rate >= 9.95 else f"{rate:.1f}"
+
+
 def _doing(latest: RoundStats) -> str:
     """The policy's choice for a round."""
     if latest.drafted:
@@ -98,7 +103,7 @@ def _output(generation: Generation) -> list[str]:
     tokens = f"{count} token{'' if count == 1 else 's'}"
     parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
     if generation.tokens_per_second:
-        parts.append(f"{generation.tokens_per_second:.0f} tok/s")
+        parts.append(f"{_number(generation.tokens_per_second)} tok/s")
     if count and timing.time_to_first_token_s:
         parts.append(f"first after {timing.time_to_first_token_s:.2f} s")
     return [*parts, _STOPPED[generation.finish_reason]]
@@ -112,7 +117,9 @@ def _written(generation: Generation) -> list[str]:
 
 
 def _rounds(stats: SpeculationStats) -> list[str]:
-    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}"]
+    # A round that the end cut short has written tokens, and is not in the rates that follow.
+    cut = ", the last cut short" if 1 < stats.rounds != stats.full_rounds else ""
+    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}{cut}"]
     if stats.tokens_per_round is not None:
         parts.append(f"{stats.tokens_per_round:.2f} tokens per round")
     if stats.acceptance_rate is not None:
@@ -127,8 +134,8 @@ def _compared(generation: Generation, both: Both) -> list[str]:
         return ["too short to compare"]
     text = "the same text" if both.plain.tokens == generation.tokens else "another text"
     return [
-        f"{fast:.0f} tok/s with speculation",
-        f"{slow:.0f} without",
+        f"{_number(fast)} tok/s with speculation",
+        f"{_number(slow)} without",
         f"{fast / slow:.2f} x",
         text,
     ]
