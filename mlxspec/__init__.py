@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
-    from mlxspec.decode.session import Committed, Session
+    from mlxspec.decode.session import Session
+    from mlxspec.decode.track import Committed
     from mlxspec.drafters.graph import Head, Picks
     from mlxspec.drafters.history import History, Prediction
     from mlxspec.drafters.proposals import Proposal, TextDrafter

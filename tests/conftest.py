@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlxspec.decode.round import RoundState
+from mlxspec.decode.state import RoundState
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack

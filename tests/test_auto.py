@@ -12,6 +12,7 @@ from conftest import draft_for, foreign, model, plain, prompt_of
 
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Knowledge, Learned
+from mlxspec.control.policy import Need, Permit
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
@@ -36,6 +37,9 @@ class Erratic(Controller):
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         count = self._rng.choice([0, 0, 0, 1, 2, 4, 6])
         return Choice(MODEL, count) if count else PLAIN
+
+    def permit(self, name: str, need: Need) -> Permit:
+        return Permit.ALL
 
     def kept(self, choice: Choice, accepted: int) -> None:
         self.told.append((choice, accepted))

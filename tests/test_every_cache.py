@@ -21,8 +21,10 @@ from mlx_lm.models.cache import KVCache, RotatingKVCache
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter, Past
@@ -165,7 +167,7 @@ def test_greedy_text_past_windows_and_growths(
     counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
     rounds = rounds_of(kind, counts.__next__)
     request = Request(tokens=PROMPT, limit=len(PROMPT) + LONG, draft_tokens=draft_tokens)
-    session = Session(rounds, Scripted(rounds, request), request)
+    session = Session(rounds, Track(rounds, Scripted(rounds, request), request))
     capacities, accepted = set(), []
     while stats := session.step().stats:
         capacities.add(session.ahead(0)[0].capacity)
@@ -192,7 +194,7 @@ def test_mlx_lms_own_caches_do_as_well(kind: str) -> None:
         cached, {MODEL: drafter}, sampler, compiled=True
     )  # which such a round never is
     request = Request(tokens=PROMPT, limit=len(PROMPT) + 80, draft_tokens=3)
-    session = Session(rounds, Scripted(rounds, request), request)
+    session = Session(rounds, Track(rounds, Scripted(rounds, request), request))
     while session.step().tokens:
         pass
     assert session.text == text_of(kind)[: len(PROMPT) + 80]

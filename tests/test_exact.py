@@ -256,6 +256,61 @@ def kept_by_context(rule: Rule, pair: Pair, count: int) -> np.ndarray:
     return np.stack([mass.sum(axis=tuple(range(1, mass.ndim))) for mass in masses], axis=1)
 
 
+# --- rows side by side ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("rule", [TOKEN, BLOCK], ids=["token", "block"])
+def test_a_row_is_judged_by_its_own_limit(rule: Rule, name: str) -> None:
+    """As if the proposal ended there, whatever fills the rectangle past it."""
+    count = 3
+    made = proposals(PAIRS[name], count)
+    chosen = np.random.default_rng(0).permutation(len(made.p))[:200]
+    made = made.rows(chosen, count)
+    limits = np.arange(len(made.p)) % (count + 1)
+    draft = made.draft._replace(limit=mx.array(limits, mx.int32))
+    acceptance = rule.accept(made.log_p, draft)
+    outcomes = mx.ones((len(made.p), count), mx.bool_)
+    assert rule.kept(draft.within(outcomes)).tolist() == limits.tolist()
+    for limit in range(count + 1):
+        rows = np.flatnonzero(limits == limit)
+        alone = made.rows(rows, limit)
+        tests = rule.accept(alone.log_p, alone.draft) if limit else None
+        if tests is not None:
+            found = np.exp(np.array(acceptance.log_h)[rows, :limit])
+            np.testing.assert_allclose(found, np.exp(np.array(tests.log_h)), atol=1e-12)
+        for kept in range(limit + 1):
+            keeps = mx.full((len(made.p),), kept, mx.int32)
+            log_w = rule.follow(made.log_p, draft, acceptance, keeps)
+            found = np.exp(np.array(log_w))[rows]
+            expected = alone.log_p[:, 0]
+            if tests is not None:
+                expected = rule.follow(alone.log_p, alone.draft, tests, keeps[: len(rows)])
+            np.testing.assert_allclose(found, np.exp(np.array(expected)), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name not in CERTAIN])
+@pytest.mark.parametrize("rule", [TOKEN, BLOCK], ids=["token", "block"])
+def test_a_certain_row_stands_beside_drawn_ones(rule: Rule, name: str) -> None:
+    count = 3
+    made = proposals(PAIRS[name], count)
+    chosen = np.random.default_rng(0).permutation(len(made.p))[:200]
+    made = made.rows(chosen, count)
+    is_certain = np.arange(len(made.p)) % 2 == 0
+    mixed_draft = made.draft._replace(certain=mx.array(is_certain))
+    point = made.draft._replace(log_q=None)
+    for draft, rows in ((made.draft, ~is_certain), (point, is_certain)):
+        expected = rule.accept(made.log_p, draft)
+        found = rule.accept(made.log_p, mixed_draft)
+        np.testing.assert_array_equal(np.array(found.log_h)[rows], np.array(expected.log_h)[rows])
+        for kept in range(count + 1):
+            keeps = mx.full((len(made.p),), kept, mx.int32)
+            np.testing.assert_array_equal(
+                np.array(rule.follow(made.log_p, mixed_draft, found, keeps))[rows],
+                np.array(rule.follow(made.log_p, draft, expected, keeps))[rows],
+            )
+
+
 # --- many rounds ----------------------------------------------------------------------------
 
 # K of the next round, from the text, context included, and how many the last round kept.

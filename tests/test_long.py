@@ -73,7 +73,7 @@ def test_what_a_draft_keeps_does_not_grow_with_the_text(
     )
     room = set()
     while session.step().tokens:
-        drafts = session._state.drafts
+        drafts = session._lane.state.drafts
         room |= {capacity_of(past.layers) for past in drafts.values()}
     assert max(room) <= 2 * WINDOW + 2 * 4 + 2  # and two rounds in flight
 

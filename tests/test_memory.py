@@ -15,7 +15,7 @@ import pytest
 from conftest import draft_for, model, plain, prompt_of
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.decode import session
+from mlxspec.decode import lane
 from mlxspec.decode.engine import Engine
 from mlxspec.device.memory import watched
 from mlxspec.errors import OutOfMemory
@@ -129,7 +129,7 @@ def test_text_is_neither_lost_nor_repeated(
         sampling = SamplingParams(seed=3)
     engine = engine_of(10**6)
     whole = engine.generate(PROMPT, max_tokens=40, draft_tokens=8, sampling=sampling)
-    monkeypatch.setattr(session.mx, "async_eval", failing(times))
+    monkeypatch.setattr(lane.mx, "async_eval", failing(times))
     result = engine.generate(PROMPT, max_tokens=40, draft_tokens=8, sampling=sampling)
     assert result.tokens == whole.tokens
     assert len(result.notes) == len(times)
@@ -138,7 +138,7 @@ def test_text_is_neither_lost_nor_repeated(
 def test_what_was_written_before_the_error_stays(
     expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session.mx, "async_eval", failing(set(range(6, 100))))
+    monkeypatch.setattr(lane.mx, "async_eval", failing(set(range(6, 100))))
     engine = engine_of(10**6)
     run = engine.run(PROMPT, max_tokens=40, draft_tokens=2)
     with pytest.raises(OutOfMemory, match="while writing text"):

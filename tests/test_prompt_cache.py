@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 
-from mlxspec.decode import prompt_cache, prompt_file, session
+from mlxspec.decode import lane, prompt_cache, prompt_file
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.errors import UsageError
@@ -223,7 +223,7 @@ def test_a_text_that_is_read_again_is_not_kept(path: Path, monkeypatch: pytest.M
         mx.eval(*arrays)
 
     engine = engine_of(kind="never")
-    monkeypatch.setattr(session.mx, "async_eval", evaluate)
+    monkeypatch.setattr(lane.mx, "async_eval", evaluate)
     result = engine.generate(PROMPT, max_tokens=4 * CHUNK, cache=path)
     assert result.tokens == plain(model("llama"), PROMPT, 4 * CHUNK)
     assert len([note for note in result.notes if "going on with" in note]) == 1

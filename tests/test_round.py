@@ -23,8 +23,9 @@ from conftest import (
 from mlx.utils import tree_flatten
 
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter

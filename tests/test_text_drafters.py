@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxspec.control.controller import Controller
+from mlxspec.control.policy import Need, Permit
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, MODEL
@@ -161,6 +162,9 @@ class Erratic(Controller):
         self._rng = random.Random(seed)
         self._with_model = with_model
 
+    def permit(self, name: str, need: Need) -> Permit:
+        return Permit.ALL
+
     def wants(self, offers: Sequence[Offer]) -> bool:
         return bool(offers) and self._rng.random() < 0.7
 
@@ -304,7 +308,7 @@ def test_with_a_fixed_number_the_model_is_asked_and_before_it_a_prediction() -> 
 def test_with_a_fixed_number_the_model_goes_before_what_is_doubtful(grade: int) -> None:
     session = engine_for("llama", "half").session(REPETITIVE, max_tokens=LENGTH, draft_tokens=4)
     wrong = Fake(lambda _, limit: Proposal((0,) * limit, grade))
-    session._texts = TextDrafters([wrong], 10, silent)
+    session._track._texts = TextDrafters([wrong], 10, silent)
     taken = set(sources_of(session))
     assert session.text == REPETITIVE + plain(model("llama"), REPETITIVE, LENGTH)
     assert taken - {""} == ({"fake"} if grade else {MODEL})

@@ -28,7 +28,8 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.decode import round as round_module
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import HeadDrafter, ModelDrafter, Past, Picks
 from mlxspec.drafters.translation import Translated

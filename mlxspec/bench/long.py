@@ -38,8 +38,9 @@ from mlxspec.bench.dictated import Dictated
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request
-from mlxspec.decode.round import RoundState
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
@@ -47,7 +48,7 @@ from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
-from mlxspec.models.prefill import CHUNK
+from mlxspec.models.prefill import CHUNK, PIECE_S
 from mlxspec.pairs.loading import load
 
 LENGTHS = (1_000, 4_000, 16_000)
@@ -82,8 +83,10 @@ def made_up(model: Model, length: int) -> list[Any]:
 class MadeUp(Reader):
     """A reader that makes caches up in place of reading."""
 
-    def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
-        few = yield from super().state(tokens[-2:])
+    def state(
+        self, tokens: Sequence[int], piece_s: float = PIECE_S
+    ) -> Generator[PrefillProgress, None, RoundState]:
+        few = yield from super().state(tokens[-2:], piece_s)
         read = len(tokens) - 1
         room = lengths.attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
@@ -117,7 +120,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
             # Made by hand, because `engine.request` rejects a text beyond the model's context.
             request = Request(tokens=tuple(text), draft_tokens=draft_tokens)
             rounds = engine.rounds.of(request)
-            session = Session(rounds, MadeUp(rounds, request), request)
+            session = Session(rounds, Track(rounds, MadeUp(rounds, request), request))
             for _ in range(3):
                 session.step()
             started = time.perf_counter()

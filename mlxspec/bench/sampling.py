@@ -32,8 +32,10 @@ from rich.table import Table
 from mlxspec.bench.rounds import COUNTS, PROMPTS, timed
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Track
 from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
 from mlxspec.drafters.graph import ModelDrafter
@@ -161,7 +163,7 @@ def overlaps(
         request = engine.request(
             prompt, max_tokens=max_tokens, draft_tokens=max(COUNTS), sampling=sampling
         )
-        session = Session(watched, Reader(watched, request), request)
+        session = Session(watched, Track(watched, Reader(watched, request), request))
         while session.step().tokens:
             pass
     means = mx.mean(mx.exp(mx.concatenate(watched.overlaps)), axis=0)

@@ -19,6 +19,7 @@ _STOPPED: dict[FinishReason, str] = {
     "stop": "end of text",
     "length": "length limit",
     "interrupted": "interrupted",
+    "error": "ended by an error",
 }
 
 

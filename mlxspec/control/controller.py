@@ -15,18 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import exp, sqrt
+from math import exp
 
-from mlxspec.control.estimates import (
-    PRIOR_WEIGHT,
-    SIZES,
-    TEXT,
-    AcceptanceEstimate,
-    Costs,
-    Knowledge,
-)
-from mlxspec.control.policy import Need, Permit
-from mlxspec.drafters.proposals import PLAIN, PRIORS, Choice, Offer
+from mlxspec.control.estimates import SIZES, TEXT, AcceptanceEstimate, Costs, Knowledge
+from mlxspec.control.offers import TextOffers
+from mlxspec.control.policy import Need, Permit, Plan, planned
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.metrics import Parked
 
 # Rounds of a trial, and plain rounds before the first trial, to know their cost.
@@ -44,11 +38,6 @@ PROVEN = 32
 # Rounds between trials of one proposal more or less, at first; and how many standard deviations
 # below its estimate a cost may well lie.
 FIRST_NEIGHBOUR, OPTIMISM = 24, 1.5
-# The most tokens that are proposed from the text before such rounds are measured.
-FIRST_TEXT = 3
-# The assumed share of the extrapolated extra cost of still more of them: a pass of many rows often
-# costs no more than one of some, and finding out costs one round.
-HOPE = 0.5
 # The share of the time without a model that it is assumed to save before it is tried.
 PROMISE = 0.33
 # The share of the time that a draft may read for before it was seen to pay, and the seconds that a
@@ -93,7 +82,7 @@ class Controller:
             name: AcceptanceEstimate(count, known[name].acceptance if name in known else ())
             for name, count in most.items()
         }
-        self._graded: dict[tuple[str, int], AcceptanceEstimate] = {}
+        self._texts = TextOffers()
         self._round = 0
         self._followed = 0  # rounds in a row that followed the text
         self._current = PLAIN
@@ -117,6 +106,33 @@ class Controller:
         self._round += 1
         return choice
 
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+        """The next round of several texts, the longest of `length` tokens, and their offers.
+
+        The better of two, by the tokens of all texts together over the round's time: rounds in
+        which a model drafts and texts take their own offers where those promise more; and rounds
+        that follow the texts alone.
+        """
+        model = self.choose(length)
+        if not any(offers) or self._costs.plain_s is None:
+            return planned(model, [model] * len(offers))
+        rows, value, cost = [PLAIN] * len(offers), float(len(offers)), 1.0
+        if model.draft_tokens:
+            here = self._acceptance[model.drafter].tokens()[model.draft_tokens]
+            taken = [self._texts.best(of_row, model.draft_tokens) for of_row in offers]
+            rows = [one if tokens > here else model for one, tokens in taken]
+            value = sum(max(tokens, here) for _, tokens in taken)
+            cost = self._curves[model.drafter][model.draft_tokens]
+            if self._left:  # a trial goes on
+                return planned(model, rows)
+        following = self._texts.following(offers, value / cost * HYSTERESIS)
+        if following is None:
+            return planned(model, rows)
+        plan = planned(PLAIN, following)
+        # Each K is a graph: shorter proposals are filled up.
+        size = next(size for size in SIZES if size >= plan.whole.draft_tokens)
+        return plan._replace(whole=replace(plan.whole, draft_tokens=size))
+
     def wants(self, offers: Sequence[Offer]) -> bool:
         """Whether the next round would be one of these offers."""
         return self._taken(offers) is not None
@@ -127,7 +143,7 @@ class Controller:
             self._acceptance[choice.drafter].add(choice.draft_tokens, accepted)
             self._rank()
         elif choice.drafter:
-            self._of_grade(choice.drafter, choice.grade).add(choice.draft_tokens, accepted)
+            self._texts.add(choice, accepted)
 
     def took(self, choice: Choice, seconds: float) -> None:
         """Record that a round took `seconds`, more than 0."""
@@ -227,23 +243,11 @@ class Controller:
             curve = self._curves[name] = self._costs.curve(name, reach)
             tokens = self._acceptance[name].tokens()[: reach + 1]
             self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
-        known = self._costs.measured(TEXT)
-        reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
-        curve = self._costs.curve(TEXT, reach)
-        if known:
-            curve[known:] = [curve[known] + HOPE * (cost - curve[known]) for cost in curve[known:]]
-        self._text_curve = curve
+        self._texts.rank(self._costs)
 
     def _payer(self, choice: Choice) -> str:
         """The name under which the costs of such rounds are kept."""
         return choice.drafter if choice.drafter in self._most or not choice.drafter else TEXT
-
-    def _of_grade(self, name: str, grade: int) -> AcceptanceEstimate:
-        if (name, grade) not in self._graded:
-            # Where one token is accepted, the next ones are likelier to be.
-            rates = [1 - (1 - PRIORS[grade]) / sqrt(j) for j in range(1, SIZES[-1] + 1)]
-            self._graded[name, grade] = AcceptanceEstimate(SIZES[-1], rates, PRIOR_WEIGHT)
-        return self._graded[name, grade]
 
     def _rate(self, choice: Choice) -> float:
         return self._rates[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
@@ -260,16 +264,10 @@ class Controller:
         """The best of the offers, if it is better than what rounds do without them."""
         if self._left or self._costs.plain_s is None or self._followed >= LAST_RETRY:
             return None
-        best, least = None, self._rate(self._current) * HYSTERESIS
-        for offer in offers:
-            tokens = self._of_grade(offer.drafter, offer.grade).tokens()
-            for size in SIZES:
-                if size > offer.tokens or size >= len(self._text_curve):
-                    break
-                rate = tokens[size] / self._text_curve[size]
-                if rate > least:
-                    best, least = Choice(offer.drafter, size, offer.grade), rate
-        return best
+        (choice,) = self._texts.following([offers], self._rate(self._current) * HYSTERESIS) or (
+            None,
+        )
+        return choice
 
     def _settled(self) -> Choice:
         """The best choice, or the current one where that is hardly worse."""

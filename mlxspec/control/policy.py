@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple, Protocol
 
@@ -55,6 +56,17 @@ class Permit(Enum):
     NEVER = "never"
 
 
+class Plan(NamedTuple):
+    """A round of several texts: the model's choice, and that of every text beside it.
+
+    whole: the drafter and K that shape the round. rows: the choice of each text, of no more than
+        K tokens: the model's, its own text's, or nothing.
+    """
+
+    whole: Choice
+    rows: tuple[Choice, ...]
+
+
 class Policy(Protocol):
     """Chooses, and is told how each round went. A session asks; a policy changes nothing itself."""
 
@@ -64,6 +76,9 @@ class Policy(Protocol):
 
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         """The next round of a text of `length` tokens, given what text drafters offer."""
+
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+        """The next round of several texts, the longest of `length` tokens, and their offers."""
 
     def wants(self, offers: Sequence[Offer]) -> bool:
         """Whether the next round would take one of these offers."""
@@ -93,6 +108,16 @@ class Policy(Protocol):
         """The knowledge that later runs may begin with, by drafter."""
 
 
+def planned(model: Choice, rows: Sequence[Choice]) -> Plan:
+    """The plan in which every text has its choice, and `model` drafts for those that chose it."""
+    drafter, most = "", max((one.draft_tokens for one in rows), default=0)
+    if any(one.draft_tokens and one.drafter == model.drafter for one in rows):
+        drafter, most = model.drafter, min(most, model.draft_tokens)
+    fitting = tuple(replace(one, draft_tokens=min(one.draft_tokens, most)) for one in rows)
+    whole = max(fitting, key=lambda one: one.draft_tokens, default=PLAIN)
+    return Plan(replace(whole, drafter=drafter) if drafter else whole, fitting)
+
+
 class FixedPolicy:
     """The same K in every round.
 
@@ -118,6 +143,9 @@ class FixedPolicy:
         offer = self._taken(offers)
         return self.current if offer is None else Choice(offer.drafter, offer.tokens, offer.grade)
 
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+        return planned(self.current, [self.choose(length, of_row) for of_row in offers])
+
     def wants(self, offers: Sequence[Offer]) -> bool:
         return self._taken(offers) is not None
 
@@ -140,7 +168,7 @@ class FixedPolicy:
         return None
 
     def leave_out(self, name: str) -> None:
-        self._names.remove(name)
+        self._names = [one for one in self._names if one != name]
 
     def knowledge(self) -> dict[str, Knowledge]:
         return {}

@@ -15,7 +15,7 @@ import mlx.core as mx
 
 from mlxspec.control.policy import Need, Permit, Policy
 from mlxspec.decode.reader import DRAFT_PIECE_S, Reader
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ROWS, Past
 from mlxspec.drafters.proposals import PLAIN
@@ -56,7 +56,6 @@ class Drafts:
 
     Args:
         rounds: the rounds that they draft in. reader: reads a text for them.
-        policy: says how much reading pays.
         prompt: the number of tokens of the text that are the prompt. most: the largest K.
         tell: called with notes for the user.
     """
@@ -65,7 +64,6 @@ class Drafts:
         self,
         rounds: FusedRound,
         reader: Reader,
-        policy: Policy,
         *,
         prompt: int,
         most: int,
@@ -74,7 +72,6 @@ class Drafts:
         self.names = list(rounds.drafters)
         self._rounds = rounds
         self._reader = reader
-        self._policy = policy
         self._prompt = prompt
         self._most = most
         self._tell = tell
@@ -108,7 +105,6 @@ class Drafts:
         self.names.remove(name)
         self._readings.pop(name, None)
         self._tell(f"going on without the draft {name}: {why}")
-        self._policy.leave_out(name)
 
     def wrote(self, name: str, text: Sequence[int]) -> None:
         """Note that a round of this drafter was the last to add to the text."""
@@ -127,74 +123,68 @@ class Drafts:
             return True
         return before != name if before is not None else self._has_missed(name, text)
 
-    def may_read(self, name: str, text: Sequence[int], left_s: float) -> bool:
-        """Whether a draft model that is behind may read now; one that never will is left out.
+    def permit(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Permit:
+        """Whether a draft model that is behind may read on; one that never will is left out.
 
         Args:
+            policy: says what pays.
             left_s: the seconds that the rest of the text would take without it.
         """
-        permit = self._policy.permit(name, self._need(name, text, left_s))
+        need = self._need(name, text, policy, left_s)
+        permit = policy.permit(name, need)
         if permit is Permit.NEVER:
-            self.leave_out(name, self._why(name, text, left_s))
-        return permit in (Permit.ALL, Permit.PIECE)
+            self.leave_out(name, _why(need))
+        return permit
 
     def caught_up(
-        self, state: RoundState, name: str, text: Sequence[int], left_s: float
-    ) -> RoundState:
-        """`state` after a model has read on: what a piece takes, or all if the policy says so.
+        self, past: Past | None, name: str, text: Sequence[int], policy: Policy, left_s: float
+    ) -> Past | None:
+        """The past of a model after it has read on: a piece, or all if the policy says so.
 
         A model whose cache memory does not hold is left out.
+
+        Args:
+            past: what it had, of one row; None before it has read anything.
         """
         until = time.perf_counter() + DRAFT_PIECE_S
         try:
-            state = self._read_on(state, name, text)
+            past = self._read_on(past, name, text)
             while self._is_left(name, text):
-                need = self._need(name, text, left_s)
-                permit = self._policy.permit(name, need)
+                need = self._need(name, text, policy, left_s)
+                permit = policy.permit(name, need)
                 fits = time.perf_counter() + need.piece_s < until
                 if permit is not Permit.ALL and not (permit is Permit.PIECE and fits):
                     break
-                state = self._read_on(state, name, text)
+                past = self._read_on(past, name, text)
         except OutOfMemory:
             self.leave_out(name, "memory does not hold its cache")
-        return state
+        return past
 
-    def with_room(self, state: RoundState, name: str, bound: int) -> tuple[RoundState, int]:
-        """`state` with room in a drafter's caches for a text of `bound` tokens.
+    def entries(self, name: str, bound: int) -> int:
+        """The number of entries that a text of `bound` tokens has in a drafter's caches."""
+        return bound - self._reached[name].start if name in self._reached else bound
 
-        Returns:
-            The state, and the number of entries to attend over.
-        """
-        if name not in self._reached:  # its caches, if any, grow with the target's
-            return state, lengths.attended(bound)
-        length = lengths.attended(bound - self._reached[name].start)
-        past = state.drafts[name]
-        if length > capacity_of(past.layers):
-            grown = self._rounds.drafters[name].grown(past, lengths.reserved(length))
-            state = state.with_draft(name, grown)
-        return state, length
-
-    def _read_on(self, state: RoundState, name: str, text: Sequence[int]) -> RoundState:
+    def _read_on(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
         started = time.perf_counter()
-        if name in self._readings or self._must_read(name, text):
-            state = self._read_anew(state, name, text)
+        if past is None or name in self._readings or self._must_read(name, text):
+            past = self._read_anew(past, name, text)
         else:
-            state = self._read_missed(state, name, text)
+            past = self._read_missed(past, name, text)
         self._spent_s[name] += time.perf_counter() - started
-        return state
+        return past
 
-    def _read_anew(self, state: RoundState, name: str, text: Sequence[int]) -> RoundState:
+    def _read_anew(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
         if name not in self._readings:
             self._readings[name] = self._begun(name, text)
         reading = self._readings[name]
         try:
             reading.at = reading.start + next(reading.steps).read
-            return state
+            return past
         except StopIteration as over:
-            past: Past = over.value
+            past = over.value
         del self._readings[name]
         self._reached[name] = _Reach(reading.start, reading.end)
-        return state.with_draft(name, past)
+        return past
 
     def _begun(self, name: str, text: Sequence[int]) -> _Reading:
         end, window = len(text) - 2, self._window(name)
@@ -204,32 +194,34 @@ class Drafts:
             end = min(end, self._prompt - 1)  # a file keeps the prompt and no more
         return _Reading(self._reader.draft(name, text[start:end], start), start, start, end)
 
-    def _read_missed(self, state: RoundState, name: str, text: Sequence[int]) -> RoundState:
+    def _read_missed(self, past: Past, name: str, text: Sequence[int]) -> Past:
         """Read what others wrote: little at once and unseen, much in pieces that are waited for."""
-        cached, reach = self._rounds.model(name).cached, self._reached[name]
+        drafter, reach = self._rounds.model(name), self._reached[name]
         missed = text[reach.end : -2]
         if len(missed) > ROWS:
-            missed = missed[: max(cached.pace.rows(DRAFT_PIECE_S, ROWS), ROWS)]
+            missed = missed[: max(drafter.cached.pace.rows(DRAFT_PIECE_S, ROWS), ROWS)]
         at = reach.end - reach.start
-        state, length = self.with_room(state, name, reach.end + len(missed))
-        past = self._rounds.model(name).read(state.drafts[name], missed, at, length)
+        length = lengths.attended(at + len(missed))
+        if length > capacity_of(past.layers):
+            past = drafter.grown(past, lengths.reserved(length))
+        past = drafter.read(past, missed, at, length)
         if len(missed) >= ROWS:
             mx.eval(past)
         reach.end += len(missed)
-        return state.with_draft(name, past)
+        return past
 
     def _is_left(self, name: str, text: Sequence[int]) -> bool:
         """Whether a model still has anything to read."""
         return self._must_read(name, text) or self._has_missed(name, text)
 
-    def _need(self, name: str, text: Sequence[int], left_s: float) -> Need:
+    def _need(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Need:
         pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
         return Need(
             cost_s=pace.reading_s(tokens, DRAFT_PIECE_S),
             piece_s=pace.piece_s(tokens, DRAFT_PIECE_S),
             spent_s=self._spent_s[name],
             pass_s=pace.pass_s,
-            plain_s=self._policy.seconds(PLAIN),
+            plain_s=policy.seconds(PLAIN),
             run_s=time.perf_counter() - self._begun_s,
             left_s=left_s,
         )
@@ -243,16 +235,6 @@ class Drafts:
             window = self._window(name)
             return end - max(end // window - 1, 0) * window
         return end - self._reached[name].end
-
-    def _why(self, name: str, text: Sequence[int], left_s: float) -> str:
-        """Why a model never reads."""
-        need = self._need(name, text, left_s)
-        if need.slowness > 1 and need.pass_s is not None and need.plain_s is not None:
-            return (
-                f"one pass of it takes {need.pass_s * 1e3:.1f} ms, "
-                f"and a token of the target {need.plain_s * 1e3:.1f} ms"
-            )
-        return "reading the text would cost it more than it can win"
 
     def _must_read(self, name: str, text: Sequence[int]) -> bool:
         """Whether it has to read anew: it has read nothing, or its past spans two windows."""
@@ -269,3 +251,13 @@ class Drafts:
     def _has_missed(self, name: str, text: Sequence[int]) -> bool:
         """Whether others wrote something since its last round."""
         return self._reached[name].end < len(text) - 2
+
+
+def _why(need: Need) -> str:
+    """Why a model never reads."""
+    if need.slowness > 1 and need.pass_s is not None and need.plain_s is not None:
+        return (
+            f"one pass of it takes {need.pass_s * 1e3:.1f} ms, "
+            f"and a token of the target {need.plain_s * 1e3:.1f} ms"
+        )
+    return "reading the text would cost it more than it can win"

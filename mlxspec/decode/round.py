@@ -12,64 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import mlx.core as mx
 
+from mlxspec.decode.state import NOTHING, Given, RoundState, Shape
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import GraphDrafter, ModelDrafter, Picks
 from mlxspec.models.cached_model import CachedModel
-from mlxspec.models.caches.layers import Layers, capacity_of, grow
+from mlxspec.models.caches.layers import grow
 from mlxspec.models.taps import Taps
 from mlxspec.sampling import noise, verify
-from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
+from mlxspec.sampling.sampler import Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft, Rule, Verdict
 
 BROKEN = -1  # in place of the number of accepted tokens: the target's scores are no distribution
-
-
-class RoundState(NamedTuple):
-    """All that a round needs and changes, for B sequences side by side.
-
-    position: int32 [B], of the last committed token, which is not in the target's cache yet.
-    last_two: int32 [B, 2], the last two committed tokens.
-    recent: int32 [B, W], the last W tokens up to it, with NO_TOKEN before the first; the whole
-        text where the sampler sees it.
-    keys: uint32 [B, 2], of the random numbers; they never change.
-    knobs: the sampling parameters, float32 [B] each.
-    target: the caches' storage. drafts: the pasts of draft models and heads, by name; one that has
-        read nothing is not among them.
-    """
-
-    position: mx.array
-    last_two: mx.array
-    recent: mx.array
-    keys: mx.array
-    knobs: Knobs
-    target: Layers
-    drafts: dict[str, Any]
-
-    @property
-    def capacity(self) -> int:
-        """The number of positions that the target's caches have room for."""
-        return capacity_of(self.target)
-
-    def with_draft(self, name: str, past: Any) -> RoundState:
-        return self._replace(drafts={**self.drafts, name: past})
-
-
-class Shape(NamedTuple):
-    """All that distinguishes one graph of a round from another.
-
-    drafter: the model that proposes; "" where the proposals are given, or there are none.
-    length, draft_length: entries to attend over in the target's and the drafter's caches.
-    """
-
-    drafter: str
-    draft_tokens: int
-    length: int
-    draft_length: int
-    is_given: bool
 
 
 Propose = Callable[[RoundState], tuple[Draft, RoundState]]
@@ -117,6 +74,8 @@ class FusedRound:
         drafter: str = MODEL,
         draft_length: int | None = None,
         given: mx.array | None = None,
+        limit: mx.array | None = None,
+        is_given: mx.array | None = None,
     ) -> tuple[RoundState, mx.array]:
         """Build one round; nothing is computed until its arrays are evaluated.
 
@@ -128,17 +87,19 @@ class FusedRound:
                 every row. draft_length: the same of the drafter's caches, less its start; None
                 takes `length`.
             drafter: the model that proposes.
-            given: int32 [B, K], the proposals, in place of a model's.
+            given, limit, is_given: see `Given`. Without `is_given` no model proposes.
 
         Returns:
             The state after the round, and `result`, int32 [B, K + 2]: the committed tokens, of
             which the first accepted + 1 count, and last the number of accepted ones, or BROKEN.
         """
-        shape = self.shape(draft_tokens, length, drafter, draft_length, given=given is not None)
-        return self.run(state, shape, given)
+        hosts = Given(given, limit, is_given)
+        rows = state.position.shape[0]
+        shape = self.shape(draft_tokens, length, drafter, draft_length, hosts, rows=rows)
+        return self.run(state, shape, hosts)
 
     def run(
-        self, state: RoundState, shape: Shape, given: mx.array | None
+        self, state: RoundState, shape: Shape, given: Given = NOTHING
     ) -> tuple[RoundState, mx.array]:
         """Build one round of a known shape; see `__call__`."""
         # A graph is given only what it uses, so that another draft's past does not shape it.
@@ -173,13 +134,16 @@ class FusedRound:
         length: int,
         drafter: str = MODEL,
         draft_length: int | None = None,
+        given: Given = NOTHING,
         *,
-        given: bool = False,
+        rows: int = 1,
     ) -> Shape:
         """The shape of such a round; see `__call__`."""
-        if draft_tokens == 0 or given:
-            return Shape("", draft_tokens, length, 0, given)
-        return Shape(drafter, draft_tokens, length, draft_length or length, given)
+        is_given, is_ragged = given.tokens is not None, given.limit is not None
+        if draft_tokens == 0 or (is_given and given.is_given is None):
+            return Shape("", draft_tokens, length, 0, is_given, is_ragged, rows)
+        length_of_draft = draft_length or length
+        return Shape(drafter, draft_tokens, length, length_of_draft, is_given, is_ragged, rows)
 
     def is_new(self, shape: Shape) -> bool:
         """Whether such a round has not been built before: it would take longer than others."""
@@ -200,11 +164,9 @@ class FusedRound:
         return (mx.compile(propose), mx.compile(commit)) if self._compiled else (propose, commit)
 
     def _build(self, shape: Shape) -> Callable[..., Any]:
-        def body(state: RoundState, given: mx.array | None) -> tuple[RoundState, mx.array]:
+        def body(state: RoundState, given: Given) -> tuple[RoundState, mx.array]:
             state = self._typed(state)
-            if given is not None:
-                return self._commit(state, Draft(given, None), shape.length)
-            draft, state = self._propose(state, shape)
+            draft, state = self._propose(state, shape, Given(*given))
             return self._commit(state, draft, shape.length)
 
         return mx.compile(body) if self._compiled else body
@@ -215,15 +177,19 @@ class FusedRound:
         drafts = {name: self.drafters[name].typed(past) for name, past in typed.drafts.items()}
         return typed._replace(drafts=drafts)
 
-    def _propose(self, state: RoundState, shape: Shape) -> tuple[Draft, RoundState]:
+    def _propose(
+        self, state: RoundState, shape: Shape, given: Given = NOTHING
+    ) -> tuple[Draft, RoundState]:
         name, count = shape.drafter, shape.draft_tokens
         if not name:
-            return Draft(state.last_two[:, :0], None), state
-        picks = Picks(self.sampler, state.recent, state.knobs, self._draft_noise(state, count))
+            tokens = state.last_two[:, :0] if given.tokens is None else given.tokens
+            return Draft(tokens, None, given.limit), state
+        noises = self._draft_noise(state, count)
+        picks = Picks(self.sampler, state.recent, state.knobs, noises, given.tokens, given.is_given)
         past = self.drafters[name].propose(
             state.drafts[name], state.last_two, state.position, picks, count, shape.draft_length
         )
-        return picks.draft, state.with_draft(name, past)
+        return picks.draft._replace(limit=given.limit), state.with_draft(name, past)
 
     def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
         method = self.sampler.method
@@ -249,10 +215,17 @@ class FusedRound:
         verdict = self._judge(scores, draft, state)
         result = _result(draft.tokens, verdict, scores)
         last = mx.take_along_axis(rows, verdict.accepted[:, None], axis=1)
+        last_two = mx.concatenate([last, verdict.next_token[:, None]], axis=1)
         kept = verdict.accepted + 1
+        position = state.position + kept
+        if draft.limit is not None:
+            # A row without a text must not move: its position would leave the room that it has.
+            moves = draft.limit >= 0
+            position = mx.where(moves, position, state.position)
+            last_two = mx.where(moves[:, None], last_two, state.last_two)
         after = state._replace(
-            position=state.position + kept,
-            last_two=mx.concatenate([last, verdict.next_token[:, None]], axis=1),
+            position=position,
+            last_two=last_two,
             recent=self._recent(state.recent, result[:, :-1], verdict.accepted),
             target=self.target.commit(layers, kept),
             drafts={
@@ -283,7 +256,8 @@ class FusedRound:
         else:
             keys = noise.keys_of(state.keys, noise.ACCEPT_NOISE, state.position[:, None])
             acceptance = rule.accept(log_p, draft)
-            accepted = rule.kept(mx.log(noise.uniform(keys, count)[:, 0]) < acceptance.log_h)
+            passed = mx.log(noise.uniform(keys, count)[:, 0]) < acceptance.log_h
+            accepted = rule.kept(draft.within(passed))
             log_weights = rule.follow(log_p, draft, acceptance, accepted)
         if not self.sampler.method.greedy:
             log_weights = log_weights + self._target_noise(state, accepted[:, None])[:, 0]

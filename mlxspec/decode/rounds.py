@@ -12,6 +12,7 @@ from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.track import Track
 from mlxspec.device import kernels
 from mlxspec.device.compiling import Compiling
 from mlxspec.drafters.graph import GraphDrafter
@@ -90,7 +91,7 @@ class Rounds:
                 request, tokens=(0, 0), limit=64, draft_tokens=kind.draft_tokens, cache=None
             )
             texts = [_Zeros()] if kind.from_text else []
-            session = Session(rounds, Reader(rounds, some), some, texts=texts)
+            session = Session(rounds, Track(rounds, Reader(rounds, some), some, texts=texts))
             for _ in range(3):
                 session.step()
             self._compiling.built(method, kind)

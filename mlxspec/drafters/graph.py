@@ -16,13 +16,15 @@ from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft
 
 ROWS = 64  # read in a pass: a ring has room for no more beyond its window
+UNREAD = 2**31 - 1  # in place of a start: of a row beside others, of which nothing was read
 
 
 class Past(NamedTuple):
     """The caches of a draft model that has read the text, or the end of it.
 
     layers: the caches' storage. start: int32 [B], the position of the first token in them; a draft
-        that reads only the end of a long text counts its positions from there.
+        that reads only the end of a long text counts its positions from there. A row of which it
+        has read nothing has UNREAD there.
     """
 
     layers: Layers
@@ -35,15 +37,25 @@ class Picks:
     Args:
         recent: int32 [B, W], the last tokens of the text, as many as a penalty looks back on.
         noise: float32 [B, K, V], Gumbel; None for a greedy method.
+        given, is_given: int32 [B, K] and boolean [B], tokens that are picked in some rows whatever
+            a model says; None is no row.
     """
 
     def __init__(
-        self, sampler: Sampler, recent: mx.array, knobs: Knobs, noise: mx.array | None
+        self,
+        sampler: Sampler,
+        recent: mx.array,
+        knobs: Knobs,
+        noise: mx.array | None,
+        given: mx.array | None = None,
+        is_given: mx.array | None = None,
     ) -> None:
         self._sampler = sampler
         self._recent = recent
         self._knobs = knobs
         self._noise = noise
+        self._given = given
+        self._is_given = is_given
         self._tokens: list[mx.array] = []
         self._log_qs: list[mx.array] = []
 
@@ -54,12 +66,14 @@ class Picks:
             logits: [B, 1, V'], of any floating dtype, over the first V' ≤ V tokens.
         """
         scores = self._sampler.scores(logits, self._recent, self._knobs)
+        at = len(self._tokens)
         if self._noise is not None:
             log_q = self._sampler.log_probs(uniform_if_broken(scores), self._knobs)
-            at = len(self._tokens)
             scores = log_q + self._noise[:, at : at + 1, : scores.shape[-1]]
             self._log_qs.append(log_q)
         token = mx.argmax(scores, axis=-1).astype(mx.int32)
+        if self._given is not None and self._is_given is not None:
+            token = mx.where(self._is_given[:, None], self._given[:, at : at + 1], token)
         self._tokens.append(token)
         self._recent = mx.concatenate([self._recent, token], axis=1)
         return token
@@ -68,7 +82,7 @@ class Picks:
     def draft(self) -> Draft:
         """The tokens picked so far, as a proposal."""
         log_q = mx.concatenate(self._log_qs, axis=1) if self._log_qs else None
-        return Draft(mx.concatenate(self._tokens, axis=1), log_q)
+        return Draft(mx.concatenate(self._tokens, axis=1), log_q, certain=self._is_given)
 
 
 class Head(Protocol):
@@ -244,7 +258,7 @@ class ModelDrafter:
             length: entries to attend over, at least position - start + K of every row.
         """
         layers = past.layers
-        position = position - past.start
+        position = mx.maximum(position - past.start, 0)
         start = mx.maximum(position - 1, 0)
         # Positions are data: a constant per step would need a kernel per step.
         steps = position[:, None] + mx.arange(count)

@@ -21,7 +21,8 @@ from mlxspec.control.estimates import SIZES
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import GREEDY
-from mlxspec.decode.round import FusedRound, RoundState
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.device import lengths
 from mlxspec.drafters.proposals import TextDrafter

@@ -26,10 +26,22 @@ class Draft(NamedTuple):
     """A proposal: tokens int32 [B, K], and log q [B, K, V'], or None for a point mass.
 
     V' ≤ V: tokens past the draft's vocabulary count as q = 0.
+
+    limit: int32 [B], the number of tokens that each row proposes, 0 … K, fixed before any was
+        drawn; None is K for all. Tokens past it are there to fill the rectangle.
+    certain: boolean [B], rows whose q is a point mass although log q has others; None is no row.
     """
 
     tokens: mx.array
     log_q: mx.array | None
+    limit: mx.array | None = None
+    certain: mx.array | None = None
+
+    def within(self, outcomes: mx.array) -> mx.array:
+        """Outcomes of tests, boolean [B, K], which fail past the limit."""
+        if self.limit is None:
+            return outcomes
+        return outcomes & (mx.arange(outcomes.shape[1]) < self.limit[:, None])
 
 
 class Verdict(NamedTuple):
@@ -76,7 +88,7 @@ def greedy(scores: mx.array, draft: Draft) -> Verdict:
     if draft.tokens.shape[1] == 0:
         # Nothing is compared: a fused kernel without elements ends the process on CUDA.
         return Verdict(mx.zeros(best.shape[:1], mx.int32), best[:, 0])
-    accepted = leading(best[:, :-1] == draft.tokens)
+    accepted = leading(draft.within(best[:, :-1] == draft.tokens))
     return Verdict(accepted, _pick(best, accepted))
 
 
@@ -107,16 +119,21 @@ def follow_residual(
     if draft.tokens.shape[1] == 0:
         return log_p_row
     at = mx.minimum(kept, draft.tokens.shape[1] - 1)
-    rejected = (kept < draft.tokens.shape[1])[:, None]
+    count = draft.tokens.shape[1] if draft.limit is None else draft.limit
+    rejected = (kept < count)[:, None]
+    is_token = mx.arange(log_p.shape[-1]) == _pick(draft.tokens, at)[:, None]
+    without_token = mx.where(rejected & is_token, -mx.inf, log_p_row)
     if draft.log_q is None:
-        is_token = mx.arange(log_p.shape[-1]) == _pick(draft.tokens, at)[:, None]
-        return mx.where(rejected & is_token, -mx.inf, log_p_row)
+        return without_token
     log_weight = _pick(acceptance.log_weight, kept)[:, None]
     log_q_row = _padded(_row(draft.log_q, at), log_p.shape[-1])
     residual = mx.maximum(mx.exp(log_weight + log_p_row) - mx.exp(log_q_row), 0)
     # Where p and q are nearly equal, rounding may leave an empty residual.
     some = mx.max(residual, axis=-1, keepdims=True) > 0
-    return mx.where(rejected & some, mx.log(residual), log_p_row)
+    log_w = mx.where(rejected & some, mx.log(residual), log_p_row)
+    return (
+        log_w if draft.certain is None else mx.where(draft.certain[:, None], without_token, log_w)
+    )
 
 
 # Leviathan et al., arXiv 2211.17192, theorem 3.5; Chen et al., arXiv 2302.01318.
@@ -137,16 +154,30 @@ def accept_block(log_p: mx.array, draft: Draft) -> AcceptanceTests:
     log_weight = walk - mx.maximum(mx.cummax(walk, axis=-1), 0)
     log_weight = mx.pad(log_weight, [(0, 0), (1, 0)])
     inner = log_weight[:, 1:-1]
-    if draft.log_q is None:  # S = W·(1 − p(x))
-        chosen = mx.take_along_axis(log_p[:, 1:-1], draft.tokens[:, 1:, None], -1)[..., 0]
-        surplus = mx.exp(inner) * -mx.expm1(chosen)
-    else:
-        log_q = _padded(draft.log_q[:, 1:], log_p.shape[-1])
-        over = mx.exp(inner[..., None] + log_p[:, 1:-1]) - mx.exp(log_q)
-        surplus = mx.sum(mx.maximum(over, 0), axis=-1)
+    surplus = _surplus(log_p, draft, inner)
     whole = surplus - mx.expm1(inner)
     log_h = mx.where(whole > 0, mx.log(surplus) - mx.log(whole), 0)
-    return AcceptanceTests(mx.concatenate([log_h, log_weight[:, -1:]], axis=1), log_weight)
+    log_h = mx.concatenate([log_h, log_weight[:, -1:]], axis=1)
+    if draft.limit is not None:
+        is_end = mx.arange(1, log_h.shape[1] + 1) == draft.limit[:, None]
+        log_h = mx.where(is_end, log_weight[:, 1:], log_h)
+    return AcceptanceTests(log_h, log_weight)
+
+
+def _surplus(log_p: mx.array, draft: Draft, log_weight: mx.array) -> mx.array:
+    """S = Σ max(Wᵢ·pᵢ₊₁ − qᵢ₊₁, 0) for i = 1 … K − 1, from log Wᵢ: [B, K − 1] each."""
+    drawn, is_certain = None, draft.certain
+    if draft.log_q is not None:
+        log_q = _padded(draft.log_q[:, 1:], log_p.shape[-1])
+        over = mx.exp(log_weight[..., None] + log_p[:, 1:-1]) - mx.exp(log_q)
+        drawn = mx.sum(mx.maximum(over, 0), axis=-1)
+        if is_certain is None:
+            return drawn
+    chosen = mx.take_along_axis(log_p[:, 1:-1], draft.tokens[:, 1:, None], -1)[..., 0]
+    certain = mx.exp(log_weight) * -mx.expm1(chosen)  # W·(1 − p(x))
+    if drawn is None or is_certain is None:
+        return certain
+    return mx.where(is_certain[:, None], certain, drawn)
 
 
 BLOCK = Rule(accept_block, last, follow_residual)
@@ -188,7 +219,12 @@ def log_ratio(log_p: mx.array, draft: Draft) -> mx.array:
     chosen = draft.tokens[..., None]
     ratio = mx.take_along_axis(log_p[:, :-1], chosen, -1)[..., 0]
     if draft.log_q is not None:
-        ratio = ratio - mx.take_along_axis(draft.log_q, chosen, -1)[..., 0]
+        # A drafter with fewer tokens proposes none past them; what a text proposes is certain.
+        known = mx.minimum(chosen, draft.log_q.shape[-1] - 1)
+        log_q = mx.take_along_axis(draft.log_q, known, -1)[..., 0]
+        ratio = ratio - (
+            log_q if draft.certain is None else mx.where(draft.certain[:, None], 0, log_q)
+        )
     return mx.minimum(ratio, 80)
 
 

@@ -1,0 +1,349 @@
+"""Texts that share rounds, side by side, with the host always one round behind the device.
+
+A text has a row of its own. Rows come in powers of two, each a graph of its own, so that texts may
+join and leave while the others go on: one that joins is written into a free row, and the row of
+one that has left stays where it is until another takes it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple, cast
+
+import mlx.core as mx
+
+from mlxspec.control.policy import Permit, Plan, Policy, planned
+from mlxspec.control.stopwatch import Marks, Stopwatch
+from mlxspec.decode.reader import DRAFT_PIECE_S
+from mlxspec.decode.round import BROKEN, FusedRound
+from mlxspec.decode.slots import Slots
+from mlxspec.decode.state import NOTHING, Given, RoundState
+from mlxspec.decode.track import Committed, Track
+from mlxspec.device.memory import watched
+from mlxspec.drafters.proposals import PLAIN, Choice
+from mlxspec.errors import BrokenOutput
+from mlxspec.metrics import Parked, RoundStats
+
+
+class InFlight(NamedTuple):
+    """A round that was dispatched and not read yet.
+
+    tracks: the texts that take part, by row. plan: its rows are the choices of `tracks`.
+    synced: the texts whose draft model has read all before it, and reads along.
+    fair: whether its time includes no building that later rounds do not need.
+    dispatched_s, dispatching_s: see `Marks`.
+    """
+
+    tracks: tuple[Track | None, ...]
+    plan: Plan
+    synced: tuple[Track, ...]
+    result: mx.array
+    fair: bool
+    parked: Parked | None
+    dispatched_s: float
+    dispatching_s: float
+
+
+class Lane:
+    """Decodes the texts that have joined it, one round for all of them at a time.
+
+    Args:
+        rounds: the rounds that run; of one row only where they wait for the host.
+        policy_of: the policy for a number of rows: chooses the drafter and K of every round.
+        ahead: whether a round is dispatched before the one before it is read.
+    """
+
+    def __init__(
+        self, rounds: FusedRound, policy_of: Callable[[int], Policy], *, ahead: bool = True
+    ) -> None:
+        self.rounds = rounds
+        self._depth = 2 if ahead and not rounds.waits else 1
+        self._policy_of = policy_of
+        self.policy = policy_of(1)
+        self._slots = Slots(rounds)
+        self._count = 1  # of rows, for which the policy decides
+        self._in_flight: list[InFlight] = []  # oldest first
+        self._chosen: Plan | None = None  # for the next round, where it has to wait
+        self._stopwatch = Stopwatch()
+        self._first_s = 0.0  # the time of the first round
+
+    @property
+    def tracks(self) -> list[Track]:
+        """The texts that are decoded, by row."""
+        return [track for track in self._slots.tracks if track is not None]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, B, for which the policy decides."""
+        return self._count
+
+    @property
+    def state(self) -> RoundState:
+        """The device's latest state."""
+        return self._slots.state
+
+    # --- joining and leaving ------------------------------------------------------------------
+
+    def join(self, track: Track, state: RoundState) -> None:
+        """Take in a text that was read, with its state of one row."""
+        self._slots.join(track, state)
+        self._changed()
+
+    def leave(self, track: Track) -> None:
+        """Let a text go; its row is free at once."""
+        self._slots.leave(track)
+        self._changed()
+
+    def clear(self) -> list[Track]:
+        """Let all texts go, and drop the state; returns them."""
+        tracks = self.tracks
+        self._slots.clear()
+        self._in_flight.clear()
+        self._changed()
+        return tracks
+
+    def _changed(self) -> None:
+        """Note that other texts take part from now on."""
+        self._stopwatch.stop()
+        self._chosen = None
+        if self._slots.count not in (0, self._count):
+            self._count = self._slots.count
+            self.policy = self._policy_of(self._count)
+        for track in self.tracks:
+            track.policy = self.policy
+        if self.tracks:
+            for name in self.rounds.drafters:
+                self._forget_if_left_out(name)
+
+    # --- a round ------------------------------------------------------------------------------
+
+    def step(self) -> list[tuple[Track, Committed]]:
+        """Commit one round: for every text that takes part in it, what it got.
+
+        The next round is dispatched before this one is read.
+
+        Raises:
+            OutOfMemory: its arrays do not fit. All that was returned before remains valid, and
+                the texts have to be read again.
+        """
+        with watched("writing text"):
+            while len(self._in_flight) < self._depth and self._wants_more() and self._dispatch():
+                pass
+            if not self._in_flight:
+                return []
+            one = self._in_flight[0]
+            asked_s = time.perf_counter()
+            results = cast(list[list[int]], one.result.tolist())
+            read_s = time.perf_counter()
+        del self._in_flight[0]
+        self._first_s = self._first_s or read_s - one.dispatched_s + one.dispatching_s
+        committed = [
+            (track, self._commit(track, one, row, results[row]))
+            for row, track in enumerate(one.tracks)
+            if track is not None and track in self._slots.tracks
+        ]
+        marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
+        took = self._stopwatch.took(marks, fair=one.fair)
+        if took is not None:
+            self.policy.took(one.plan.whole, took)
+        return committed
+
+    def _commit(self, track: Track, one: InFlight, row: int, result: list[int]) -> Committed:
+        *tokens, accepted = result
+        if accepted == BROKEN:
+            return Committed([], None, track.told(), BrokenOutput(len(track.text)))
+        choice, full = one.plan.rows[row], accepted + 1 <= track.left
+        stats = RoundStats(choice.draft_tokens, accepted, full, choice.drafter, one.parked)
+        committed = track.commit(tokens[: accepted + 1], choice, stats)
+        if track in one.synced:
+            track.drafts.wrote(one.plan.whole.drafter, track.text)
+        return committed
+
+    def _wants_more(self) -> bool:
+        return any(self._moves(track) for track in self.tracks)
+
+    def _moves(self, track: Track) -> bool:
+        """Whether a text takes part in the next round."""
+        # Every round in flight brings at least one token.
+        return track.left > sum(track in one.tracks for one in self._in_flight)
+
+    def bound(self, track: Track) -> int:
+        """The most tokens that a text can have once every dispatched round is committed."""
+        return len(track.text) + sum(
+            one.plan.rows[one.tracks.index(track)].draft_tokens + 1
+            for one in self._in_flight
+            if track in one.tracks
+        )
+
+    # --- what the next round does -------------------------------------------------------------
+
+    def _dispatch(self) -> bool:
+        """Dispatch the next round; False if what is in flight must be read first."""
+        if keeping := [track for track in self.tracks if track.keeps_now()]:
+            if self._in_flight:
+                return False
+            for track in keeping:
+                track.close()  # all have read its prompt: keep it now, for its memory
+        if self._in_flight and self._chosen is None and self._wants_text():
+            return False
+        rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
+        plan = self._chosen or self._planned(rows)
+        if behind := self._behind(plan, rows):
+            permits = {track: self._permit(track, plan.whole.drafter) for track in behind}
+            if any(one in (Permit.ALL, Permit.PIECE) for one in permits.values()):
+                if self._in_flight:
+                    self._chosen = plan
+                    return False
+                self._catch_up(permits, plan.whole.drafter)
+        self._chosen = None
+        self._send(self._ready(plan, rows), rows)
+        return True
+
+    def _planned(self, rows: Sequence[Track | None]) -> Plan:
+        def may(track: Track | None) -> bool:
+            return track is not None and not track.is_first and track.draft_tokens > 0
+
+        if not any(may(track) for track in rows):
+            return Plan(PLAIN, (PLAIN,) * len(rows))
+        offers = [track.offers() if track is not None else [] for track in rows]
+        length = max(len(track.text) for track in rows if track is not None)
+        if len(rows) == 1:
+            choice = self.policy.choose(length, offers[0])
+            plan = Plan(choice, (choice,))
+        else:
+            plan = self.policy.plan(length, offers)
+        most = [track.draft_tokens if track is not None and may(track) else 0 for track in rows]
+        rows_cut = [_cut(one, count) for one, count in zip(plan.rows, most, strict=True)]
+        if rows_cut == list(plan.rows):
+            return plan
+        return planned(plan.whole, rows_cut)
+
+    def _wants_text(self) -> bool:
+        """Whether the next round is better chosen once the result in flight is known."""
+        latest = self._in_flight[-1]
+        follows = any(
+            one.draft_tokens and one.drafter not in self.rounds.drafters for one in latest.plan.rows
+        )
+        return follows or any(self.policy.wants(track.offers()) for track in self.tracks)
+
+    # --- what draft models read ---------------------------------------------------------------
+
+    def _behind(self, plan: Plan, rows: Sequence[Track | None]) -> list[Track]:
+        """The texts that a model is to draft for, and of which it has not read all."""
+        name = plan.whole.drafter
+        both = zip(rows, plan.rows, strict=True)
+        wanted = [track for track, one in both if track is not None and one.drafter == name]
+        return [track for track in wanted if name and self._is_behind(track, name)]
+
+    def _is_behind(self, track: Track, name: str) -> bool:
+        latest = next((one for one in reversed(self._in_flight) if track in one.tracks), None)
+        before = None
+        if latest is not None:
+            before = latest.plan.whole.drafter if track in latest.synced else ""
+        return track.drafts.is_behind(name, track.text, before)
+
+    def _permit(self, track: Track, name: str) -> Permit:
+        permit = track.drafts.permit(name, track.text, self.policy, self._left_s(track))
+        self._forget_if_left_out(name)
+        return permit
+
+    def _catch_up(self, permits: dict[Track, Permit], name: str) -> None:
+        """Let a draft model read on, for as long as the other texts may wait."""
+        self._stopwatch.stop()
+        until = time.perf_counter() + DRAFT_PIECE_S
+        for track, permit in permits.items():
+            if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
+                past = self._slots.past(track, name)
+                after = track.drafts.caught_up(
+                    past, name, track.text, self.policy, self._left_s(track)
+                )
+                if after is not None and after is not past:
+                    self._slots.put(track, name, after)
+        self._forget_if_left_out(name)
+
+    def _forget_if_left_out(self, name: str) -> None:
+        if not any(name in track.drafts.names for track in self.tracks):
+            self.policy.leave_out(name)
+
+    def _ready(self, plan: Plan, rows: Sequence[Track | None]) -> Plan:
+        """The plan, in which texts propose nothing whose drafter has not caught up with them."""
+        name = plan.whole.drafter
+        if name not in self.rounds.drafters:
+            return plan
+
+        def choice(track: Track | None, one: Choice) -> Choice:
+            if one.drafter != name or track is None:
+                return one
+            has = name in track.drafts.names and not self._is_behind(track, name)
+            return one if has else PLAIN
+
+        ready = [choice(track, one) for track, one in zip(rows, plan.rows, strict=True)]
+        if not any(one.drafter == name for one in ready):
+            if any(name in track.drafts.names for track in self.tracks):
+                self.policy.postponed(plan.whole)
+            return planned(PLAIN, ready)
+        return planned(plan.whole, ready)
+
+    def _left_s(self, track: Track) -> float:
+        """The seconds that the rest of a text would take without a draft."""
+        return track.left * (self.policy.seconds(PLAIN) or self._first_s)
+
+    # --- dispatching --------------------------------------------------------------------------
+
+    def _send(self, plan: Plan, rows: Sequence[Track | None]) -> None:
+        name, count = plan.whole.drafter, plan.whole.draft_tokens
+        bounds = {track: self.bound(track) + count for track in self.tracks}
+        length = self._slots.room_for(bounds)
+        draft_length = self._slots.draft_room_for(name, bounds)
+        given = self._given(plan, rows)
+        shape = self.rounds.shape(count, length, name, draft_length, given, rows=len(rows))
+        fair = not self.rounds.is_new(shape)
+        if not fair:
+            # The host builds while the device computes, and may be the slower one.
+            self._in_flight = [one._replace(fair=False) for one in self._in_flight]
+        synced = tuple(track for track in rows if track is not None and self._syncs(track, name))
+        result = self._slots.run(shape, given)
+        built_s = time.perf_counter()
+        mx.async_eval(result, self.state)
+        now_s = time.perf_counter()
+        moving = [track for track in rows if track is not None]
+        # First rounds are not the policy's choice.
+        chose = count == 0 and not all(track.is_first for track in moving)
+        parked = self.policy.parked() if chose else None
+        self._in_flight.append(
+            InFlight(tuple(rows), plan, synced, result, fair, parked, now_s, now_s - built_s)
+        )
+        for track, one in zip(rows, plan.rows, strict=True):
+            if track is not None:
+                track.chose(one)
+
+    def _syncs(self, track: Track, name: str) -> bool:
+        """Whether the draft model of a round that is dispatched reads a text along with it."""
+        return name in track.drafts.read and not self._is_behind(track, name)
+
+    def _given(self, plan: Plan, rows: Sequence[Track | None]) -> Given:
+        """The host's part in the proposals."""
+        count = plan.whole.draft_tokens
+        own = [
+            track.proposed(one) if track is not None else ()
+            for track, one in zip(rows, plan.rows, strict=True)
+        ]
+        filled = [[*tokens, *[0] * (count - len(tokens))] for tokens in own]
+        if len(rows) == 1:
+            return Given(mx.array(filled, mx.int32)) if own[0] else NOTHING
+        both = zip(rows, plan.rows, strict=True)
+        limit = [-1 if track is None else one.draft_tokens for track, one in both]
+        limits = mx.array(limit, mx.int32)
+        drafts = plan.whole.drafter in self.rounds.drafters
+        if not count or (drafts and not any(own)):
+            return Given(limit=limits)
+        is_given = mx.array([bool(tokens) for tokens in own]) if drafts else None
+        return Given(mx.array(filled, mx.int32), limits, is_given)
+
+
+def _cut(choice: Choice, most: int) -> Choice:
+    """A choice of at most `most` tokens."""
+    count = min(choice.draft_tokens, most)
+    return replace(choice, draft_tokens=count) if count else PLAIN

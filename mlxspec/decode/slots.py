@@ -1,0 +1,165 @@
+"""The rows of a state and the texts in them: joining, leaving, and room for all.
+
+There are 1, 2, 4, 8, … rows, because each number is a graph to trace. A text that joins is written
+into a free row: nobody else's keys, values or states are copied, unless the number of rows changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import Given, RoundState, Shape, chosen, placed
+from mlxspec.decode.track import Track
+from mlxspec.device import lengths
+from mlxspec.drafters.graph import UNREAD
+from mlxspec.models.caches.layers import capacity_of
+
+
+class Slots:
+    """The device's latest state, and the text in each of its rows.
+
+    Args:
+        rounds: the rounds that move the state on.
+    """
+
+    def __init__(self, rounds: FusedRound) -> None:
+        self.tracks: list[Track | None] = []  # by row
+        self._rounds = rounds
+        self._state: RoundState | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return len(self.tracks)
+
+    @property
+    def state(self) -> RoundState:
+        assert self._state is not None
+        return self._state
+
+    def join(self, track: Track, state: RoundState) -> None:
+        """Put a text into a free row, with its state of one row."""
+        if self._state is None:
+            self.tracks, self._state = [track], state
+            return
+        if None not in self.tracks:
+            self._resize(2 * self.count)
+        row = self.tracks.index(None)
+        self.tracks[row] = track
+        self._write(row, state)
+
+    def leave(self, track: Track) -> None:
+        """Free a text's row."""
+        row = self.tracks.index(track)
+        self.tracks[row] = None
+        left = self.count - self.tracks.count(None)
+        if left == 0:
+            self.clear()
+        elif 2 * left <= self.count:
+            self._resize(self.count // 2)
+        else:
+            self._reset(row)
+
+    def clear(self) -> None:
+        """Free every row, and drop the state."""
+        self.tracks, self._state = [], None
+
+    def run(self, shape: Shape, given: Given) -> mx.array:
+        """Build a round from the state, which moves on; returns the round's result."""
+        state, self._state = self.state, None  # a reference would make the round copy its caches
+        self._state, result = self._rounds.run(state, shape, given)
+        return result
+
+    def room_for(self, bounds: Mapping[Track, int]) -> int:
+        """Make room with the target for texts of these lengths; returns the entries to attend."""
+        length = lengths.attended(max(bounds.values()))
+        if length > self.state.capacity:
+            self._state = self._rounds.grown(self.state, lengths.reserved(length))
+        return length
+
+    def draft_room_for(self, name: str, bounds: Mapping[Track, int]) -> int:
+        """The same with a drafter; the caches of a head grow with the target's."""
+        entries = [
+            track.drafts.entries(name, bound)
+            for track, bound in bounds.items()
+            if name in track.drafts.read
+        ]
+        length = lengths.attended(max(entries or bounds.values()))
+        if entries and length > capacity_of(self.state.drafts[name].layers):
+            past = self.state.drafts[name]
+            grown = self._rounds.drafters[name].grown(past, lengths.reserved(length))
+            self._state = self.state.with_draft(name, grown)
+        return length
+
+    def past(self, track: Track, name: str) -> Any:
+        """A draft model's past of one text, of one row; None where it has read nothing of it."""
+        if name not in track.drafts.read:
+            return None
+        past = self.state.drafts[name]
+        return past if self.count == 1 else chosen(past, [self.tracks.index(track)])
+
+    def put(self, track: Track, name: str, one: Any) -> None:
+        """Set a draft model's past of one text, of one row."""
+        state, row = self.state, self.tracks.index(track)
+        if self.count == 1:
+            self._state = state.with_draft(name, one)
+        elif name not in state.drafts:
+            self._state = state.with_draft(name, _alone(one, row, self.count))
+        else:
+            drafter, whole = self._rounds.drafters[name], state.drafts[name]
+            room = max(capacity_of(whole.layers), capacity_of(one.layers))
+            whole, one = drafter.grown(whole, room), drafter.grown(one, room)
+            self._state = state.with_draft(name, placed(whole, one, row))
+
+    def _resize(self, count: int) -> None:
+        """Go on with another number of rows, the texts first."""
+        kept = [row for row, track in enumerate(self.tracks) if track is not None]
+        state, self._state = self.state, None
+        self._state = chosen(state, (kept + [kept[0]] * count)[:count])
+        self.tracks = [self.tracks[row] for row in kept] + [None] * (count - len(kept))
+        for row in range(len(kept), count):
+            self._reset(row)
+
+    def _write(self, row: int, one: RoundState) -> None:
+        """Put the state of one row into another's place."""
+        whole, self._state = self.state, None
+        room = max(whole.capacity, one.capacity)
+        whole, one = self._rounds.grown(whole, room), self._rounds.grown(one, room)
+        drafts = whole.drafts | {
+            name: placed(whole.drafts[name], past, row)
+            if name in whole.drafts
+            else chosen(past, [0] * self.count)
+            for name, past in one.drafts.items()
+        }
+        bare = placed(whole._replace(drafts={}), one._replace(drafts={}), row)
+        self._state = bare._replace(drafts=drafts)
+        self._unread(row, but=list(one.drafts))
+
+    def _reset(self, row: int) -> None:
+        """Let a row without a text stand at 0: its writes need room as well."""
+        state = self.state
+        self._state = state._replace(position=_with(state.position, row, 0))
+        self._unread(row)
+
+    def _unread(self, row: int, but: Sequence[str] = ()) -> None:
+        """Note that the draft models, all `but` some, have read nothing of a row's text."""
+        for name, past in self.state.drafts.items():
+            if name not in but and not self._rounds.drafters[name].follows:
+                past = past._replace(start=_with(past.start, row, UNREAD))
+                self._state = self.state.with_draft(name, past)
+
+
+def _alone(one: Any, row: int, count: int) -> Any:
+    """The past of one row as that of `count` rows, of which the others are unread."""
+    whole = chosen(one, [0] * count)
+    start = mx.where(mx.arange(count) == row, whole.start, UNREAD)
+    return whole._replace(start=start)
+
+
+def _with(array: mx.array, row: int, value: int) -> mx.array:
+    """[B], with another value in a row."""
+    return mx.where(mx.arange(array.shape[0]) == row, value, array)

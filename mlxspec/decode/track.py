@@ -1,0 +1,165 @@
+"""One text on the host: its tokens, what drafts for it, and what a person is to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from mlxspec.control.policy import FixedPolicy, Policy
+from mlxspec.decode.drafts import Drafts
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import Request
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.state import RoundState
+from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
+from mlxspec.drafters.text_drafters import TextDrafters
+from mlxspec.errors import BrokenOutput
+from mlxspec.metrics import PrefillProgress, RoundStats
+from mlxspec.models.prefill import PIECE_S
+
+
+@dataclass(frozen=True)
+class Committed:
+    """One round's part of a text.
+
+    tokens: 1 … K + 1 of them, or none once the limit is reached; `stats` is then None.
+    notes: lines for people about anything else that happened.
+    error: the reason why the text cannot go on; it then has no tokens.
+    """
+
+    tokens: list[int]
+    stats: RoundStats | None
+    notes: tuple[str, ...] = ()
+    error: BrokenOutput | None = None
+
+
+class Track:
+    """A text that is decoded, alone or beside others.
+
+    Args:
+        rounds: the rounds that continue it. reader: reads it.
+        request: the prompt, its limit, and the largest K.
+        policy: is told what each round kept; None is the request's K in every round.
+        texts: text drafters, which have read nothing yet.
+        notes: lines for the user from before the first round.
+    """
+
+    def __init__(
+        self,
+        rounds: FusedRound,
+        reader: Reader,
+        request: Request,
+        policy: Policy | None = None,
+        *,
+        texts: Sequence[TextDrafter] = (),
+        notes: list[str] | None = None,
+    ) -> None:
+        self.request = request
+        self.policy = policy or FixedPolicy(rounds.drafters, request.draft_tokens)
+        self.text = list(request.tokens)
+        self.draft_tokens = request.draft_tokens
+        self.notes: list[str] = [] if notes is None else notes
+        self.drafts = Drafts(
+            rounds,
+            reader,
+            prompt=len(request.tokens),
+            most=request.draft_tokens,
+            tell=self.notes.append,
+        )
+        self.is_first = True  # its next round needs the target alone
+        self._texts = TextDrafters(texts, rounds.sampler.vocabulary, self.notes.append)
+        self._told = 0  # how many tokens the text drafters have read
+        self._reader = reader
+        self._keeps = reader.keeps
+
+    @property
+    def left(self) -> int:
+        """The most tokens that it may still get."""
+        return self.request.limit - len(self.text)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that came from a file."""
+        return self._reader.cached_tokens
+
+    def read(self, piece_s: float = PIECE_S) -> Generator[PrefillProgress, None, RoundState]:
+        """Let the target read the text; returns the state of one row before its next round.
+
+        Args:
+            piece_s: the seconds that a piece may take.
+
+        Raises:
+            OutOfMemory: the target's caches do not fit.
+        """
+        state = yield from self._reader.state(self.text, piece_s)
+        self.is_first = True
+        self.drafts.forget()
+        for name in list(self.drafts.names):
+            if name not in self.drafts.models and name not in state.drafts:
+                self.drafts.leave_out(name, "a prompt of one token gives it no features")
+        return state
+
+    def shrink(self) -> None:
+        """Go on with half as many proposals, because memory ran out; the text is read again."""
+        self.draft_tokens //= 2
+        how = f"{self.draft_tokens} draft tokens" if self.draft_tokens else "no draft"
+        self.notes.append(f"memory ran out: going on with {how}")
+
+    # --- proposals from the text --------------------------------------------------------------
+
+    def offers(self) -> list[Offer]:
+        """The offers of the text drafters after the text that is known."""
+        # Reading a prompt takes a while, and the first round need not wait for that.
+        if self._told == 0 or self.draft_tokens == 0:
+            return []
+        return list(self._texts.proposals(self.draft_tokens))
+
+    def proposed(self, choice: Choice) -> tuple[int, ...]:
+        """The tokens of a choice that a text drafter offers; none if that is a model's."""
+        if not self.offers():
+            return ()
+        offered = self._texts.proposals(self.draft_tokens).items()
+        found = (tokens for offer, tokens in offered if offer.drafter == choice.drafter)
+        return next(found, ())[: choice.draft_tokens]
+
+    def chose(self, choice: Choice) -> None:
+        """Note its choice for a round that is under way."""
+        self.is_first = False
+        self._texts.watch(choice)
+        if self._told == 0:
+            self._tell_texts()
+
+    # --- what rounds bring --------------------------------------------------------------------
+
+    def commit(self, tokens: Sequence[int], choice: Choice, stats: RoundStats) -> Committed:
+        """Add a round's tokens, as far as the limit allows."""
+        committed = list(tokens[: self.left])
+        self.text += committed
+        self.policy.kept(choice, stats.accepted)
+        self._tell_texts()
+        return Committed(committed, stats, self.told())
+
+    def told(self) -> tuple[str, ...]:
+        """The notes since the last call."""
+        notes = tuple(self.notes)
+        self.notes.clear()
+        return notes
+
+    def keeps_now(self) -> bool:
+        """Whether all that read the prompt have read it, so that its file can be written."""
+        return self._keeps and not self.is_first and not (self.draft_tokens and self.drafts.unread)
+
+    def close(self) -> None:
+        """Write what was read of the prompt to its file, unless that is done or not wanted."""
+        if self._keeps and not self.is_first:
+            self._keeps = False
+            self._reader.keep()
+
+    def _tell_texts(self) -> None:
+        """Let the text drafters read the new tokens, and count those they would have kept."""
+        if not self.request.draft_tokens:
+            return
+        decided = self._texts.extend(self.text[self._told :])
+        self._told = len(self.text)
+        for choice, accepted in decided:
+            self.policy.kept(choice, accepted)
