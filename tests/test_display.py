@@ -325,6 +325,30 @@ def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
     ]
 
 
+def test_a_slow_text_has_its_speed_to_a_tenth(terminal: Terminal) -> None:
+    run = on(terminal)
+    run.elapsed_s = 2.4
+    run.say("text")
+    assert terminal.rows()[1].startswith("1.6 tok/s")
+    run.say("", finish="length")
+    run.finish(None)
+    assert " · 3.1 tok/s · " in terminal.rows()[1]
+
+
+def test_a_last_round_that_is_cut_short_is_said(terminal: Terminal) -> None:
+    # It writes tokens, and its proposals are in no rate.
+    generation = Generation(8, SpeculationStats(K, auto=True), SamplingParams())
+    for stats in (RoundStats(1, 0, drafter="history"), RoundStats(1, 1, False, "history")):
+        generation.add(Event((1,), (stats.accepted > 0,), round=stats))
+    rows = dict(summary(generation, None))
+    assert rows["written"] == ["history 50%", "target 50%"]
+    assert rows["rounds"] == [
+        "2 rounds, the last cut short",
+        "1.00 tokens per round",
+        "0% of 1 proposals accepted",
+    ]
+
+
 def test_resize_keeps_the_text(make_terminal: MakeTerminal) -> None:
     terminal = make_terminal(40)
     run = on(terminal)
@@ -550,7 +574,7 @@ def test_bar_after_a_while_and_then_gone(
     assert terminal.text() == ""
     monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     display.prefill(512, total)
-    assert terminal.text().startswith("reading the prompt")
+    assert terminal.text()[1:].startswith(" reading the prompt")
     assert terminal.text().endswith(f" 512/{total}")
     display.prefill(total, total)
     assert terminal.text() == ""
@@ -657,6 +681,22 @@ def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
     run.finish()
     assert terminal.rows()[0] == "some words"
     assert terminal.rows()[1].startswith("output    ")
+
+
+def test_the_bar_moves_while_a_piece_is_read(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    display = on(terminal).display
+    with display.running():
+        display.prefill(128, 512)
+        shown = {terminal.text()}
+        deadline = time.monotonic() + 5
+        while len(shown) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            shown.add(terminal.text())
+    assert len(shown) >= 3
+    assert all(text.endswith(" 128/512") for text in shown)
 
 
 def test_a_text_that_flows_is_left_alone(

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
@@ -279,7 +279,8 @@ def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
 
 
 def _progress(console: Console) -> Bars:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    # The pulse turns the spinner where a piece of the prompt takes a while.
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Bars(*columns, console=console, transient=True, auto_refresh=False)
 
 
