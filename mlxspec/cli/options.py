@@ -38,6 +38,16 @@ PromptsOption = Annotated[
         help="Prompts of your own: a text or a JSON object on each line, or a JSON list.",
     ),
 ]
+BudgetOption = Annotated[
+    float,
+    typer.Option(
+        "--budget",
+        metavar="SECONDS",
+        min=1,
+        help="Measure for about as long: less is measured where a pass is slow. Loading and "
+        "building kernels come on top.",
+    ),
+]
 
 _model = partial(typer.Option, rich_help_panel="Models")
 _drafting = partial(typer.Option, rich_help_panel="Speculation")

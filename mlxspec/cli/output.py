@@ -72,16 +72,17 @@ class Output:
         """The display of a generation, or of a wait.
 
         Args:
-            text: whether stdout shows the text; never beside a JSON object.
+            text: whether the text is what a person waits for. stdout shows it then, but never
+                beside a JSON object.
         """
         from mlxspec.cli.display import open_display
 
-        silent = self.as_json or not text
         return open_display(
             stdout=sys.stdout,
             stderr=sys.stderr,
             quiet=self.quiet,
-            json=silent,
+            json=self.as_json or not text,
+            measures=not text,
             reasoning=self.reasoning,
         )
 
