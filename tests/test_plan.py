@@ -72,7 +72,7 @@ def test_a_slow_pair_is_measured_within_the_budget(clock: Clock, pass_s: float) 
     assert set(findings.tried) >= ({PLAIN_DECODING, LEFT_TO_AUTO} if pass_s < 0.5 else set())
 
 
-@pytest.mark.parametrize("pass_s", [0.05, 1.0, 5.0])
+@pytest.mark.parametrize("pass_s", [0.05, 1.0, 8.0])
 def test_nothing_more_is_measured_where_nothing_can_pay(clock: Clock, pass_s: float) -> None:
     pair = Pair(clock, growing(pass_s, 0.93 * pass_s), growing(pass_s / 10, pass_s / 10))
     findings, took_s = pair.probed()

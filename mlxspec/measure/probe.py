@@ -84,6 +84,10 @@ class Probe:
         return next(self._steps)
 
     def _measured(self) -> Iterator[Progress]:
+        yield from self._parts()
+        self.findings.is_over = True
+
+    def _parts(self) -> Iterator[Progress]:
         self._schedule = Schedule(self.findings.budget_s)
         self._passes = Passes(self._engine, self._schedule)
         yield from self._passes.look()
