@@ -184,6 +184,14 @@ def test_each_plan_takes_less_than_the_one_before() -> None:
     assert list(plan.trials([PLAIN_DECODING, LEFT_TO_AUTO], 4, 96))
 
 
+def test_a_trial_without_a_warm_up_is_for_slow_models() -> None:
+    *_, least = plan.trials([PLAIN_DECODING, LEFT_TO_AUTO], 4, 96)
+    assert not least.warm_up
+    assert least.bears(building_s=0.1, plain_s=0.5)
+    assert not least.bears(building_s=0.1, plain_s=0.01)
+    assert replace(least, warm_up=True).bears(building_s=0.1, plain_s=0.01)
+
+
 # --- progress ---------------------------------------------------------------------------
 
 

@@ -116,7 +116,7 @@ def spread(times: Sequence[float]) -> float:
 
 
 def _one_row(cached: CachedModel) -> float:
-    """Seconds of a pass over one row on mlx-lm's own caches; the better of two, if that is quick."""
+    """Seconds of a pass over one row on mlx-lm's own caches; the better of two, if it is quick."""
     caches = fresh_cache(cached.model, None)
     best = inf
     for _ in range(2):
