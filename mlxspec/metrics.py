@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlxspec.params import SamplingParams
 
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "error"]
 TARGET = "target"  # in place of a drafter's name: the author of tokens that no drafter proposed
 
 Tell = Callable[[str], None]  # called with one line for people

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from architectures import VOCABULARY, Contrary, build
 from hypothesis import settings
 from mlx.utils import tree_flatten, tree_unflatten
@@ -18,7 +24,9 @@ from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mlxspec.cli.app import main
 from mlxspec.decode.state import RoundState
+from mlxspec.device import kernels
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack
@@ -29,6 +37,17 @@ from mlxspec.sampling.sampler import Knobs, Processor
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
 settings.load_profile("explore" if os.environ.get("MLXSPEC_EXPLORE") else "fixed")
+
+MANY_KERNELS = 50
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where most kernels are still to be built, build all of them quickly: once for all workers."""
+    if not hasattr(config, "workerinput") and kernels.count_built() < MANY_KERNELS:
+        stack = ExitStack()
+        stack.enter_context(kernels.quick_builds())
+        config.add_cleanup(stack.close)
+
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")
 WINDOW = 16
@@ -83,6 +102,11 @@ def plain(model: Any, prompt: Sequence[int], count: int) -> list[int]:
 @cache
 def plain_of(name: str, length: int, count: int) -> list[int]:
     return plain(model(name), prompt_of(length), count)
+
+
+@cache
+def plain_after(name: str, prompt: tuple[int, ...], count: int) -> list[int]:
+    return plain(model(name), prompt, count)
 
 
 def side_by_side(states: list[RoundState]) -> RoundState:
@@ -184,3 +208,50 @@ def cut(text: str, stop: Sequence[str]) -> str:
         if starts:
             return text[: min(starts)]
     return text
+
+
+# --- the command ----------------------------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.code == 0, self.err
+        result: dict[str, Any] = json.loads(self.out)
+        return result
+
+
+@pytest.fixture
+def invoke(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., Ended]]:
+    """Calls the command in this process; `stdin` comes through a pipe.
+
+    Nothing that a person may have set up or learned is seen.
+    """
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    opened: list[io.TextIOWrapper] = []
+
+    def call(*arguments: str, stdin: bytes | None = None) -> Ended:
+        if stdin is None:
+            source = os.open(os.devnull, os.O_RDONLY)
+        else:
+            source, sink = os.pipe()
+            assert os.write(sink, stdin) == len(stdin)
+            os.close(sink)
+        opened.append(os.fdopen(source))
+        monkeypatch.setattr(sys, "stdin", opened[-1])
+        monkeypatch.setattr(sys, "argv", ["mlxspec", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return Ended(int(ended.value.code or 0), out, err)
+
+    yield call
+    for stream in opened:
+        stream.close()

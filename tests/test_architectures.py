@@ -28,7 +28,7 @@ DOZEN = {
 
 @pytest.mark.parametrize("name", DOZEN)
 def test_it_is_exact(name: str) -> None:
-    result = attempt(name, tokens=80)
+    result = attempt(name, tokens=48)
     assert (result.path, result.differs) == (DOZEN[name], "")
     assert bool(result.why) == (result.path != "fused")
 
@@ -40,7 +40,7 @@ def test_every_architecture_has_a_configuration() -> None:
 def test_what_is_silently_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its masks are wrong for passes of several rows, and nobody tries it first.
     monkeypatch.setattr("mlxspec.decode.engine.cached_model_of", FusedModel)
-    result = attempt("phi3small", tokens=40)
+    result = attempt("phi3small", tokens=24)
     assert "no draft" in result.differs
     monkeypatch.setattr(architectures, "_attempted", lambda *_: result)
     assert "| no: no draft" in page([result])

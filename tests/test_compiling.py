@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from mlxspec.device import kernels
@@ -73,3 +79,44 @@ def test_nothing_is_compiled_without_a_compiler(
     monkeypatch.setattr(kernels, "can_compile", lambda: False)
     assert not compiling().holds(GREEDY, 0, auto=False)
     assert not compiling().would_hold(GREEDY, 0, auto=False)
+
+
+# --- kernels --------------------------------------------------------------------------------
+
+needs_compiler = pytest.mark.skipif(
+    not (kernels.on_cpu() and kernels.can_compile() and sys.platform == "linux"),
+    reason="kernels are built on a CPU alone, and headers precompiled on Linux alone",
+)
+BUILDS = """
+import mlx.core as mx
+from mlxspec.device import kernels
+with kernels.quick_builds():
+    mx.eval(mx.compile(lambda x: mx.sigmoid(x) * x)(mx.ones(4)))
+assert kernels.count_built() == 1
+"""
+
+
+@needs_compiler
+def test_mlx_builds_kernels_with_the_precompiled_header(tmp_path: Path) -> None:
+    # In place of g++: the same, and it lists the headers that it reads.
+    log, compiler = tmp_path / "log", tmp_path / "bin" / kernels.COMPILER
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("g++")} -H "$@" 2>> {log}\n')
+    compiler.chmod(0o755)
+    paths = os.pathsep.join([str(compiler.parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": paths, "TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", BUILDS], env=env, check=True)
+    # "!" stands before a precompiled header that is taken, "x" before one that is not.
+    marks = {line[0] for line in log.read_text().splitlines() if line.endswith(".h.gch")}
+    assert marks == {"!"}
+    assert not list(tmp_path.rglob("*.gch"))
+
+
+@needs_compiler
+def test_a_header_that_cannot_be_precompiled_is_done_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "COMPILER", "false")
+    monkeypatch.setattr(kernels, "_folder", lambda: tmp_path)
+    with kernels.quick_builds():
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()]

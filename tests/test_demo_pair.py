@@ -9,6 +9,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
+from mlxspec.bench.acceptance import Task, measure
 from mlxspec.bench.loops import looping, loops
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
@@ -22,8 +23,9 @@ PROMPTS = [
     entry["text"]
     for entry in json.loads((ROOT / "mlxspec/bench/held_out_prompts.json").read_text())
 ]
-COUNT = 12
-TOKENS = 48
+COUNT = 8
+TOKENS = 40
+K = 5
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,22 @@ def plain(engine):
     return decode
 
 
-@pytest.mark.parametrize("draft_tokens", [0, 1, 2, 5, 8])
-def test_greedy_text_is_plain_decoding(engine, plain, draft_tokens):
-    for index in range(COUNT):
+@pytest.fixture(scope="module")
+def greedy(engine):
+    """Runs of the first prompts with K = 5; several tests look at them."""
+    options = {"draft_tokens": K, "max_tokens": 128, "ignore_eos": True}
+    return [engine.generate(prompt, **options) for prompt in PROMPTS[:COUNT]]
+
+
+def test_greedy_text_is_plain_decoding(greedy, plain):
+    for index, run in enumerate(greedy):
+        assert run.tokens[:TOKENS] == plain(index)
+
+
+# Every K writes after two of the prompts, and after every prompt some K does.
+@pytest.mark.parametrize(("place", "draft_tokens"), [(0, 0), (1, 1), (2, 2), (3, 8)])
+def test_greedy_text_is_plain_decoding_at_any_k(engine, plain, place, draft_tokens):
+    for index in range(place, COUNT, 4):
         run = engine.generate(
             PROMPTS[index], draft_tokens=draft_tokens, max_tokens=TOKENS, ignore_eos=True
         )
@@ -63,32 +78,48 @@ def test_weights_are_float32_and_small(engine):
     assert sum(file.stat().st_size for file in files) <= 12e6
 
 
-def test_acceptance_on_files_that_training_never_saw(engine):
-    runs = {
-        prompt: engine.generate(prompt, draft_tokens=5, max_tokens=128, ignore_eos=True)
-        for prompt in PROMPTS[:32]
-    }
-    accepted = sum(run.speculation.accepted for run in runs.values())
-    drafted = sum(run.speculation.drafted for run in runs.values())
-    assert accepted / drafted >= 0.52
+def test_acceptance_on_files_that_training_never_saw(engine, greedy):
+    # Over all 64 prompts `scripts/bench_round` counts 0.544, and 0.658 at K = 3.
+    accepted = sum(run.speculation.accepted for run in greedy)
+    drafted = sum(run.speculation.drafted for run in greedy)
+    assert accepted / drafted >= 0.64
     # What another K would have kept can be read off the draft's choices along the text.
-    texts = [(engine.encode(prompt), run.tokens) for prompt, run in runs.items()]
-    along = [along_model(agreement(engine.models[1], text), 5) for text in texts]
+    texts = [
+        (engine.encode(prompt), run.tokens) for prompt, run in zip(PROMPTS, greedy, strict=False)
+    ]
+    along = [along_model(agreement(engine.models[1], text), K) for text in texts]
 
     def rate(count):
         replayed = [one for places in along for one in rounds(places, [count])]
         return sum(one.right for one in replayed) / (count * len(replayed))
 
-    assert rate(5) == pytest.approx(accepted / drafted, abs=0.01)
-    assert rate(3) >= 0.65
+    assert rate(K) == pytest.approx(accepted / drafted, abs=0.02)
+    assert rate(3) >= 0.72
 
 
-def test_texts_do_not_loop_with_the_pairs_own_sampling(engine):
+def test_acceptance_is_counted_by_kind_and_drafter(engine):
+    prompt = PROMPTS[0]
+    text = engine.generate(prompt, draft_tokens=0, max_tokens=40).text
+    tasks = {"code": [Task(prompt)] * 2, "edit": [Task(prompt, expected=text)]}
+    found = measure(engine, tasks, 40)
+    assert found["code"]["tokens"] == 2 * found["edit"]["tokens"] == 80
+    assert set(found["code"]) == {"tokens", "model", "history"}
+    # What is expected is the text itself, so every proposal is right.
+    predicted = found["edit"]["prediction"]["3"]
+    assert predicted["drafted"] == predicted["accepted"] > 20
+    assert predicted["tokens_per_round"] > 3
+    for count, figures in found["code"]["model"].items():
+        assert figures["drafted"] == int(count) * figures["rounds"]
+        assert figures == {
+            name: value * 2 if name in ("rounds", "drafted", "accepted") else value
+            for name, value in found["edit"]["model"][count].items()
+        }
+
+
+def test_texts_do_not_loop_with_the_pairs_own_sampling(engine, greedy):
     # Of these, half loop greedily; `python -m mlxspec.bench.loops` counts all 64.
-    prompts = PROMPTS[:16]
-    assert len(looping(engine, prompts, dict(find_pair("demo").sampling))) <= 3
-    greedy = {prompt: engine.generate(prompt, max_tokens=120) for prompt in prompts}
-    assert sum(loops(one.tokens, one.text) for one in greedy.values()) >= 5
+    assert len(looping(engine, PROMPTS[:COUNT], dict(find_pair("demo").sampling))) <= 1
+    assert sum(loops(one.tokens[:120], one.text) for one in greedy) >= 3
 
 
 @pytest.mark.parametrize(

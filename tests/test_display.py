@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlxspec.cli import display as display_module
+from mlxspec.cli import streams
 from mlxspec.cli import waiting as waiting_module
 from mlxspec.cli.display import Display, Split, open_display
 from mlxspec.cli.summary import Both, live_parts, summary
@@ -76,24 +77,24 @@ class Terminal:
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self._files = ExitStack()
-        self._master, self._slave = os.openpty()
+        self._master, self.slave = os.openpty()
         self.screen = Screen(columns, lines)
         self._parser = pyte.ByteStream(self.screen)
         self.raw = ""
         self.resize(columns, lines)
 
     def open(self) -> TextIO:
-        stream = os.fdopen(os.dup(self._slave), "w", encoding="utf-8")
+        stream = os.fdopen(os.dup(self.slave), "w", encoding="utf-8")
         return self._files.enter_context(stream)
 
     def resize(self, columns: int, lines: int) -> None:
         self.read()
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.screen.resize(lines, columns)
 
     def write(self, text: str) -> None:
         """Something else writes: another process, or the echo of a key that was pressed."""
-        os.write(self._slave, text.encode())
+        os.write(self.slave, text.encode())
 
     def rows(self) -> list[str]:
         self.read()
@@ -103,7 +104,7 @@ class Terminal:
         return "\n".join(self.rows()).rstrip()
 
     def read(self) -> None:
-        os.write(self._slave, SYNC.encode())
+        os.write(self.slave, SYNC.encode())
         data = b""
         while SYNC.encode() not in data:
             data += os.read(self._master, 65536)
@@ -112,7 +113,7 @@ class Terminal:
 
     def close(self) -> None:
         self._files.close()
-        os.close(self._slave)
+        os.close(self.slave)
         os.close(self._master)
 
 
@@ -295,6 +296,21 @@ def test_narrow_window_shows_the_parts_that_fit(make_terminal: MakeTerminal) -> 
     assert terminal.rows()[1] == "40 tok/s"
 
 
+@pytest.mark.parametrize("columns", [20, 30, 40, 60])
+def test_a_narrow_window_has_all_of_the_summary(make_terminal: MakeTerminal, columns: int) -> None:
+    terminal = make_terminal(columns, 40)
+    run = on(terminal)
+    run.say("text")
+    run.finish()
+    rows = terminal.rows()
+    assert "…" not in "".join(rows)
+    labels = [row[:10].strip() for row in rows[1:]]
+    assert [label for label in labels if label] == ["output", "written", "rounds", "cost"]
+    words = "".join(row[10:] for row in rows[1:]).replace(" ", "")
+    for part in ("firstafter0.04s", "interrupted", "75%of4proposalsaccepted", "memory0.03GB"):
+        assert part in words
+
+
 def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
     run = on(terminal, draft_tokens=0)
     run.say("text", own=True)
@@ -306,6 +322,30 @@ def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
         "output    8 tokens in 0.20 s · 40 tok/s · first after 0.04 s · end of text",
         "cost      peak memory 0.03 GB",
         "",
+    ]
+
+
+def test_a_slow_text_has_its_speed_to_a_tenth(terminal: Terminal) -> None:
+    run = on(terminal)
+    run.elapsed_s = 2.4
+    run.say("text")
+    assert terminal.rows()[1].startswith("1.6 tok/s")
+    run.say("", finish="length")
+    run.finish(None)
+    assert " · 3.1 tok/s · " in terminal.rows()[1]
+
+
+def test_a_last_round_that_is_cut_short_is_said(terminal: Terminal) -> None:
+    # It writes tokens, and its proposals are in no rate.
+    generation = Generation(8, SpeculationStats(K, auto=True), SamplingParams())
+    for stats in (RoundStats(1, 0, drafter="history"), RoundStats(1, 1, False, "history")):
+        generation.add(Event((1,), (stats.accepted > 0,), round=stats))
+    rows = dict(summary(generation, None))
+    assert rows["written"] == ["history 50%", "target 50%"]
+    assert rows["rounds"] == [
+        "2 rounds, the last cut short",
+        "1.00 tokens per round",
+        "0% of 1 proposals accepted",
     ]
 
 
@@ -397,6 +437,23 @@ def test_control_characters_are_shown_as_pictures(terminal: Terminal) -> None:
     run.display.note("\x1b[2J")
     run.display.close()
     assert terminal.rows()[:2] == ["a␛[2Jb␍c␇d␡e\ufffdf", "␛[2J"]
+
+
+def test_letters_that_the_terminal_lacks_move_the_cursor_as_what_stands_for_them(
+    make_terminal: MakeTerminal,
+) -> None:
+    streams.prepare()
+    terminal = make_terminal(20, 30)
+    with os.fdopen(os.dup(terminal.slave), "w", encoding="ascii", errors=streams.ERRORS) as stream:
+        run = Running(open_display(stdout=stream, stderr=stream, quiet=False, json=False))
+        for text in ("a …", "漢 · é", "x\x1b"):
+            run.say(text)
+        run.say("!")
+        text = "a ...\\u6f22 - \\xe9x\\u241b!"
+        assert terminal.rows()[:2] == [text[:20], text[20:]]
+        assert terminal.rows()[2].startswith("40 tok/s")
+        run.finish()
+    assert "75% of" in "".join(terminal.rows())
 
 
 def test_the_targets_own_text_is_bold(terminal: Terminal) -> None:
@@ -517,7 +574,7 @@ def test_bar_after_a_while_and_then_gone(
     assert terminal.text() == ""
     monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     display.prefill(512, total)
-    assert terminal.text().startswith("reading the prompt")
+    assert terminal.text()[1:].startswith(" reading the prompt")
     assert terminal.text().endswith(f" 512/{total}")
     display.prefill(total, total)
     assert terminal.text() == ""
@@ -624,6 +681,22 @@ def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
     run.finish()
     assert terminal.rows()[0] == "some words"
     assert terminal.rows()[1].startswith("output    ")
+
+
+def test_the_bar_moves_while_a_piece_is_read(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    display = on(terminal).display
+    with display.running():
+        display.prefill(128, 512)
+        shown = {terminal.text()}
+        deadline = time.monotonic() + 5
+        while len(shown) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            shown.add(terminal.text())
+    assert len(shown) >= 3
+    assert all(text.endswith(" 128/512") for text in shown)
 
 
 def test_a_text_that_flows_is_left_alone(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import cycle, islice, repeat
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -37,7 +37,7 @@ from mlxspec.models.caches.recurrent import RecurrentLayer
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
-LONG = 300
+LONG = 150  # past every window many times
 PROMPT = prompt_of(9)
 BITS = KVQuantization(8, 32)
 # What a model keeps, and where mlx-lm keeps it so.
@@ -157,15 +157,24 @@ class Scripted(Reader):
 # --- the text ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("agreement", ["always", "half", "never"])
-@pytest.mark.parametrize("draft_tokens", range(1, 9))
+# Every K keeps every number of proposals in turn. The fastest and the slowest growth depend on K
+# by their steps alone, so that the least K and the largest stand for the others.
+@pytest.mark.parametrize(
+    ("agreement", "draft_tokens"),
+    [
+        *(("varied", draft_tokens) for draft_tokens in range(1, 9)),
+        *(("always", draft_tokens) for draft_tokens in (1, 8)),
+        *(("never", draft_tokens) for draft_tokens in (1, 8)),
+    ],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_text_past_windows_and_growths(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int, agreement: str
 ) -> None:
-    monkeypatch.setattr(lengths, "reserved", lengths.attended)
-    counts = {"always": repeat(99), "half": cycle((99, 1, 0, 2)), "never": repeat(0)}[agreement]
-    rounds = rounds_of(kind, counts.__next__)
+    for length in ("attended", "reserved"):  # caches grow often
+        monkeypatch.setattr(lengths, length, lambda needed: -(-needed // 32) * 32)
+    counts = {"always": [draft_tokens], "varied": range(draft_tokens + 1), "never": [0]}[agreement]
+    rounds = rounds_of(kind, cycle(reversed(counts)).__next__)
     request = Request(tokens=PROMPT, limit=len(PROMPT) + LONG, draft_tokens=draft_tokens)
     session = Session(rounds, Track(rounds, Scripted(rounds, request), request))
     capacities, accepted = set(), []
@@ -174,8 +183,7 @@ def test_greedy_text_past_windows_and_growths(
         accepted += [stats.accepted] * (stats.full and stats.drafted > 0)
     assert session.text == text_of(kind)[: len(PROMPT) + LONG]
     assert len(capacities) > 2 or capacities == {UNBOUNDED}
-    expected = {"always": {draft_tokens}, "never": {0}}
-    assert set(accepted) == expected.get(agreement, {0, 1, min(2, draft_tokens), draft_tokens})
+    assert set(accepted) == set(counts)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,8 +218,8 @@ def test_any_kind_drafts_for_a_full_one_and_the_reverse(draft: str) -> None:
     for target, other in (("full", draft), (draft, "full")):
         engine = Engine(model_of(target), model_of(other), compiled=False)
         for count in (1, 4):
-            result = engine.generate(PROMPT, max_tokens=60, draft_tokens=count)
-            assert PROMPT + result.tokens == text_of(target)[: len(PROMPT) + 60]
+            result = engine.generate(PROMPT, max_tokens=32, draft_tokens=count)
+            assert PROMPT + result.tokens == text_of(target)[: len(PROMPT) + 32]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -290,7 +298,7 @@ def expected(kind: str, tokens: list[int]) -> list[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_past_equals_a_fresh_prefill_whatever_was_kept(kind: str) -> None:
     count = 4
-    lengths = list(islice(cycle((0, 4, 2, 1, 3, 4, 0, 0, 3, 1)), 110))
+    lengths = list(islice(cycle((0, 4, 2, 1, 3, 4, 0, 0, 3, 1)), 50))
     rounds = rounds_of(kind, iter(lengths).__next__)
     state, tokens = rounds.grown(begun(kind), 512), list(PROMPT)
     for i, length in enumerate(lengths):
@@ -298,7 +306,7 @@ def test_the_past_equals_a_fresh_prefill_whatever_was_kept(kind: str) -> None:
         *committed, accepted = result.tolist()[0]
         assert accepted == length
         tokens += committed[: accepted + 1]
-        if i < 20 or i > 105:
+        if i < 12 or i > 45:
             _assert_close(
                 visible(state.target, len(tokens) - 1),
                 visible(expected(kind, tokens), len(tokens) - 1),
@@ -333,7 +341,7 @@ def test_rows_that_keep_different_lengths_are_the_rows_alone(kind: str) -> None:
     state = side_by_side([engine.prefilled(prompt) for prompt in prompts])
     texts: list[list[int]] = [[], [], []]
     differed = False
-    for _ in range(20):
+    for _ in range(12):
         state, result = rounds(state, draft_tokens=3, length=128)
         rows = result.tolist()
         differed |= len({row[-1] for row in rows}) > 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from cli_tools import COMMIT, Hub, is_one_error, mlxspec, save_model, serving
+from cli_tools import COMMIT, Hub, is_one_error, save_model, serving
 from huggingface_hub import close_session, constants
 from mlx_lm.utils import load_adapters, load_model
 
@@ -367,18 +367,20 @@ def test_adapters_that_cannot_be_applied_are_named(whole, adapter):
     assert "no adapter" in refused(whole, adapter=whole).message
 
 
-def test_the_command_applies_an_adapter_and_runs_code_for_those_who_ask(whole, folder, adapter):
+def test_the_command_applies_an_adapter_and_runs_code_for_those_who_ask(
+    whole, folder, adapter, invoke
+):
     arguments = ["generate", "abc", "--no-compile", "-q", "--max-tokens", "8", "--target"]
-    done = mlxspec(*arguments, str(whole), "--adapter", str(adapter))
-    assert done.stdout.decode() == text_of(whole, adapter=adapter) != text_of(whole)
+    done = invoke(*arguments, str(whole), "--adapter", str(adapter))
+    assert done.out == text_of(whole, adapter=adapter) != text_of(whole)
     (folder / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs")
     config_with(folder, model_file="own.py")
-    done = mlxspec(*arguments, str(folder), "--trust-remote-code")
-    assert done.stdout.decode() == text_of(whole)
+    done = invoke(*arguments, str(folder), "--trust-remote-code")
+    assert done.out == text_of(whole)
     for more in ([], ["--trust-remote-code", "--revision", "v1"]):
-        done = mlxspec(*arguments, str(folder), *more)
-        assert done.stdout == b""
-        assert is_one_error(done.stderr)
+        done = invoke(*arguments, str(folder), *more)
+        assert done.out == ""
+        assert is_one_error(done.err)
 
 
 # --- repositories -----------------------------------------------------------------------

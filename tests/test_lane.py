@@ -66,7 +66,7 @@ class Beside:
 
     def join(self, prompt: list[int], count: int, **options: Any) -> Track:
         request = self.engine.request(prompt, max_tokens=count, **(self.options | options))
-        track = self.engine._track(request, self.lane.rounds, self.lane.policy)
+        track = self.engine._maker.track(request, self.lane.rounds, self.lane.policy)
         self.lane.join(track, finished(track.read()))
         self.tracks.append(track)
         return track

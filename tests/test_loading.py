@@ -20,6 +20,7 @@ from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
 from mlxspec.measure.audit import audit
 from mlxspec.pairs.loading import load, setting_of
 from mlxspec.pairs.table import Pair
+from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.params import SamplingParams
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
@@ -108,6 +109,24 @@ def test_the_ends_of_text_are_those_that_mlx_lm_knows(folder, file, ends):
     path.write_text(json.dumps({**values, "eos_token_id": ends}))
     known = load(pair_of(folder)).tokenizer.eos_token_ids
     assert known == {3} if ends == 3 else known == {3, 4}
+
+
+@pytest.mark.parametrize(
+    "ends", ["</s>", 2.5, True, ["</s>"], [3, None], [[3]], {"id": 3}, float("nan")]
+)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_ends_of_text_that_are_no_ids_are_named_with_their_file(folder, file, ends):
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**values, "eos_token_id": ends}))
+    error = refused(LoadError, folder)
+    assert str(path) in error.message
+    assert "eos_token_id" in error.message
+
+
+def test_ends_of_text_may_be_missing_or_whole_numbers_of_any_kind(target):
+    for ends, known in [(None, set()), ([], set()), (3.0, {3}), ([3, 4.0], {3, 4})]:
+        assert load_folder_tokenizer(target, ends).eos_token_ids == known
 
 
 # --- damaged folders --------------------------------------------------------------------
@@ -374,27 +393,27 @@ def test_a_target_that_cannot_be_used_is_always_an_error(target, folder):
     assert notes == []
 
 
-def test_the_command_leaves_out_the_draft_of_a_table_only(target, folder, tmp_path):
+def test_the_command_leaves_out_the_draft_of_a_table_only(target, folder, tmp_path, invoke):
     cut_weights(folder)
     table = tmp_path / "models.toml"
     table.write_text(f'[mine]\ntarget = "{target}"\ndraft = "{folder}"\n')
     common = ("generate", "abc", "--no-compile", "--max-tokens", "8", "--models", str(table))
-    plain = mlxspec(*common, "--pair", "mine", "--no-speculation")
-    left_out = mlxspec(*common, "--pair", "mine")
-    assert (left_out.returncode, left_out.stdout) == (0, plain.stdout)
-    (warning,) = (line for line in left_out.stderr.splitlines() if b"no speculation" in line)
-    assert str(folder).encode() in warning
-    result = json.loads(mlxspec(*common, "--pair", "mine", "--json").stdout)
-    assert [note.encode() for note in result["notes"]] == [warning]
+    plain = invoke(*common, "--pair", "mine", "--no-speculation")
+    left_out = invoke(*common, "--pair", "mine")
+    assert (left_out.code, left_out.out) == (0, plain.out)
+    (warning,) = (line for line in left_out.err.splitlines() if "no speculation" in line)
+    assert str(folder) in warning
+    result = invoke(*common, "--pair", "mine", "--json").json
+    assert result["notes"] == [warning]
     assert result["draft"] is None
     for refusing in (
         ("--pair", "mine", "--no-fallback"),
         ("--pair", "mine", "--draft", str(folder)),
         ("--target", str(target), "--draft", str(folder)),
     ):
-        run = mlxspec(*common, *refusing)
-        assert (run.returncode, run.stdout) == (1, b"")
-        assert is_one_error(run.stderr)
+        run = invoke(*common, *refusing)
+        assert (run.code, run.out) == (1, "")
+        assert is_one_error(run.err)
 
 
 def test_padded_and_longer_vocabularies_are_accepted(target, tmp_path):
@@ -425,17 +444,18 @@ def hub(target, tmp_path, monkeypatch):
         close_session()
 
 
-def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path):
+def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path, invoke):
     changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    arguments = ("generate", "--target", "org/model", "--no-compile", "--quiet", "abc")
+    options = ("--no-compile", "--quiet", "--max-tokens", "8", "abc")
+    arguments = ("generate", "--target", "org/model", *options)
     with serving(Hub({"org/model": target}, {})) as hub:
         changes["HF_ENDPOINT"] = hub.endpoint
         first = mlxspec(*arguments, env=environment(**changes))
     second = mlxspec(*arguments, env=environment(**changes))
-    local = mlxspec("generate", "--target", str(target), *arguments[3:])
+    local = invoke("generate", "--target", str(target), *options)
     for run in (first, second):
-        assert (run.returncode, run.stdout, run.stderr) == (0, local.stdout, b"")
-    assert local.stdout
+        assert (run.returncode, run.stdout.decode(), run.stderr) == (0, local.out, b"")
+    assert local.out
 
 
 def test_a_hub_that_cannot_be_reached_is_one_error_of_the_command(tmp_path):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from conftest import draft_for, model, plain, prompt_of
+from conftest import draft_for, model, plain, plain_of, prompt_of
 from test_prompt_cache import Counted
 
 from mlxspec.control.estimates import Knowledge
@@ -21,7 +21,7 @@ from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.models.caches.layers import capacity_of
 from mlxspec.models.prefill import finished
 
-WINDOW, LENGTH = 16, 120
+WINDOW, LENGTH = 16, 80
 
 
 def reader_of(engine: Engine) -> Reader:
@@ -55,7 +55,7 @@ def test_a_draft_reads_the_end_of_a_long_text(small_window: None, name: str, len
         prompt_of(length), max_tokens=LENGTH, draft_tokens=3
     )
     starts = starts_of(session)
-    assert session.text == prompt_of(length) + plain(target, prompt_of(length), LENGTH)
+    assert session.text == prompt_of(length) + plain_of(name, length, LENGTH)
     assert starts[0] == max((length - 1) // WINDOW - 1, 0) * WINDOW
     assert all(b - a == WINDOW for a, b in pairwise(starts))
     assert length + LENGTH - starts[-1] < 3 * WINDOW
@@ -115,7 +115,7 @@ def test_of_several_drafts_the_best_is_used(name: str) -> None:
         9, {one: Knowledge((1.0, 1.05, 1.1, 1.15, 1.2), (0.5, 0.5)) for one in drafts}
     )
     result = engine.generate(prompt_of(9), max_tokens=150)
-    assert result.tokens == plain(target, prompt_of(9), 150)
+    assert result.tokens == plain_of(name, 9, 150)
     sources = result.speculation.by_source
     assert sources["good"].acceptance_rate == 1
     assert sources["good"].accepted > 40
@@ -142,4 +142,4 @@ def test_drafts_that_take_turns_miss_nothing() -> None:
         used.add(stats.drafter)
         assert stats.accepted == stats.drafted or not stats.full
     assert used == {"", "one", "two"}
-    assert session.text == prompt_of(9) + plain(target, prompt_of(9), LENGTH)
+    assert session.text == prompt_of(9) + plain_of("qwen3_next", 9, LENGTH)

@@ -524,6 +524,15 @@ def test_without_speculation_there_is_one_error(folder: str) -> None:
         ('[{"text": "one", "x": 1}]', ["one"]),
         ('{"prompt": "one"}\r\n\r\n{"text": "two"}\r\n', ["one", "two"]),
         ('{"messages": [{"role": "user", "content": "one"}]}', ["one"]),
+        ('{\n  "prompt": "one"\n}', ["one"]),
+        ('{"prompt": null, "text": "one"}\n{"text": ""}', ["one"]),
+        ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}', ["a"]),
+        ("[1] one\n[2] two", ["[1] one", "[2] two"]),
+        ("[ ] one\n[x] two", ["[ ] one", "[x] two"]),
+        ("[-] one", ["[-] one"]),
+        ('["one"] is a list', ['["one"] is a list']),
+        ('{"a": 1} is one', ['{"a": 1} is one']),
+        ("[" * 100_000, ["[" * 100_000]),
         ("[INST] one [/INST]\n[INST] two [/INST]\n", ["[INST] one [/INST]", "[INST] two [/INST]"]),
         ("{one}\n", ["{one}"]),
         ('\ufeff["one"]', ["one"]),
@@ -538,12 +547,36 @@ def test_prompts_are_read(tmp_path: Path, content: str, expected: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\n \n", "[]", "[1]", "[", '[{"x": 1}]', '{"prompt": "a"}\nb']
+    ("content", "words"),
+    [
+        ("", "no prompts in"),
+        ("\n \n", "no prompts in"),
+        ("[]", "no prompts in"),
+        ('[""]', "no prompts in"),
+        ("[1]", "no prompt where entry 1"),
+        ('["a", {"x": 1}]', "no prompt where entry 2"),
+        ('\n{"prompt": "a"}\n\nb', "no prompt where line 4"),
+        ("[", "begins as a JSON list and is none: expecting value: line 1"),
+        ('["a", "b",]', "begins as a JSON list"),
+        ('[\n"a"\n"b"]', "begins as a JSON list and is none: expecting ',' delimiter: line 3"),
+        ('["a \\ud800"]', "half of a character in entry 1"),
+    ],
 )
-def test_files_without_prompts(tmp_path: Path, content: str) -> None:
+def test_files_without_prompts(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "prompts"
     path.write_text(content)
-    with pytest.raises(PromptError, match="no prompts"):
+    with pytest.raises(PromptError) as caught:
         read_prompts(path)
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "prompts"
     with pytest.raises(PromptError, match="cannot be read"):
-        read_prompts(tmp_path / "missing")
+        read_prompts(path)
+    for content, encoding in [("é", "latin1"), ("one", "utf-16")]:
+        path.write_bytes(content.encode(encoding))
+        with pytest.raises(PromptError, match="not valid UTF-8") as caught:
+            read_prompts(path)
+        assert f"iconv -f {encoding} " in caught.value.hint

@@ -69,7 +69,7 @@ def penalties_with(draw: st.DrawFn, contexts: tuple[int, int, int]) -> Penalties
 
 PENALTIES = st.just(Penalties()) | CONTEXTS.flatmap(penalties_with)
 BIASES = st.dictionaries(
-    st.integers(0, VOCABULARY + 5), st.sampled_from([float("-inf"), -2.0, 3.0]), max_size=4
+    st.integers(0, VOCABULARY - 1), st.sampled_from([float("-inf"), -2.0, 3.0]), max_size=4
 )
 
 
@@ -109,8 +109,7 @@ def written(engine: Engine, prompt: Sequence[int], **options: Any) -> Generation
 
 def plainly(prompt: Sequence[int], count: int, sampling: SamplingParams) -> list[int]:
     """Greedy decoding by mlx-lm, the oracle."""
-    bias = {token: bias for token, bias in sampling.logit_bias.items() if token < VOCABULARY}
-    processors = processors_of_mlx_lm(sampling.penalties, bias)
+    processors = processors_of_mlx_lm(sampling.penalties, sampling.logit_bias)
     steps = generate_step(
         mx.array(prompt), model("llama"), max_tokens=count, logits_processors=processors
     )
@@ -165,8 +164,13 @@ def speller() -> Any:
     return build("llama", vocabulary=len(TOKENIZER))
 
 
-def with_ends(ends: Sequence[int]) -> TokenizerWrapper:
-    return TokenizerWrapper(TOKENIZER._tokenizer, BPEStreamingDetokenizer, eos_token_ids=list(ends))
+@cache
+def spelling(kind: str, ends: tuple[int, ...] = ()) -> Engine:
+    """An engine with that model whose texts end at any of these tokens."""
+    tokenizer = TokenizerWrapper(
+        TOKENIZER._tokenizer, BPEStreamingDetokenizer, eos_token_ids=list(ends)
+    )
+    return Engine(speller(), draft_for(speller(), kind), tokenizer, compiled=False)
 
 
 @examples(30)
@@ -195,9 +199,7 @@ def test_text_ends_where_the_plain_one_does(
             temperature=temperature, seed=seed, verify="coupled", logit_bias=bias
         ),
     }
-    draft = draft_for(speller(), kind)
-    endless = Engine(speller(), draft, with_ends([]), compiled=False)
-    whole = written(endless, prompt, draft_tokens=0, **options)
+    whole = written(spelling(kind), prompt, draft_tokens=0, **options)
     assert set(whole.tokens) <= set(WORDS)
     assert len(whole.tokens) == max_tokens
 
@@ -207,7 +209,7 @@ def test_text_ends_where_the_plain_one_does(
     stops = [whole.text[start : start + size], data.draw(st.text("abc! é", max_size=3))]
     # A half character is shown as something else once its other half follows.
     stop = [text for text in stops if text and "\ufffd" not in text]
-    engine = Engine(speller(), draft, with_ends(sorted(ends)), compiled=False)
+    engine = spelling(kind, tuple(sorted(ends)))
     speculative, without = (
         written(engine, prompt, draft_tokens=count, stop=stop, **options)
         for count in (draft_tokens, 0)
@@ -234,8 +236,9 @@ def test_text_ends_where_the_plain_one_does(
 
 
 @cache
-def bounded(context: int) -> Any:
-    return build("llama", max_position_embeddings=context)
+def bounded(context: int, kind: str) -> Engine:
+    target = build("llama", max_position_embeddings=context)
+    return Engine(target, draft_for(target, kind), compiled=False)
 
 
 @examples(25)
@@ -244,8 +247,7 @@ def test_text_ends_with_the_context(
     prompt: list[int], context: int, draft_tokens: int, kind: str, seed: int | None
 ) -> None:
     prompt = prompt[: context - 1]
-    target = bounded(context)
-    engine = Engine(target, draft_for(target, kind), compiled=False)
+    engine = bounded(context, kind)
     sampling = SamplingParams()
     if seed is not None:
         sampling = SamplingParams(temperature=1.0, seed=seed, verify="coupled")
@@ -254,7 +256,7 @@ def test_text_ends_with_the_context(
     assert len(prompt) + len(result.tokens) == context
     assert result.finish_reason == "length"
     if seed is None:
-        assert result.tokens == plain(target, prompt, context - len(prompt))
+        assert result.tokens == plain(engine.target, prompt, context - len(prompt))
     else:
         assert result.tokens == written(engine, prompt, draft_tokens=0, **options).tokens
 

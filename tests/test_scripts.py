@@ -26,6 +26,19 @@ else
 fi
 """
 
+# Asks every program that is named for help, in one process, and counts the prompts' characters.
+PROGRAMS = """
+import runpy, sys
+for program in sys.argv[1:]:
+    sys.argv = [program, "--help"]
+    try:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        assert not ended.code
+from mlxspec.bench.rounds import PROMPTS
+print(len(PROMPTS.read_text()))
+"""
+
 
 @pytest.fixture
 def copy(tmp_path):
@@ -201,9 +214,9 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
 
     (tmp_path / "empty").mkdir()
 
-    def started(*module: str) -> str:
+    def started(*arguments: str) -> str:
         return subprocess.run(
-            [sys.executable, "-m", *module],
+            [sys.executable, "-m", *arguments],
             cwd=tmp_path / "empty",
             env=surroundings(PYTHONPATH=str(tmp_path / "site"), COLUMNS="80"),
             stdin=subprocess.DEVNULL,
@@ -214,13 +227,16 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
 
     assert json.loads(started("mlxspec", "pairs", "list", "--json"))[0]["name"] == "demo"
     named = started("mlxspec.bench")
-    for path in (ROOT / "mlxspec" / "bench").glob("[!_]*.py"):
-        if "typer.run(main)" in path.read_text():
-            assert f"mlxspec.bench.{path.stem}\n" in named
-            assert "Usage:" in started(f"mlxspec.bench.{path.stem}", "--help")
-    kinds = "from mlxspec.bench.rounds import PROMPTS; print(len(PROMPTS.read_text()))"
-    (tmp_path / "empty" / "kinds.py").write_text(kinds)
-    assert int(started("kinds")) > 10_000
+    programs = [
+        f"mlxspec.bench.{path.stem}"
+        for path in (ROOT / "mlxspec" / "bench").glob("[!_]*.py")
+        if "typer.run(main)" in path.read_text()
+    ]
+    assert all(f"{program}\n" in named for program in programs)
+    (tmp_path / "empty" / "programs.py").write_text(PROGRAMS)
+    helped = started("programs", *programs)
+    assert helped.count("Usage:") == len(programs) > 5
+    assert int(helped.splitlines()[-1]) > 10_000
 
 
 # --- MLX without a backend --------------------------------------------------------------

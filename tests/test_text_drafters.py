@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from conftest import draft_for, model, plain, prompt_of
+from conftest import draft_for, model, plain_after, plain_of, prompt_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,11 +22,15 @@ from mlxspec.drafters.text_drafters import WATCHED, TextDrafters
 from mlxspec.metrics import silent
 from mlxspec.params import SamplingParams
 
-LENGTH = 100
+LENGTH = 70
 # Attention, windows, states of both kinds, and mlx-lm's own caches.
 NAMES = ["llama", "gemma3_text", "qwen3_next", "lfm2", "recurrent_gemma", "llama4"]
 # A little text that comes again and again, so that there is much to propose.
 REPETITIVE = [5, 9, 2, 7, 1] * 5
+
+
+def expected_of(name: str, count: int = LENGTH) -> list[int]:
+    return plain_after(name, tuple(REPETITIVE), count)
 
 
 class Fake:
@@ -196,7 +200,7 @@ def sources_of(session: Session) -> dict[str, int]:
 def test_history_alone_writes_the_plain_text(name: str, draft_tokens: Any) -> None:
     session = engine_for(name).session(REPETITIVE, max_tokens=LENGTH, draft_tokens=draft_tokens)
     accepted = sources_of(session)
-    assert session.text == REPETITIVE + plain(model(name), REPETITIVE, LENGTH)
+    assert session.text == REPETITIVE + expected_of(name)
     assert set(accepted) <= {"", "history"}
     assert draft_tokens == AUTO or "history" in accepted
 
@@ -204,7 +208,7 @@ def test_history_alone_writes_the_plain_text(name: str, draft_tokens: Any) -> No
 @pytest.mark.parametrize("kind", ["agrees", "half"])
 @pytest.mark.parametrize("name", NAMES)
 def test_chains_write_the_plain_text(name: str, kind: str) -> None:
-    expected = plain(model(name), REPETITIVE, LENGTH)
+    expected = expected_of(name)
     engine = engine_for(name, kind)
     for seed in range(2):
         session = engine.session(
@@ -246,7 +250,7 @@ HOSTILE: dict[str, Callable[[], Any]] = {
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_drafter_changes_a_text_or_stops_it(hostile: str, with_model: bool) -> None:
     engine = engine_for("llama", "half" if with_model else None, HOSTILE[hostile])
-    expected = prompt_of(9) + plain(model("llama"), prompt_of(9), LENGTH)
+    expected = prompt_of(9) + plain_of("llama", 9, LENGTH)
     for draft_tokens in (AUTO, 3):
         session = engine.session(prompt_of(9), max_tokens=LENGTH, draft_tokens=draft_tokens)
         sources_of(session)
@@ -268,11 +272,11 @@ def test_a_seed_determines_the_text_whatever_proposes(with_model: bool) -> None:
     coupled = SamplingParams(temperature=0.7, seed=3, verify="coupled")
     texts = set()
     for seed in range(3):
-        session = engine.session(REPETITIVE, max_tokens=60, sampling=coupled)
+        session = engine.session(REPETITIVE, max_tokens=40, sampling=coupled)
         session.policy = Erratic(seed, with_model=with_model)
         sources_of(session)
         texts.add(tuple(session.text))
-    alone = engine.session(REPETITIVE, max_tokens=60, sampling=coupled, draft_tokens=0)
+    alone = engine.session(REPETITIVE, max_tokens=40, sampling=coupled, draft_tokens=0)
     sources_of(alone)
     assert texts == {tuple(alone.text)}
 
@@ -283,7 +287,7 @@ def test_compiled_rounds_of_every_source() -> None:
     session = engine.session(REPETITIVE, max_tokens=LENGTH)
     session.policy = Erratic(0, with_model=True)
     accepted = sources_of(session)
-    assert session.text == REPETITIVE + plain(target, REPETITIVE, LENGTH)
+    assert session.text == REPETITIVE + expected_of("llama")
     assert accepted["history"] > 0
 
 
@@ -292,7 +296,7 @@ def test_compiled_rounds_of_every_source() -> None:
 
 def test_with_a_fixed_number_the_model_is_asked_and_before_it_a_prediction() -> None:
     engine = engine_for("llama", "half")
-    expected = plain(model("llama"), REPETITIVE, LENGTH)
+    expected = expected_of("llama")
     alone = sources_of(engine.session(REPETITIVE, max_tokens=LENGTH, draft_tokens=4))
     assert set(alone) - {""} == {MODEL}
     session = engine.session(
@@ -310,12 +314,12 @@ def test_with_a_fixed_number_the_model_goes_before_what_is_doubtful(grade: int) 
     wrong = Fake(lambda _, limit: Proposal((0,) * limit, grade))
     session._track._texts = TextDrafters([wrong], 10, silent)
     taken = set(sources_of(session))
-    assert session.text == REPETITIVE + plain(model("llama"), REPETITIVE, LENGTH)
+    assert session.text == REPETITIVE + expected_of("llama")
     assert taken - {""} == ({"fake"} if grade else {MODEL})
 
 
 def test_a_text_that_is_followed_is_followed_on_without_rounds_in_between() -> None:
-    whole = REPETITIVE + plain(model("llama"), REPETITIVE, 61)
+    whole = REPETITIVE + expected_of("llama", 61)
     engine = engine_for("llama", None, lambda: Fake(lambda text, n: whole[len(text) :][:n]))
     session = engine.session(REPETITIVE, max_tokens=61, draft_tokens=4)
     rounds = []
@@ -325,7 +329,7 @@ def test_a_text_that_is_followed_is_followed_on_without_rounds_in_between() -> N
 
 
 def test_statistics_tell_the_sources_apart() -> None:
-    expected = plain(model("llama"), REPETITIVE, LENGTH)
+    expected = expected_of("llama")
     result = engine_for("llama", "half").generate(
         REPETITIVE, max_tokens=LENGTH, draft_tokens=4, prediction=expected[:50]
     )

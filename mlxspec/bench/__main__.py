@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 BENCHES = {
+    "acceptance": "How many proposals of each drafter are kept, by kind of text?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "long": "How much do long prompts and long texts cost?",
     "loops": "How many texts of a pair repeat themselves?",

@@ -48,7 +48,7 @@ from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
-from mlxspec.models.prefill import CHUNK
+from mlxspec.models.prefill import CHUNK, PIECE_S
 from mlxspec.pairs.loading import load
 
 LENGTHS = (1_000, 4_000, 16_000)
@@ -83,8 +83,10 @@ def made_up(model: Model, length: int) -> list[Any]:
 class MadeUp(Reader):
     """A reader that makes caches up in place of reading."""
 
-    def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
-        few = yield from super().state(tokens[-2:])
+    def state(
+        self, tokens: Sequence[int], piece_s: float = PIECE_S
+    ) -> Generator[PrefillProgress, None, RoundState]:
+        few = yield from super().state(tokens[-2:], piece_s)
         read = len(tokens) - 1
         room = lengths.attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
         layers = self._target.adopt(made_up(self._target.model, read), read, room)

@@ -78,13 +78,16 @@ def kinds_of(engine: Engine, count: int, max_tokens: int, copied: int) -> dict[s
     chosen["random tokens"] = [[rng.randrange(vocabulary) for _ in range(48)] for _ in range(count)]
     plain = entrants_of(engine, engine.target)
     kinds = {kind: Kind(plain, prompts, COUNTS, max_tokens) for kind, prompts in chosen.items()}
+    tokenizer: Any = engine.tokenizer
     for kind, (given, wanted) in {
         "new": unlike(),
         "edit": edited(),
         "repeat": changed(),
         "JSON": reformatted(),
     }.items():
-        prompt, text = engine.tokens_of(given), engine.tokens_of(wanted)
+        prompt, text = (
+            list(tokenizer.encode(one, add_special_tokens=False)) for one in (given, wanted)
+        )
         entrants = entrants_of(engine, Dictated(engine.target, prompt + text))
         kinds[kind] = Kind(entrants, [prompt] * count, COPY_COUNTS, min(copied, len(text)))
     return kinds

@@ -17,13 +17,14 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from mlxspec.cli.pulse import Pulse
 from mlxspec.cli.reasoning import Layout, Shown
+from mlxspec.cli.streams import has_colours, is_capable
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -34,6 +35,7 @@ from mlxspec.cli.terminal import (
     LiveLine,
     TerminalText,
     TextOut,
+    columns_of,
     visible,
 )
 from mlxspec.cli.waiting import SPINNER_AFTER_S, LiveWaiting, SpokenWaiting, Waiting
@@ -187,6 +189,7 @@ class Display:
         rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
+                self._people.width = columns_of(self._people.file)
                 self._people.print(_table(rows))
             else:
                 line = "; ".join(f"{label}: {' · '.join(parts)}" for label, parts in rows)
@@ -236,9 +239,8 @@ def open_display(
         measures: waits are all that there is to see, so each is told where nothing is live too.
         reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
-    capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
-    colours = capable and _has_colours()
-    terminal = stderr.isatty() and capable and not quiet
+    colours = has_colours()
+    terminal = stderr.isatty() and is_capable() and not quiet
     text, line = TextOut(), LiveLine()
     if terminal and (json or not _is_pipe(stdout)):
         # What reads a pipe, `tee` for one, may write to this very terminal: nothing may then
@@ -270,14 +272,15 @@ def open_display(
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=len("sampling"))  # the longest label, so that summaries line up
-    table.add_column()
+    table.add_column(overflow="fold")
     for label, parts in rows:
         table.add_row(Text(label, ASIDE), Text(" · ".join(parts)))
     return table
 
 
 def _progress(console: Console) -> Bars:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    # The pulse turns the spinner where a piece of the prompt takes a while.
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     return Bars(*columns, console=console, transient=True, auto_refresh=False)
 
 
@@ -288,11 +291,6 @@ def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:
         color_system="auto" if terminal and colours else None,
         highlight=False,
     )
-
-
-def _has_colours() -> bool:
-    term = os.environ.get("TERM", "").lower()
-    return not os.environ.get("NO_COLOR") and not term.startswith("vt") and term[-2:] != "-m"
 
 
 def _same_file(one: TextIO, other: TextIO) -> bool:

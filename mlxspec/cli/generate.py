@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -10,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mlxspec.cli import engines, options
+from mlxspec.cli import engines, options, streams
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import INTERRUPTED, leaving
-from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
+from mlxspec.cli.options import (
+    CheckOptions,
+    ModelOptions,
+    OutputOptions,
+    ReasoningOptions,
+    TextOptions,
+)
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
@@ -30,12 +35,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 Examples:
-
-    mlxspec generate 'def fibonacci(n):' --compare
-
-    git diff | mlxspec generate --pair qwen3-8b 'Review this change.' > review.md
-
-    mlxspec generate --target ./model --draft ./small-model 'Hello' --temp 0.7 --seed 1
+  mlxspec generate 'def fibonacci(n):' --compare
+  git diff | mlxspec generate --pair qwen3-8b 'Review this change.' > review.md
+  mlxspec generate --target ./model --draft ./small-model 'Hello' --temp 0.7 --seed 1
 """
 
 
@@ -48,10 +50,10 @@ def generate(
     sampling: SamplingOptions,
     checks: CheckOptions,
     output: OutputOptions,
-    reasoning: options.ReasoningOption = None,
+    shown: ReasoningOptions,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    out = Output(output.as_json, output.quiet, reasoning)
+    out = Output(output.as_json, output.quiet, shown.reasoning)
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
@@ -103,17 +105,13 @@ def _write(
         "max_tokens": text.max_tokens,
         "draft_tokens": models.draft_tokens,
         "sampling": params.auditable() if checks.audit else params,
-        "stop": text.stop or (),
-        "system": text.system,
         "raw": text.raw,
-        "template_args": text.template_args(),
-        "eos": text.eos or (),
         "cache": text.cache_file(),
+        **text.texts(),
     }
     if text.prediction is not None and (expected := read_text(text.prediction)):
         options["prediction"] = expected if models.speculates else None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
+    streams.exactly()
     stdin = None if text.no_stdin else sys.stdin.buffer
     words = read_prompt(prompt, stdin, default=pair.prompt, tell=out.tell)
     with out.display(text=shown) as display:

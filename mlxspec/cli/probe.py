@@ -110,7 +110,7 @@ def _print(
         return
     from mlxspec.cli import report
 
-    console = out.console()
+    console = out.console(least=report.COLUMNS)
     report.show(findings, console)
     words = findings.verdict().words
     if remembered is not None:

@@ -15,6 +15,7 @@ from mlxspec.measure.forecast import PLAIN_DECODING, WORTH_IT, Contender, Foreca
 from mlxspec.measure.plan import enough
 from mlxspec.metrics import speed
 
+COLUMNS = 80  # that the tables need
 WITHIN = 0.1  # how far a prediction may be off
 
 

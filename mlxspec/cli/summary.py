@@ -20,6 +20,7 @@ _STOPPED: dict[FinishReason, str] = {
     "stop": "end of text",
     "length": "length limit",
     "interrupted": "interrupted",
+    "error": "ended by an error",
 }
 
 
@@ -113,7 +114,9 @@ def _written(generation: Generation) -> list[str]:
 
 
 def _rounds(stats: SpeculationStats) -> list[str]:
-    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}"]
+    # A round that the end cut short has written tokens, and is not in the rates that follow.
+    cut = ", the last cut short" if 1 < stats.rounds != stats.full_rounds else ""
+    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}{cut}"]
     if stats.tokens_per_round is not None:
         parts.append(f"{stats.tokens_per_round:.2f} tokens per round")
     if stats.acceptance_rate is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import exp, log, sqrt
 
@@ -64,18 +64,31 @@ LENGTH_CLASSES = (2_048, 8_192, 32_768)  # of texts; each class has its own know
 
 @dataclass
 class Learned:
-    """Knowledge by the length of texts: `by_length[i]` is for up to `LENGTH_CLASSES[i]` tokens."""
+    """Knowledge by the length of texts: `by_length[i]` is for up to `LENGTH_CLASSES[i]` tokens.
+
+    beside: the same of rounds of several rows, by their number.
+    """
 
     by_length: dict[int, dict[str, Knowledge]] = field(default_factory=dict)
+    beside: dict[int, Learned] = field(default_factory=dict)
 
-    def at(self, length: int) -> dict[str, Knowledge]:
-        """The knowledge for texts of `length` tokens, or for the nearest length that has any."""
+    def at(self, length: int, rows: int = 1) -> dict[str, Knowledge]:
+        """The knowledge for texts of `length` tokens, or for the nearest length that has any.
+
+        What rounds of so many rows cost must be seen; how often a proposal is right is known from
+        rounds of one row too.
+        """
+        if rows > 1:
+            alone = {name: replace(one, costs=()) for name, one in self.at(length).items()}
+            return alone | self.beside.get(rows, Learned()).at(length)
         there = _class_of(length)
         nearest = min(self.by_length, key=lambda one: abs(one - there), default=there)
         return self.by_length.get(nearest, {})
 
-    def learn(self, length: int, known: dict[str, Knowledge]) -> None:
-        if known:
+    def learn(self, length: int, known: dict[str, Knowledge], rows: int = 1) -> None:
+        if rows > 1:
+            self.beside.setdefault(rows, Learned()).learn(length, known)
+        elif known:
             there = _class_of(length)
             self.by_length = self.by_length | {there: self.by_length.get(there, {}) | known}
 

@@ -168,7 +168,7 @@ class FixedPolicy:
         return None
 
     def leave_out(self, name: str) -> None:
-        self._names.remove(name)
+        self._names = [one for one in self._names if one != name]
 
     def knowledge(self) -> dict[str, Knowledge]:
         return {}

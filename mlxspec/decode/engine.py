@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
-from mlxspec.control.policy import FixedPolicy, Policy
-from mlxspec.decode.prompt_cache import PromptCache
+from mlxspec.decode.batch import Batch
+from mlxspec.decode.maker import Maker
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
-from mlxspec.decode.round import FusedRound
 from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
-from mlxspec.decode.track import Track
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
 from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
-from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
-from mlxspec.metrics import TARGET, Generation
+from mlxspec.metrics import Generation
 from mlxspec.models.cached_model import (
     CachedModel,
     cached_model_of,
     require_exact,
-    why_it_waits,
 )
 from mlxspec.models.caches.original import Model, require_quantizable
 from mlxspec.models.context import context_of
-from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.prefill import finished
 from mlxspec.params import KVQuantization, Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler
-from mlxspec.text import TextStream
 from mlxspec.tokens import Tokenizer
 
 
@@ -119,6 +111,7 @@ class Engine:
             for name, cached in zip(self.drafts, self.models[1:], strict=True)
         }
         drafters |= {name: HeadDrafter(head) for name, head in self.heads.items()}
+        self._maker = Maker(self)
         self.rounds = Rounds(self.models, drafters, from_text=bool(self.texts), compiled=compiled)
 
     def _cached(self, model: Model) -> CachedModel:
@@ -193,15 +186,8 @@ class Engine:
             prompt: a request; or text or token ids, with the options of `request`.
         """
         request = prompt if isinstance(prompt, Request) else self.request(prompt, **options)
-        text = None
-        if self.tokenizer is not None:
-            text = TextStream(
-                self.tokenizer,
-                continues=request.continues,
-                stop=request.stop,
-                reasoning=request.reasoning,
-            )
-        run = Run(request, lambda: self._session(request), text, self.learn_from)
+        writer = self._maker.writer(request)
+        run = Run(writer, lambda: self._maker.session(request), self.learn_from)
         run.generation.timing.load_s = self.load_s
         return run
 
@@ -214,13 +200,44 @@ class Engine:
         """
         if not isinstance(prompt, Request):
             prompt = self.request(prompt, **({"max_tokens": None} | options))
-        session = self._session(prompt)
+        session = self._maker.session(prompt)
         finished(session.read())
         return session
 
     def learn_from(self, session: Session) -> None:
         """Let later sessions begin with what this one learned about its rounds."""
-        self.learned.learn(len(session.text), session.policy.knowledge())
+        self._maker.learn(len(session.text), session.policy)
+
+    def generate_many(
+        self, prompts: Iterable[Prompt | Request], *, max_rows: int = 8, **options: Any
+    ) -> list[Generation]:
+        """Write many texts, up to `max_rows` of them at a time; their results, in order.
+
+        Args:
+            prompts: requests; or texts or token ids, with the options of `request`. Each text is
+                the one that `generate` would write.
+
+        Raises:
+            MlxspecError: a text could not be written. The others are not written to their ends.
+        """
+        batch = self.batch(max_rows)
+        rows = [batch.add(prompt, **options) for prompt in prompts]
+        while not batch.done:
+            for row, _ in batch.step():
+                if row.error is not None:
+                    raise row.error
+        return [row.generation for row in rows]
+
+    def batch(self, max_rows: int = 8) -> Batch:
+        """Many texts side by side, for a program that adds and ends them as it likes.
+
+        Args:
+            max_rows: the most texts that are written at a time.
+
+        Raises:
+            UsageError: `max_rows` is not between 1 and 32.
+        """
+        return Batch(self._maker, self.request, max_rows)
 
     def encode(
         self,
@@ -237,62 +254,6 @@ class Engine:
             UsageError: it is a text, and there is no tokenizer.
         """
         return self._requests.encode(prompt, system=system, raw=raw, template_args=template_args)
-
-    def tokens_of(self, text: Prompt | None) -> list[int]:
-        """Token ids of a text as a part of another, without special tokens of its own."""
-        return self._requests.tokens_of(text)
-
-    def _session(self, request: Request) -> Session:
-        rounds = self.rounds.of(request)
-        track = self._track(request, rounds, self._policy(request, rounds))
-        return Session(rounds, track)
-
-    def _track(self, request: Request, rounds: FusedRound, policy: Policy) -> Track:
-        """A text that those rounds are to write, which has not been read yet."""
-        notes = self._notes(request)
-        cache = self._prompt_cache(request)
-        reader = Reader(rounds, request, tell=notes.append, cache=cache)
-        texts = self._proposing(request) if request.draft_tokens else []
-        return Track(rounds, reader, request, policy, texts=texts, notes=notes)
-
-    def _policy(self, request: Request, rounds: FusedRound) -> Policy:
-        most = {name: one.most for name, one in rounds.drafters.items()}
-        if request.auto:
-            return Controller(most, self.learned.at(len(request.tokens)))
-        return FixedPolicy(most, request.draft_tokens)
-
-    def _notes(self, request: Request) -> list[str]:
-        """Notes for the user before the first round."""
-        notes = [*self.notes, *request.notes]
-        notes += [why_it_waits(cached) for cached in self.models if not cached.fused]
-        if request.draft_tokens:
-            notes += [
-                f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "
-                f"{shared.percent}% of the target's tokens are shared"
-                for name, shared in self.shared.items()
-            ]
-        if request.processors:
-            notes.append("logits processors of your own: rounds are not compiled")
-        return notes
-
-    def _proposing(self, request: Request) -> list[TextDrafter]:
-        """The drafters that propose from the text of one request."""
-        predicting: list[TextDrafter] = []
-        if request.prediction:
-            predicting.append(Prediction(request.prediction))
-        # With a fixed K a model drafts where nothing is predicted; without one, text drafters do.
-        asked = self.texts if request.auto or not (self.drafts or self.heads) else ()
-        return predicting + [make() for make in asked]
-
-    def _prompt_cache(self, request: Request) -> PromptCache | None:
-        if request.cache is None:
-            return None
-        return PromptCache(request.cache, self._identity, prompt_tokens=len(request.tokens))
-
-    @cached_property
-    def _identity(self) -> Identity:
-        cached_models = dict(zip([TARGET, *self.drafts], self.models, strict=True))
-        return identity_of(cached_models, self.tokenizer)
 
     # --- rounds ---------------------------------------------------------------------------
 

@@ -52,10 +52,14 @@ class Lane:
     Args:
         rounds: the rounds that run; of one row only where they wait for the host.
         policy_of: the policy for a number of rows: chooses the drafter and K of every round.
+        ahead: whether a round is dispatched before the one before it is read.
     """
 
-    def __init__(self, rounds: FusedRound, policy_of: Callable[[int], Policy]) -> None:
+    def __init__(
+        self, rounds: FusedRound, policy_of: Callable[[int], Policy], *, ahead: bool = True
+    ) -> None:
         self.rounds = rounds
+        self._depth = 2 if ahead and not rounds.waits else 1
         self._policy_of = policy_of
         self.policy = policy_of(1)
         self._slots = Slots(rounds)
@@ -69,6 +73,11 @@ class Lane:
     def tracks(self) -> list[Track]:
         """The texts that are decoded, by row."""
         return [track for track in self._slots.tracks if track is not None]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, B, for which the policy decides."""
+        return self._count
 
     @property
     def state(self) -> RoundState:
@@ -104,6 +113,9 @@ class Lane:
             self.policy = self._policy_of(self._count)
         for track in self.tracks:
             track.policy = self.policy
+        if self.tracks:
+            for name in self.rounds.drafters:
+                self._forget_if_left_out(name)
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -117,8 +129,7 @@ class Lane:
                 the texts have to be read again.
         """
         with watched("writing text"):
-            depth = 1 if self.rounds.waits else 2
-            while len(self._in_flight) < depth and self._wants_more() and self._dispatch():
+            while len(self._in_flight) < self._depth and self._wants_more() and self._dispatch():
                 pass
             if not self._in_flight:
                 return []

@@ -15,7 +15,7 @@ from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
-from mlxspec.models.prefill import Begin, Reading, afresh, prefill
+from mlxspec.models.prefill import PIECE_S, Begin, Reading, afresh, prefill
 from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
@@ -50,7 +50,9 @@ class Reader:
         self._cache = cache
         self._follows = any(one.follows for one in rounds.drafters.values())
 
-    def state(self, tokens: Sequence[int]) -> Generator[PrefillProgress, None, RoundState]:
+    def state(
+        self, tokens: Sequence[int], piece_s: float = PIECE_S
+    ) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
         Yields the progress of reading, after every piece but the last.
@@ -60,7 +62,7 @@ class Reader:
         """
         # The next round feeds the target the last token.
         read = tokens[:-1]
-        caches, features = yield from self._target_read(Reading(self._target, read))
+        caches, features = yield from self._target_read(Reading(self._target, read), piece_s)
         room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
         capacity = max(self._request.capacity, room)
         return RoundState(
@@ -96,6 +98,7 @@ class Reader:
             tell=self._tell,
             piece_s=DRAFT_PIECE_S,
             first=1,
+            strict=True,
         )
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
@@ -118,12 +121,12 @@ class Reader:
             self._cache.keep(self._tell)
 
     def _target_read(
-        self, reading: Reading
+        self, reading: Reading, piece_s: float
     ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
         # A file holds no features, so with a head the target reads the whole text.
         begin = afresh if self._follows else self._begin(TARGET)
         caches, features = yield from prefill(
-            reading, begin=begin, tell=self._tell, taps=self._rounds.taps
+            reading, begin=begin, tell=self._tell, taps=self._rounds.taps, piece_s=piece_s
         )
         if self._cache is not None and not self._follows:
             self._cache.has_read(TARGET, reading, caches)

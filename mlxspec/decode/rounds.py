@@ -14,7 +14,7 @@ from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
 from mlxspec.decode.track import Track
 from mlxspec.device import kernels
-from mlxspec.device.compiling import Compiling
+from mlxspec.device.compiling import Compiling, Kind
 from mlxspec.drafters.graph import GraphDrafter
 from mlxspec.drafters.proposals import Proposal
 from mlxspec.models.cached_model import CachedModel, kind_of
@@ -86,16 +86,19 @@ class Rounds:
         started, before = time.perf_counter(), kernels.count_built()
         method = _for_any_length(request)
         rounds = self._built(method, True)
-        for kind in self._compiling.kinds(request.draft_tokens, auto=request.auto):
-            some = replace(
-                request, tokens=(0, 0), limit=64, draft_tokens=kind.draft_tokens, cache=None
-            )
-            texts = [_Zeros()] if kind.from_text else []
-            session = Session(rounds, Track(rounds, Reader(rounds, some), some, texts=texts))
-            for _ in range(3):
-                session.step()
-            self._compiling.built(method, kind)
+        with kernels.quick_builds():
+            for kind in self._compiling.kinds(request.draft_tokens, auto=request.auto):
+                self._run_three(rounds, request, kind)
+                self._compiling.built(method, kind)
         return Built(kernels.count_built() - before, time.perf_counter() - started)
+
+    @staticmethod
+    def _run_three(rounds: FusedRound, request: Request, kind: Kind) -> None:
+        some = replace(request, tokens=(0, 0), limit=64, draft_tokens=kind.draft_tokens, cache=None)
+        texts = [_Zeros()] if kind.from_text else []
+        session = Session(rounds, Track(rounds, Reader(rounds, some), some, texts=texts))
+        for _ in range(3):
+            session.step()
 
     def _build(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()

@@ -1,18 +1,15 @@
-"""A generation in progress: rounds become text, ends are found, time is taken."""
+"""A generation in progress: a session's rounds as events, with the time that they take."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from dataclasses import replace
 
 import mlx.core as mx
 
-from mlxspec.decode.request import Request
 from mlxspec.decode.session import Session
-from mlxspec.decode.track import Committed
-from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
-from mlxspec.text import TextStream
+from mlxspec.decode.writer import Writer
+from mlxspec.metrics import Event
 
 
 class Run:
@@ -22,26 +19,22 @@ class Run:
     run early.
 
     Args:
-        request: the request for the text.
+        writer: writes the text of a request.
         begin: returns the session; called at the first event.
-        text: turns tokens into text, or None for ids alone.
         over: called with the session when no more events follow, however the run ended.
     """
 
     def __init__(
         self,
-        request: Request,
+        writer: Writer,
         begin: Callable[[], Session],
-        text: TextStream | None,
         over: Callable[[Session], None],
     ) -> None:
-        sampling, count = request.sampling, request.draft_tokens
-        stats = SpeculationStats(count, enabled=count > 0, rule=sampling.rule, auto=request.auto)
-        self.request = request
-        self.generation = Generation(len(request.tokens), stats, sampling)
+        self.request = writer.request
+        self.generation = writer.generation
         self.session: Session | None = None
+        self._writer = writer
         self._begin = begin
-        self._text = text
         self._over = over
         self._events = self._generated()
 
@@ -66,53 +59,13 @@ class Run:
             generation.cached_prompt_tokens = session.cached_tokens
             prefilled = time.perf_counter()
             timing.prefill_s = prefilled - started
-            finished: FinishReason | None = None
-            while finished is None:
-                event = self._event(session)
-                finished = event.finish_reason
-                timing.decode_s = time.perf_counter() - prefilled
-                timing.time_to_first_token_s = timing.time_to_first_token_s or (
-                    timing.prefill_s + timing.decode_s
-                )
-                generation.peak_gb = mx.get_peak_memory() / 1e9
-                generation.add(event)
+            finished = False
+            while not finished:
+                committed = session.step()
+                decode_s = time.perf_counter() - prefilled
+                event = self._writer.write(committed, done=session.done, decode_s=decode_s)
+                finished = event.finish_reason is not None
                 yield event
         finally:
             session.close()
             self._over(session)
-
-    def _event(self, session: Session) -> Event:
-        """Commit one round and return its event."""
-        committed = session.step()
-        assert committed.stats is not None
-        tokens, origins, pieces, finish = self._told(committed)
-        cut = len(tokens) < len(committed.tokens)
-        if finish is None and session.done:
-            finish = "length"
-        notes = committed.notes
-        if finish is not None and self._text:
-            pieces += self._text.finish()
-            finish = "stop" if self._text.stopped else finish
-            notes += self._text.remarks(finish)
-        stats = replace(committed.stats, full=committed.stats.full and not cut)
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)
-
-    def _told(
-        self, committed: Committed
-    ) -> tuple[list[int], list[bool], list[Piece], FinishReason | None]:
-        """The tokens up to an end, whether each was proposed, their text, and how they end."""
-        assert committed.stats is not None
-        tokens: list[int] = []
-        origins: list[bool] = []
-        pieces: list[Piece] = []
-        for index, token in enumerate(committed.tokens):
-            if token in self.request.ends:
-                return tokens, origins, pieces, "stop"
-            # Every token of a round but the target's last was proposed.
-            from_draft = index < committed.stats.accepted
-            tokens.append(token)
-            origins.append(from_draft)
-            pieces += self._text.add(token, from_draft) if self._text else []
-            if self._text and self._text.stopped:
-                return tokens, origins, pieces, "stop"
-        return tokens, origins, pieces, None

@@ -15,6 +15,7 @@ from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
 from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import PrefillProgress, RoundStats
+from mlxspec.models.prefill import PIECE_S
 
 
 @dataclass(frozen=True)
@@ -81,24 +82,22 @@ class Track:
         """Tokens of the prompt that came from a file."""
         return self._reader.cached_tokens
 
-    def read(self) -> Generator[PrefillProgress, None, RoundState]:
+    def read(self, piece_s: float = PIECE_S) -> Generator[PrefillProgress, None, RoundState]:
         """Let the target read the text; returns the state of one row before its next round.
+
+        Args:
+            piece_s: the seconds that a piece may take.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
         """
-        state = yield from self._reader.state(self.text)
+        state = yield from self._reader.state(self.text, piece_s)
         self.is_first = True
         self.drafts.forget()
         for name in list(self.drafts.names):
             if name not in self.drafts.models and name not in state.drafts:
-                self.leave_out(name, "a prompt of one token gives it no features")
+                self.drafts.leave_out(name, "a prompt of one token gives it no features")
         return state
-
-    def leave_out(self, name: str, why: str) -> None:
-        """Do without a drafter from now on."""
-        self.drafts.leave_out(name, why)
-        self.policy.leave_out(name)
 
     def shrink(self) -> None:
         """Go on with half as many proposals, because memory ran out; the text is read again."""

@@ -1,0 +1,276 @@
+"""Many texts at once: they wait, are read in pieces between rounds, and are written side by side.
+
+Texts that are sampled in the same way share rounds. Others take turns, and so do all texts of a
+model whose rounds wait for the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from functools import cache
+from typing import Any
+
+from mlxspec.decode.lane import Lane
+from mlxspec.decode.maker import Maker
+from mlxspec.decode.request import Prompt, Request
+from mlxspec.decode.state import RoundState
+from mlxspec.decode.track import Committed, Track
+from mlxspec.decode.writer import Writer
+from mlxspec.errors import MlxspecError, OutOfMemory, UsageError
+from mlxspec.metrics import Event, Generation, PrefillProgress
+from mlxspec.models.prefill import PIECE_S
+
+MAX_ROWS = 32
+# The seconds that a newcomer may read between two rounds of the others.
+BETWEEN_S = 0.1
+BEGUN = 3  # tokens of a text of which target and drafts have read something
+
+
+class Row:
+    """One text of a batch; `Batch.add` makes it.
+
+    request: the request. generation: the result so far. index: how many were added before it.
+    error: the reason why it ended early, or None.
+    """
+
+    def __init__(self, index: int, writer: Writer) -> None:
+        self.index = index
+        self.request = writer.request
+        self.generation: Generation = writer.generation
+        self.error: MlxspecError | None = None
+        self.done = False
+        self._cancelled = False
+        self._writer = writer
+        self._lane: Lane | None = None
+        self._track: Track | None = None
+        self._reading: Generator[PrefillProgress, None, RoundState] | None = None
+        self._begun_s = 0.0
+        self._read_s = 0.0  # the moment at which the prompt was read
+
+    def cancel(self) -> None:
+        """End the text where it is. Its row is free before the next round."""
+        self._cancelled = True
+
+
+class Batch:
+    """Writes many texts; for one thread.
+
+    Args:
+        maker: makes what a text needs. request: makes a request; see `Engine.request`.
+        max_rows: the most texts that are written at a time, 1 … MAX_ROWS.
+
+    Raises:
+        UsageError: `max_rows` is out of range.
+    """
+
+    def __init__(self, maker: Maker, request: Callable[..., Request], max_rows: int = 8) -> None:
+        if not 1 <= max_rows <= MAX_ROWS:
+            raise UsageError(
+                f"max_rows is {max_rows}.", hint=f"It must be between 1 and {MAX_ROWS}."
+            )
+        self._maker = maker
+        self._request = request
+        self._max_rows = max_rows
+        self._waiting: deque[Row] = deque()
+        self._reading: Row | None = None
+        self._lanes: dict[Any, Lane] = {}  # by what their texts have in common
+        self._rows: dict[Track, Row] = {}  # those that are written
+        self._count = 0
+
+    @property
+    def running(self) -> int:
+        """The number of texts that are written at present."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """The number of texts that are not read yet."""
+        return len(self._waiting) + (self._reading is not None)
+
+    @property
+    def done(self) -> bool:
+        """Whether every text that was added has ended."""
+        return not (self.running or self.waiting)
+
+    def add(self, prompt: Prompt | Request, **options: Any) -> Row:
+        """Let a text join; it is read and written by the steps that follow.
+
+        Args:
+            prompt: a request; or text or token ids, with the options of `Engine.request`.
+
+        Raises:
+            UsageError, PromptError: see `Engine.request`.
+        """
+        request = prompt if isinstance(prompt, Request) else self._request(prompt, **options)
+        row = Row(self._count, self._maker.writer(request))
+        row._begun_s = time.perf_counter()
+        self._count += 1
+        self._waiting.append(row)
+        return row
+
+    def step(self) -> list[tuple[Row, Event]]:
+        """Commit a round for every text that is written, and read a piece of one that waits.
+
+        Returns:
+            What happened, text by text; the last event of each has a `finish_reason`. Nothing once
+            all are done.
+        """
+        events = self._end_cancelled()
+        events += self._read()
+        for lane in list(self._lanes.values()):
+            if lane.tracks:
+                events += self._round(lane)
+        return events
+
+    def close(self) -> None:
+        """End every text where it is."""
+        for row in [*self._waiting, *self._rows.values(), *filter(None, [self._reading])]:
+            row.cancel()
+        self._end_cancelled()
+        self._lanes.clear()
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _read(self) -> list[tuple[Row, Event]]:
+        """Let the next text be read, as long as the others may wait."""
+        if self._reading is None:
+            if not self._waiting or self.running >= self._max_rows:
+                return []
+            self._reading = self._begin(self._waiting.popleft())
+        row = self._reading
+        assert row._reading is not None
+        try:
+            return [(row, Event(prefill=next(row._reading)))]
+        except StopIteration as over:
+            state: RoundState = over.value
+        except OutOfMemory as error:
+            return self._put_back(row, error)
+        self._reading = None
+        return self._join(row, state)
+
+    def _begin(self, row: Row) -> Row:
+        if row._lane is None or row._track is None:
+            row._lane = self._lane_for(row)
+            row._track = self._maker.track(row.request, row._lane.rounds, row._lane.policy)
+        row._reading = row._track.read(BETWEEN_S if self.running else PIECE_S)
+        return row
+
+    def _join(self, row: Row, state: RoundState) -> list[tuple[Row, Event]]:
+        lane, track = row._lane, row._track
+        assert lane is not None
+        assert track is not None
+        generation, now_s = row.generation, time.perf_counter()
+        if not row._read_s:
+            row._read_s = now_s
+            generation.timing.prefill_s = now_s - row._begun_s
+            generation.cached_prompt_tokens = track.cached_tokens
+        self._rows[track] = row
+        events: list[tuple[Row, Event]] = []
+        if len(track.text) < BEGUN and not lane.rounds.waits:
+            # Recurrent states have no shape yet: its first rounds run alone.
+            alone = Lane(lane.rounds, lambda _: lane.policy, ahead=False)
+            alone.join(track, state)
+            while len(track.text) < BEGUN and not row.done:
+                events += self._round(alone)
+            if row.done or not alone.tracks:
+                return events
+            state = alone.state
+        lane.join(track, state)
+        return events
+
+    def _put_back(self, row: Row, error: OutOfMemory) -> list[tuple[Row, Event]]:
+        """Let a text that did not fit wait until others have left; alone it never will."""
+        self._reading = None
+        if not self.running:
+            return [self._failed(row, error)]
+        self._waiting.appendleft(row)
+        self._max_rows = self.running
+        return []
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _round(self, lane: Lane) -> list[tuple[Row, Event]]:
+        try:
+            committed = lane.step()
+        except OutOfMemory as error:
+            return self._make_room(lane, error)
+        except MlxspecError:
+            raise
+        except Exception as error:  # a caller's own processor, which may raise anything
+            if not lane.rounds.sampler.sees_whole_text:
+                raise
+            why = MlxspecError(
+                f"A logits processor failed: {type(error).__name__}: {error}",
+                hint="Mend it, or leave it out.",
+            )
+            return [self._failed(self._rows.pop(track), why) for track in lane.clear()]
+        return [self._written(lane, track, one) for track, one in committed]
+
+    def _written(self, lane: Lane, track: Track, committed: Committed) -> tuple[Row, Event]:
+        row = self._rows[track]
+        if committed.error is not None:
+            self._leave(lane, track)
+            return self._failed(row, committed.error)
+        decode_s = time.perf_counter() - row._read_s
+        event = row._writer.write(committed, done=track.left <= 0, decode_s=decode_s)
+        if event.finish_reason is not None:
+            self._leave(lane, track)
+            row.done = True
+        return row, event
+
+    def _make_room(self, lane: Lane, error: OutOfMemory) -> list[tuple[Row, Event]]:
+        """Memory ran out in a round: propose less, then write fewer texts at a time."""
+        tracks = lane.clear()
+        rows = [self._rows.pop(track) for track in tracks]
+        if any(track.draft_tokens for track in tracks):
+            for track in tracks:
+                track.shrink()
+        elif len(rows) == 1:
+            return [self._failed(rows[0], error)]
+        else:
+            self._max_rows = max(self.running + len(rows) // 2, 1)
+        self._waiting.extendleft(reversed(rows))  # what they have is read again
+        return []
+
+    def _leave(self, lane: Lane, track: Track) -> None:
+        self._maker.learn(len(track.text), lane.policy, lane.rows)
+        lane.leave(track)
+        track.close()
+        del self._rows[track]
+
+    def _failed(self, row: Row, error: MlxspecError) -> tuple[Row, Event]:
+        row.error, row.done = error, True
+        event = Event(finish_reason="error", notes=(error.message,))
+        row.generation.add(event)
+        return row, event
+
+    def _end_cancelled(self) -> list[tuple[Row, Event]]:
+        """Take the texts out that are to end where they are."""
+        ended = [row for row in self._waiting if row._cancelled]
+        self._waiting = deque(row for row in self._waiting if not row._cancelled)
+        if self._reading is not None and self._reading._cancelled:
+            ended.append(self._reading)
+            self._reading = None
+        for track, row in list(self._rows.items()):
+            if row._cancelled and row._lane is not None:
+                self._leave(row._lane, track)
+                ended.append(row)
+        events = []
+        for row in ended:
+            row.done = True
+            event = Event(finish_reason="interrupted")
+            row.generation.add(event)
+            events.append((row, event))
+        return events
+
+    def _lane_for(self, row: Row) -> Lane:
+        """The lane for texts of that kind; each has its own where rounds wait for the host."""
+        request, rounds = row.request, self._maker.rounds_of(row.request)
+        key: Any = row if rounds.waits else (rounds, request.auto, request.draft_tokens)
+        self._lanes = {one: lane for one, lane in self._lanes.items() if lane.tracks or one == key}
+        if key not in self._lanes:
+            policy_of = cache(lambda rows: self._maker.policy(request, rounds, rows))
+            self._lanes[key] = Lane(rounds, policy_of)
+        return self._lanes[key]

@@ -1,0 +1,117 @@
+"""What an engine makes for one text: its tokens' way through rounds, a policy, a writer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
+
+from mlxspec.control.controller import Controller
+from mlxspec.control.estimates import Learned
+from mlxspec.control.policy import FixedPolicy, Policy
+from mlxspec.decode.prompt_cache import PromptCache
+from mlxspec.decode.reader import Reader
+from mlxspec.decode.request import Request
+from mlxspec.decode.round import FusedRound
+from mlxspec.decode.rounds import Rounds
+from mlxspec.decode.session import Session
+from mlxspec.decode.track import Track
+from mlxspec.decode.writer import Writer
+from mlxspec.defaults import MODEL
+from mlxspec.drafters.graph import Head
+from mlxspec.drafters.history import Prediction
+from mlxspec.drafters.proposals import TextDrafter
+from mlxspec.drafters.vocabulary import Shared
+from mlxspec.metrics import TARGET
+from mlxspec.models.cached_model import CachedModel, why_it_waits
+from mlxspec.models.caches.original import Model
+from mlxspec.models.identity import Identity, identity_of
+from mlxspec.tokens import Tokenizer
+
+
+class Parts(Protocol):
+    """The engine's models and drafters, and what it has learned; see `Engine`."""
+
+    rounds: Rounds
+    learned: Learned
+    notes: tuple[str, ...]
+    tokenizer: Tokenizer | None
+    models: list[CachedModel]
+    drafts: dict[str, Model]
+    heads: dict[str, Head]
+    shared: dict[str, Shared]
+    texts: tuple[Callable[[], TextDrafter], ...]
+
+
+class Maker:
+    """Makes what the texts of one engine need."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def session(self, request: Request) -> Session:
+        rounds = self._parts.rounds.of(request)
+        track = self.track(request, rounds, self.policy(request, rounds))
+        return Session(rounds, track)
+
+    def track(self, request: Request, rounds: FusedRound, policy: Policy) -> Track:
+        """A text that those rounds are to write, which has not been read yet."""
+        notes = self._notes(request)
+        cache = self._prompt_cache(request)
+        reader = Reader(rounds, request, tell=notes.append, cache=cache)
+        texts = self._proposing(request) if request.draft_tokens else []
+        return Track(rounds, reader, request, policy, texts=texts, notes=notes)
+
+    def policy(self, request: Request, rounds: FusedRound, rows: int = 1) -> Policy:
+        """Chooses the drafter and K of rounds of so many rows."""
+        most = {name: one.most for name, one in rounds.drafters.items()}
+        if request.auto:
+            return Controller(most, self._parts.learned.at(len(request.tokens), rows))
+        return FixedPolicy(most, request.draft_tokens)
+
+    def learn(self, length: int, policy: Policy, rows: int = 1) -> None:
+        """Let later texts begin with what the rounds of one of `length` tokens have shown."""
+        self._parts.learned.learn(length, policy.knowledge(), rows)
+
+    def writer(self, request: Request) -> Writer:
+        return Writer(request, self._parts.tokenizer)
+
+    def rounds_of(self, request: Request) -> FusedRound:
+        return self._parts.rounds.of(request)
+
+    def _notes(self, request: Request) -> list[str]:
+        """Notes for the user before the first round."""
+        notes = [*self._parts.notes, *request.notes]
+        notes += [why_it_waits(cached) for cached in self._parts.models if not cached.fused]
+        if request.draft_tokens:
+            notes += [
+                f"the draft{'' if name == MODEL else f' {name}'} speaks another tokenizer: "
+                f"{shared.percent}% of the target's tokens are shared"
+                for name, shared in self._parts.shared.items()
+            ]
+        if request.processors:
+            notes.append("logits processors of your own: rounds are not compiled")
+        return notes
+
+    def _proposing(self, request: Request) -> list[TextDrafter]:
+        """The drafters that propose from the text of one request."""
+        predicting: list[TextDrafter] = []
+        if request.prediction:
+            predicting.append(Prediction(request.prediction))
+        # With a fixed K a model drafts where nothing is predicted; without one, text drafters do.
+        asked = (
+            self._parts.texts
+            if request.auto or not (self._parts.drafts or self._parts.heads)
+            else ()
+        )
+        return predicting + [make() for make in asked]
+
+    def _prompt_cache(self, request: Request) -> PromptCache | None:
+        if request.cache is None:
+            return None
+        return PromptCache(request.cache, self._identity, prompt_tokens=len(request.tokens))
+
+    @cached_property
+    def _identity(self) -> Identity:
+        cached_models = dict(zip([TARGET, *self._parts.drafts], self._parts.models, strict=True))
+        return identity_of(cached_models, self._parts.tokenizer)

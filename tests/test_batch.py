@@ -1,0 +1,218 @@
+"""Many texts through one batch: each is the one that it would be alone, and ends on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from conftest import draft_for, model, plain, prompt_of
+
+from mlxspec.decode import lane
+from mlxspec.decode.batch import MAX_ROWS, Batch, Row
+from mlxspec.decode.engine import Engine
+from mlxspec.drafters.history import History
+from mlxspec.errors import BrokenOutput, MlxspecError, OutOfMemory, UsageError
+from mlxspec.metrics import Event
+from mlxspec.params import Penalties, SamplingParams
+
+COUNT = 24
+SAMPLED = SamplingParams(temperature=0.8, seed=4)
+NAMES = ["llama", "gemma3_text", "qwen3_next", "recurrent_gemma", "llama4"]  # the last waits
+
+
+def engine_of(name: str = "llama", kind: str = "half", **options: Any) -> Engine:
+    target = model(name)
+    return Engine(target, draft_for(target, kind), compiled=False, **options)
+
+
+def finish(batch: Batch) -> list[tuple[Row, Event]]:
+    events = []
+    while not batch.done:
+        events += batch.step()
+    return events
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("draft_tokens", [0, 3, "auto"])
+def test_texts_are_the_plain_ones_whatever_their_length(name: str, draft_tokens: Any) -> None:
+    prompts = [prompt_of(length, length) for length in (1, 2, 40, 1, 9, 3)]
+    engine = engine_of(name)
+    results = engine.generate_many(prompts, max_rows=4, max_tokens=COUNT, draft_tokens=draft_tokens)
+    assert [one.tokens for one in results] == [plain(model(name), one, COUNT) for one in prompts]
+    assert all(one.finish_reason == "length" for one in results)
+
+
+def test_ways_of_sampling_side_by_side() -> None:
+    """Each with its seed, penalties, biases and processors, as alone."""
+
+    def never_seven(tokens: mx.array, logits: mx.array) -> mx.array:
+        logits[:, 7] = -mx.inf
+        return logits
+
+    options: list[dict[str, Any]] = [
+        {},
+        {"sampling": SAMPLED},
+        {"sampling": SamplingParams(temperature=1.3, seed=5)},
+        {"sampling": SamplingParams(temperature=0.8, seed=4, verify="block"), "draft_tokens": 3},
+        {"sampling": SamplingParams(temperature=0.8, seed=4, top_k=5)},
+        {"sampling": SamplingParams(penalties=Penalties(repetition=1.3))},
+        {"sampling": SamplingParams(logit_bias={3: 2.0})},
+        {"sampling": SamplingParams(logit_bias={5: 9.0})},
+        {"processors": [never_seven]},
+        {"prediction": prompt_of(30, 1)},
+        {"max_tokens": 3},
+    ]
+    engine = engine_of(texts=[History])
+    everything = [{"max_tokens": COUNT, "draft_tokens": "auto"} | some for some in options]
+    alone = [engine_of(texts=[History]).generate(prompt_of(9), **some) for some in everything]
+    batch = engine.batch(max_rows=8)
+    rows = [batch.add(prompt_of(9), **some) for some in everything]
+    finish(batch)
+    assert [row.generation.tokens for row in rows] == [one.tokens for one in alone]
+
+
+def test_the_order_of_arrival_decides_nothing() -> None:
+    prompts = [prompt_of(length) for length in (3, 30, 9, 60, 12)]
+    engine = engine_of()
+    forwards = engine.generate_many(prompts, max_rows=4, max_tokens=COUNT, sampling=SAMPLED)
+    backwards = engine.generate_many(prompts[::-1], max_rows=2, max_tokens=COUNT, sampling=SAMPLED)
+    assert [one.tokens for one in forwards] == [one.tokens for one in backwards[::-1]]
+
+
+def test_events_tell_what_happens() -> None:
+    batch = engine_of().batch(max_rows=2)
+    rows = [batch.add(prompt_of(9, seed), max_tokens=COUNT) for seed in range(3)]
+    assert (batch.running, batch.waiting) == (0, 3)
+    events = finish(batch)
+    for row in rows:
+        own = [event for one, event in events if one is row and event.prefill is None]
+        assert [token for event in own for token in event.tokens] == row.generation.tokens
+        assert [event.finish_reason for event in own[-2:]] == [None, "length"]
+        assert row.done
+        assert row.generation.timing.time_to_first_token_s > 0
+    assert batch.step() == []
+    assert [row.index for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("when", [0, 1, 4])
+def test_a_cancelled_text_frees_its_row_within_a_round(when: int) -> None:
+    batch = engine_of().batch(max_rows=1)
+    first = batch.add(prompt_of(9), max_tokens=200)
+    second = batch.add(prompt_of(9, 1), max_tokens=COUNT)
+    for _ in range(when):
+        batch.step()
+    first.cancel()
+    assert (first, Event(finish_reason="interrupted")) in batch.step()
+    assert first.done
+    assert batch.running + batch.waiting == 1
+    finish(batch)
+    assert (
+        first.generation.tokens
+        == plain(model("llama"), prompt_of(9), 200)[: len(first.generation.tokens)]
+    )
+    assert second.generation.tokens == plain(model("llama"), prompt_of(9, 1), COUNT)
+
+
+class Nowhere(nn.Module):
+    """A model whose scores are no distribution after token 63."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
+        return mx.where((tokens == 63)[..., None], mx.nan, self.inner(tokens, cache=cache))
+
+    @property
+    def layers(self) -> Any:
+        return self.inner.layers
+
+
+def test_a_text_without_a_distribution_ends_alone() -> None:
+    target = Nowhere(model("llama"))
+    batch = Engine(target, compiled=False).batch()
+    bad = batch.add([*prompt_of(9), 63], max_tokens=COUNT)
+    good = batch.add(prompt_of(9), max_tokens=COUNT)
+    finish(batch)
+    assert isinstance(bad.error, BrokenOutput)
+    assert bad.generation.finish_reason == "error"
+    assert good.error is None
+    assert good.generation.tokens == plain(model("llama"), prompt_of(9), COUNT)
+
+
+def test_a_processor_that_raises_ends_its_own_text() -> None:
+    def raises(tokens: mx.array, logits: mx.array) -> mx.array:
+        raise ValueError("no")
+
+    batch = engine_of().batch()
+    bad = batch.add(prompt_of(9), max_tokens=COUNT, processors=[raises])
+    good = batch.add(prompt_of(9), max_tokens=COUNT)
+    finish(batch)
+    assert isinstance(bad.error, MlxspecError)
+    assert "ValueError: no" in bad.error.message
+    assert good.generation.tokens == plain(model("llama"), prompt_of(9), COUNT)
+
+
+@pytest.mark.parametrize("times", [{0}, {3}, {2, 9}, {4, 5}])
+def test_where_memory_runs_out_nothing_is_lost_or_repeated(
+    monkeypatch: pytest.MonkeyPatch, times: set[int]
+) -> None:
+    calls = iter(range(10**6))
+
+    def evaluate(*arrays: Any) -> None:
+        if next(calls) in times:
+            raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+        mx.eval(*arrays)
+
+    monkeypatch.setattr(lane.mx, "async_eval", evaluate)
+    prompts = [prompt_of(9, seed) for seed in range(4)]
+    results = engine_of().generate_many(prompts, max_rows=4, max_tokens=COUNT, draft_tokens=2)
+    assert [one.tokens for one in results] == [plain(model("llama"), one, COUNT) for one in prompts]
+
+
+def test_memory_that_is_never_enough_is_an_error_of_each_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("[malloc] Unable to allocate 123 bytes.")
+
+    monkeypatch.setattr(lane.mx, "async_eval", fails)
+    batch = engine_of().batch(max_rows=2)
+    rows = [batch.add(prompt_of(9, seed), max_tokens=COUNT) for seed in range(3)]
+    finish(batch)
+    assert all(isinstance(row.error, OutOfMemory) for row in rows)
+
+
+def test_a_thousand_texts_leave_nothing_behind() -> None:
+    engine = engine_of()
+    batch = engine.batch(max_rows=4)
+
+    def some(count: int) -> int:
+        for seed in range(count):
+            batch.add(prompt_of(3 + seed % 5, seed), max_tokens=2, draft_tokens=1)
+        finish(batch)
+        mx.synchronize()
+        mx.clear_cache()
+        return mx.get_active_memory()
+
+    before = some(50)
+    assert some(950) <= before
+
+
+@pytest.mark.parametrize("rows", [0, MAX_ROWS + 1])
+def test_rows_have_a_range(rows: int) -> None:
+    with pytest.raises(UsageError, match=f"max_rows is {rows}"):
+        engine_of().batch(rows)
+
+
+def test_closing_ends_every_text_where_it_is() -> None:
+    batch = engine_of().batch(max_rows=1)
+    rows = [batch.add(prompt_of(9), max_tokens=200) for _ in range(2)]
+    for _ in range(4):
+        batch.step()
+    batch.close()
+    assert batch.done
+    assert [row.generation.finish_reason for row in rows] == ["interrupted"] * 2
+    assert rows[0].generation.tokens
