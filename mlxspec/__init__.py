@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mlxspec import host
 from mlxspec._version import __version__
 from mlxspec.errors import (
     BackendMissing,
@@ -75,6 +76,8 @@ __all__ = [
     "load",
     "load_pairs",
 ]
+
+host.guard()
 
 _HOMES = {
     "decode.engine": ("Engine",),

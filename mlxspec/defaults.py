@@ -14,3 +14,4 @@ MAX_DRAFT_TOKENS = 64
 MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 MODEL = "model"  # the name of the one draft model, among drafters
 HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
+BUDGET_S = 60.0  # seconds that measuring a pair may take

@@ -3,7 +3,8 @@
 MlxspecError
 ├── UsageError            the call or the command line is wrong (exit code 2)
 │   ├── PromptError       no prompt, an empty one, not UTF-8, or longer than the context
-│   └── UnknownPair       no pair of that name in the table
+│   ├── UnknownPair       no pair of that name in the table
+│   └── NothingDrafts     a measurement of drafters without any
 ├── TableError            a models.toml that cannot be used: file, key, what was expected
 ├── BackendMissing        MLX is installed without a backend for this machine
 ├── LoadError             a model folder or repository that cannot be loaded
@@ -52,6 +53,14 @@ class UnknownPair(UsageError):
         super().__init__(
             f"There is no pair named {name!r}.",
             hint=f"{hint}`mlxspec pairs list` shows every pair.",
+        )
+
+
+class NothingDrafts(UsageError):
+    def __init__(self) -> None:
+        super().__init__(
+            "Nothing drafts here, so there is nothing to probe.",
+            hint="Leave out --no-speculation, or name a draft with --draft.",
         )
 
 

@@ -34,6 +34,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def expanded(path: Path) -> Path:
+    """A path with a home in place of `~`; as it is where there is no home of that name."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def require_no_folder(cache: Path) -> None:
     """Raise UsageError where the file of a prompt cache is a folder."""
     with suppress(OSError):  # of a place that nobody may look at: reading the file will tell

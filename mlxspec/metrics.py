@@ -61,6 +61,19 @@ class Piece:
     reasoning: bool = False
 
 
+class Progress(NamedTuple):
+    """`done` of `total` steps of a part of a measurement are over.
+
+    what: the part, in words. left_s: seconds until the whole measurement is likely to be over;
+        None where that is not known yet.
+    """
+
+    what: str
+    done: int
+    total: int
+    left_s: float | None = None
+
+
 class PrefillProgress(NamedTuple):
     """`read` of a prompt's `total` tokens are read."""
 
@@ -292,6 +305,11 @@ class Generation:
             "timing": timing,
             "memory": {"peak_gb": round(self.peak_gb, 4)},
         }
+
+
+def speed(tokens_per_second: float) -> str:
+    """Tokens per second in digits, with a decimal where one counts: below 20."""
+    return f"{tokens_per_second:.{0 if tokens_per_second >= 20 else 1}f}"
 
 
 def _rounded(value: float | None) -> float | None:

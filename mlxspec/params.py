@@ -17,7 +17,7 @@ DEFAULT_GROUP_SIZE = 64  # values that share one scale in quantised keys and val
 DEFAULT_THRESHOLD = 0.3  # of the relaxed rule
 
 
-def _require(name: str, value: float | None, holds: bool, expected: str) -> None:
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise UsageError(f"{name} is {value}.", hint=f"It must be {expected}.")
 
@@ -170,7 +170,8 @@ class SamplingParams:
         _require("top_k", self.top_k, self.top_k >= 0, "0 or more")
         _require("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "0 to 2^64 - 1")
         for token, bias in self.logit_bias.items():
-            _require("logit_bias", token, token >= 0, "for ids of 0 or more")
+            is_id = isinstance(token, int) and token >= 0
+            _require("logit_bias", token, is_id, "for ids, which are whole numbers from 0")
             # -inf forbids a token, which is what a bias is often used for.
             _require("logit_bias", bias, bias < float("inf"), "a number, or -inf")
         self._check_verify()
@@ -266,7 +267,7 @@ class SamplingParams:
             if value != _named(plain, name) and not looks_back:
                 words.append(f"{name.replace('_', ' ')} {value:g}")
         if self.logit_bias:
-            words.append(f"{len(self.logit_bias)} biases")
+            words.append(f"{len(self.logit_bias)} bias{'' if len(self.logit_bias) == 1 else 'es'}")
         if self.temperature and self.seed is not None:
             words.append(f"seed {self.seed}")
         return words

@@ -30,19 +30,19 @@ class Reasoning:
     limit: str
     less: str
 
-    def remark(self, finish: FinishReason, *, stopped: bool) -> str:
-        """What a person should know where a text ends inside its reasoning.
+    def remark(self, place: str, finish: FinishReason, *, stopped: bool) -> str:
+        """What a person should know of a text that ends where an answer is still to come.
 
         Args:
-            stopped: whether a stop string ended it.
+            place: where it ends. stopped: whether a stop string ended it.
         """
         if stopped:
             how = "at a stop string: choose one that only the answer has"
         elif finish == "length":
             how = f"at {self.limit}"
         else:
-            return "the model ended its text inside the reasoning, and gave no answer"
-        return f"the text ends inside the reasoning, {how}{self.less}"
+            return f"the model ended its text {place}, and gave no answer"
+        return f"the text ends {place}, {how}{self.less}"
 
 
 class Sorter:
@@ -61,9 +61,12 @@ class Sorter:
         self._opening = begins == REASONING  # whether the text after a mark is still to come
 
     @property
-    def is_inside(self) -> bool:
-        """Whether the text so far ends in its reasoning."""
-        return self._state == REASONING
+    def place(self) -> str:
+        """Where the text so far ends, in words, if its answer is still to come; else empty."""
+        if self._state == REASONING:
+            return "inside the reasoning"
+        came = self._told[REASONING] and not self._told[ANSWER]
+        return "after the reasoning" if came else ""
 
     def add(self, pieces: Iterable[Piece]) -> list[Piece]:
         """The text that is final and whose kind is known."""

@@ -47,10 +47,15 @@ def encode_prompt(
     tell = tell or _unheard
     if not is_raw(tokenizer, raw):
         return encode_chat(tokenizer, text, system, template_args or {}, tell)
-    for given, what in ((system is not None, "a system message"), (template_args, "arguments")):
+    for given, what in (
+        (system is not None, "a system message"),
+        (template_args, "arguments of one"),
+    ):
         if given:
             raise PromptError(
-                f"A raw prompt has no place for {what}.",
+                f"A raw prompt has no place for {what}."
+                if tokenizer.has_chat_template
+                else f"The model has no chat template, and so no place for {what}.",
                 hint="Leave it out, or use a model with a chat template and no --raw.",
             )
     if not raw and _is_of_chats(tokenizer):
@@ -82,9 +87,11 @@ def _is_of_chats(tokenizer: Tokenizer) -> bool:
 def _require_unicode(what: str, text: str) -> None:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # bytes of a command line that Python could not decode
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
         raise PromptError(
-            f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
+            f"{what} is not valid Unicode: {half} is half of a character, or a byte.",
+            hint="Decode bytes as what they are, such as bytes.decode('latin1').",
         ) from error
 
 
@@ -133,9 +140,9 @@ class TextStream:
 
     def remarks(self, finish: FinishReason) -> tuple[str, ...]:
         """Lines for people about how the text ended, once it has."""
-        if self._reasoning is None or self._sorter is None or not self._sorter.is_inside:
+        if self._reasoning is None or self._sorter is None or not self._sorter.place:
             return ()
-        return (self._reasoning.remark(finish, stopped=self.stopped),)
+        return (self._reasoning.remark(self._sorter.place, finish, stopped=self.stopped),)
 
     def _read(self, token: int, from_draft: bool) -> list[Piece]:
         text = self._detokenizer.add(token)

@@ -28,8 +28,12 @@ from conftest import Ended
 from tokenizers import Tokenizer
 
 from mlxspec import __version__
+from mlxspec.cli import interrupts
+from mlxspec.cli.display import Display
+from mlxspec.decode.engine import Engine
 from mlxspec.device import kernels
 from mlxspec.errors import PromptError
+from mlxspec.measure.audit import COMPARING
 from mlxspec.models import cached_model
 from mlxspec.pairs.table import find_pair, package_folder
 from mlxspec.sampling import verify
@@ -444,6 +448,49 @@ def test_a_defect_is_told_and_ends_with_1(generate, monkeypatch):
     assert report["first"]["gap"] > report["noise"]
 
 
+def test_an_audit_that_is_ended_says_how_far_it_came(invoke, monkeypatch):
+    def measuring(self, progress):
+        if (progress.what, progress.done) == (COMPARING, 20):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "measuring", measuring)
+    options = ("--no-compile", "--max-tokens", "24", "--draft-tokens", "3")
+    run = invoke("audit", "def f(x):", *options)
+    assert run.code == 130
+    assert run.out.startswith("audit: identical, ended after 16 of 24 tokens: plain decoding ")
+    run = invoke("generate", "def f(x):", "--audit", "--json", *options)
+    assert run.code == 130
+    result = json.loads(run.out)
+    assert len(result["tokens"]) == 24
+    assert (result["audit"]["tokens"], result["audit"]["of"]) == (16, 24)
+
+
+def test_an_audit_that_mlx_keeps_from_listening_says_it_too(invoke, monkeypatch):
+    def measuring(self, progress):
+        if (progress.what, progress.done) == (COMPARING, 20):
+            last_words = interrupts._leaving[-1]
+            last_words()
+            sys.exit(130)
+
+    monkeypatch.setattr(Display, "measuring", measuring)
+    run = invoke("audit", "def f(x):", "--no-compile", "--max-tokens", "24", "--draft-tokens", "3")
+    assert run.out.startswith("audit: identical, ended after 16 of 24 tokens: plain decoding ")
+
+
+def test_a_comparison_that_is_ended_takes_nothing_from_the_text(generate, monkeypatch):
+    text = generate("def f(x):").out
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "generate", ended)
+    run = generate("def f(x):", "--compare")
+    assert (run.code, run.out) == (130, text)
+    assert "output: 24 tokens in " in run.err
+    run = generate("def f(x):", "--compare", "--json")
+    assert (run.code, json.loads(run.out)["text"]) == (130, text.removesuffix("\n"))
+
+
 # --- the prompt cache -------------------------------------------------------------------
 
 CODE = "def fibonacci(n):\n    "
@@ -592,8 +639,7 @@ def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
 def test_what_is_out_of_range_or_unknown_ends_with_2(invoke, arguments):
     run = invoke("generate", "def f(x):", *arguments)
     assert (run.code, run.out) == (2, "")
-    assert run.err
-    assert "Traceback" not in run.err
+    assert is_one_error(run.err)
 
 
 def test_a_schema_is_refused_with_what_there_is_in_its_place(generate):

@@ -9,6 +9,7 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
+from mlxspec.bench.acceptance import Task, measure
 from mlxspec.bench.loops import looping, loops
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
@@ -94,6 +95,25 @@ def test_acceptance_on_files_that_training_never_saw(engine, greedy):
 
     assert rate(K) == pytest.approx(accepted / drafted, abs=0.02)
     assert rate(3) >= 0.72
+
+
+def test_acceptance_is_counted_by_kind_and_drafter(engine):
+    prompt = PROMPTS[0]
+    text = engine.generate(prompt, draft_tokens=0, max_tokens=40).text
+    tasks = {"code": [Task(prompt)] * 2, "edit": [Task(prompt, expected=text)]}
+    found = measure(engine, tasks, 40)
+    assert found["code"]["tokens"] == 2 * found["edit"]["tokens"] == 80
+    assert set(found["code"]) == {"tokens", "model", "history"}
+    # What is expected is the text itself, so every proposal is right.
+    predicted = found["edit"]["prediction"]["3"]
+    assert predicted["drafted"] == predicted["accepted"] > 20
+    assert predicted["tokens_per_round"] > 3
+    for count, figures in found["code"]["model"].items():
+        assert figures["drafted"] == int(count) * figures["rounds"]
+        assert figures == {
+            name: value * 2 if name in ("rounds", "drafted", "accepted") else value
+            for name, value in found["edit"]["model"][count].items()
+        }
 
 
 def test_texts_do_not_loop_with_the_pairs_own_sampling(engine, greedy):

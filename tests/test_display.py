@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from wcwidth import wcwidth
 
 from mlxspec.cli import display as display_module
+from mlxspec.cli import streams
+from mlxspec.cli import waiting as waiting_module
 from mlxspec.cli.display import Display, Split, open_display
 from mlxspec.cli.summary import Both, live_parts, summary
 from mlxspec.metrics import (
@@ -28,8 +30,10 @@ from mlxspec.metrics import (
     Generation,
     Parked,
     Piece,
+    Progress,
     RoundStats,
     SpeculationStats,
+    speed,
 )
 from mlxspec.params import Penalties, SamplingParams
 
@@ -73,24 +77,24 @@ class Terminal:
 
     def __init__(self, columns: int = 80, lines: int = 24) -> None:
         self._files = ExitStack()
-        self._master, self._slave = os.openpty()
+        self._master, self.slave = os.openpty()
         self.screen = Screen(columns, lines)
         self._parser = pyte.ByteStream(self.screen)
         self.raw = ""
         self.resize(columns, lines)
 
     def open(self) -> TextIO:
-        stream = os.fdopen(os.dup(self._slave), "w", encoding="utf-8")
+        stream = os.fdopen(os.dup(self.slave), "w", encoding="utf-8")
         return self._files.enter_context(stream)
 
     def resize(self, columns: int, lines: int) -> None:
         self.read()
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.screen.resize(lines, columns)
 
     def write(self, text: str) -> None:
         """Something else writes: another process, or the echo of a key that was pressed."""
-        os.write(self._slave, text.encode())
+        os.write(self.slave, text.encode())
 
     def rows(self) -> list[str]:
         self.read()
@@ -100,7 +104,7 @@ class Terminal:
         return "\n".join(self.rows()).rstrip()
 
     def read(self) -> None:
-        os.write(self._slave, SYNC.encode())
+        os.write(self.slave, SYNC.encode())
         data = b""
         while SYNC.encode() not in data:
             data += os.read(self._master, 65536)
@@ -109,7 +113,7 @@ class Terminal:
 
     def close(self) -> None:
         self._files.close()
-        os.close(self._slave)
+        os.close(self.slave)
         os.close(self._master)
 
 
@@ -292,6 +296,21 @@ def test_narrow_window_shows_the_parts_that_fit(make_terminal: MakeTerminal) -> 
     assert terminal.rows()[1] == "40 tok/s"
 
 
+@pytest.mark.parametrize("columns", [20, 30, 40, 60])
+def test_a_narrow_window_has_all_of_the_summary(make_terminal: MakeTerminal, columns: int) -> None:
+    terminal = make_terminal(columns, 40)
+    run = on(terminal)
+    run.say("text")
+    run.finish()
+    rows = terminal.rows()
+    assert "…" not in "".join(rows)
+    labels = [row[:10].strip() for row in rows[1:]]
+    assert [label for label in labels if label] == ["output", "written", "rounds", "cost"]
+    words = "".join(row[10:] for row in rows[1:]).replace(" ", "")
+    for part in ("firstafter0.04s", "interrupted", "75%of4proposalsaccepted", "memory0.03GB"):
+        assert part in words
+
+
 def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
     run = on(terminal, draft_tokens=0)
     run.say("text", own=True)
@@ -303,6 +322,30 @@ def test_plain_decoding_shows_speed_and_time_alone(terminal: Terminal) -> None:
         "output    8 tokens in 0.20 s · 40 tok/s · first after 0.04 s · end of text",
         "cost      peak memory 0.03 GB",
         "",
+    ]
+
+
+def test_a_slow_text_has_its_speed_to_a_tenth(terminal: Terminal) -> None:
+    run = on(terminal)
+    run.elapsed_s = 2.4
+    run.say("text")
+    assert terminal.rows()[1].startswith("1.6 tok/s")
+    run.say("", finish="length")
+    run.finish(None)
+    assert " · 3.1 tok/s · " in terminal.rows()[1]
+
+
+def test_a_last_round_that_is_cut_short_is_said(terminal: Terminal) -> None:
+    # It writes tokens, and its proposals are in no rate.
+    generation = Generation(8, SpeculationStats(K, auto=True), SamplingParams())
+    for stats in (RoundStats(1, 0, drafter="history"), RoundStats(1, 1, False, "history")):
+        generation.add(Event((1,), (stats.accepted > 0,), round=stats))
+    rows = dict(summary(generation, None))
+    assert rows["written"] == ["history 50%", "target 50%"]
+    assert rows["rounds"] == [
+        "2 rounds, the last cut short",
+        "1.00 tokens per round",
+        "0% of 1 proposals accepted",
     ]
 
 
@@ -394,6 +437,23 @@ def test_control_characters_are_shown_as_pictures(terminal: Terminal) -> None:
     run.display.note("\x1b[2J")
     run.display.close()
     assert terminal.rows()[:2] == ["a␛[2Jb␍c␇d␡e\ufffdf", "␛[2J"]
+
+
+def test_letters_that_the_terminal_lacks_move_the_cursor_as_what_stands_for_them(
+    make_terminal: MakeTerminal,
+) -> None:
+    streams.prepare()
+    terminal = make_terminal(20, 30)
+    with os.fdopen(os.dup(terminal.slave), "w", encoding="ascii", errors=streams.ERRORS) as stream:
+        run = Running(open_display(stdout=stream, stderr=stream, quiet=False, json=False))
+        for text in ("a …", "漢 · é", "x\x1b"):
+            run.say(text)
+        run.say("!")
+        text = "a ...\\u6f22 - \\xe9x\\u241b!"
+        assert terminal.rows()[:2] == [text[:20], text[20:]]
+        assert terminal.rows()[2].startswith("40 tok/s")
+        run.finish()
+    assert "75% of" in "".join(terminal.rows())
 
 
 def test_the_targets_own_text_is_bold(terminal: Terminal) -> None:
@@ -495,7 +555,7 @@ def test_spinner_after_a_while_and_then_gone(
         pass
     terminal.read()
     assert terminal.raw == ""
-    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 0)
     with display.status("loading [demo]"):
         deadline = time.monotonic() + 5  # it is drawn by a thread
         while not terminal.text() and time.monotonic() < deadline:
@@ -514,11 +574,88 @@ def test_bar_after_a_while_and_then_gone(
     assert terminal.text() == ""
     monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
     display.prefill(512, total)
-    assert terminal.text().startswith("reading the prompt")
+    assert terminal.text()[1:].startswith(" reading the prompt")
     assert terminal.text().endswith(f" 512/{total}")
     display.prefill(total, total)
     assert terminal.text() == ""
     assert not terminal.screen.cursor.hidden
+
+
+def test_bar_for_a_measurement_says_how_long(terminal: Terminal) -> None:
+    display = on(terminal).display
+    display.measuring(Progress("timing passes", 0, 34))
+    display.measuring(Progress("trying on texts", 5, 160, 41.6))
+    assert seen(terminal, "5/160")
+    (row,) = filter(None, terminal.rows())
+    assert "trying on texts" in row
+    assert row.endswith(" 5/160 about 42 s left")
+    display.measuring(Progress("trying on texts", 159, 160, 0.2))
+    with display.status("building"):  # another wait takes its place
+        assert terminal.text() == ""
+    display.measuring(Progress("timing passes", 0, 34))
+    display.note("a [note]")
+    display.close()
+    assert terminal.text() == "a [note]"
+    assert not terminal.screen.cursor.hidden
+
+
+def spoken(*, measures: bool, quiet: bool = False) -> tuple[Display, io.StringIO]:
+    """A display whose stderr is no terminal, and what it gets."""
+    stderr = io.StringIO()
+    display = open_display(
+        stdout=io.StringIO(), stderr=stderr, quiet=quiet, json=True, measures=measures
+    )
+    return display, stderr
+
+
+def test_a_measurement_is_told_in_lines_where_nothing_is_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    display, stderr = spoken(measures=True)
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    for progress, at_s in (
+        (Progress("timing a pass of each model", 0, 2), 0),
+        (Progress("timing passes", 0, 34, 38.4), 1),
+        (Progress("timing passes", 7, 34, 30.0), 10),
+        (Progress("timing passes", 17, 34, 12.3), 11),
+        (Progress("timing passes", 34, 34, 0.1), 30),
+        (Progress("trying on texts", 0, 4, 0.1), 30),
+    ):
+        now_s[0] = at_s
+        display.measuring(progress)
+    assert stderr.getvalue().splitlines() == [
+        "timing a pass of each model",
+        "timing passes: about 38 s left",
+        "timing passes: 17 of 34, about 12 s left",
+        "trying on texts: about 1 s left",
+    ]
+    quiet, silence = spoken(measures=True, quiet=True)
+    quiet.measuring(progress)
+    assert silence.getvalue() == ""
+
+
+def test_a_wait_is_told_in_a_line_where_that_is_all_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 0)
+    for measures, aloud, told in (
+        (True, None, "loading\n"),
+        (True, False, ""),
+        (False, None, ""),
+        (False, True, "loading\n"),
+    ):
+        display, stderr = spoken(measures=measures)
+        with display.status("loading", aloud=aloud):
+            deadline = time.monotonic() + 5
+            while told and not stderr.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.005)
+        assert stderr.getvalue() == told
+    monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 60)
+    display, stderr = spoken(measures=True)
+    with display.status("loading"):
+        pass
+    assert stderr.getvalue() == ""
 
 
 def seen(terminal: Terminal, *parts: str) -> bool:
@@ -544,6 +681,22 @@ def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
     run.finish()
     assert terminal.rows()[0] == "some words"
     assert terminal.rows()[1].startswith("output    ")
+
+
+def test_the_bar_moves_while_a_piece_is_read(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display_module, "SPINNER_AFTER_S", 0)
+    display = on(terminal).display
+    with display.running():
+        display.prefill(128, 512)
+        shown = {terminal.text()}
+        deadline = time.monotonic() + 5
+        while len(shown) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+            shown.add(terminal.text())
+    assert len(shown) >= 3
+    assert all(text.endswith(" 128/512") for text in shown)
 
 
 def test_a_text_that_flows_is_left_alone(
@@ -617,6 +770,17 @@ def test_dumb_terminal_gets_text_and_a_final_line(
     assert (note, text) == ("note", "text")
     assert final.startswith("output: 4 tokens in 0.10 s · 40 tok/s · first after 0.04 s · ")
     assert final.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.04, "0.0"), (7.26, "7.3"), (19.9, "19.9"), (20, "20"), (143.5, "144")]
+)
+def test_a_slow_speed_has_a_decimal(value: float, shown: str) -> None:
+    assert speed(value) == shown
+    generation = Generation(1, SpeculationStats(1), SamplingParams())
+    generation.tokens, generation.timing.decode_s = [0] * 100, 100 / value
+    assert f"{shown} tok/s" in dict(summary(generation, None))["output"]
+    assert f"{shown} tok/s" in live_parts(generation, None, 100 / value)
 
 
 def test_quiet_writes_the_text_alone(terminal: Terminal) -> None:
@@ -887,7 +1051,7 @@ def test_the_summary_compares_with_plain_decoding() -> None:
     fast.timing.decode_s, slow.timing.decode_s = 0.1, 0.2
     assert dict(summary(fast, None, Both(fast, slow)))["compared"] == [
         "60 tok/s with speculation",
-        "30 without",
+        "30 tok/s without",
         "2.00 x",
         "the same text",
     ]

@@ -38,6 +38,7 @@ ROOT = {
     "defaults",
     "errors",
     "files",
+    "host",
     "markup",
     "metrics",
     "params",

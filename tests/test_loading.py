@@ -20,6 +20,7 @@ from mlxspec.errors import LoadError, UnsupportedModel, VocabularyMismatch
 from mlxspec.measure.audit import audit
 from mlxspec.pairs.loading import load, setting_of
 from mlxspec.pairs.table import Pair
+from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.params import SamplingParams
 
 TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
@@ -108,6 +109,24 @@ def test_the_ends_of_text_are_those_that_mlx_lm_knows(folder, file, ends):
     path.write_text(json.dumps({**values, "eos_token_id": ends}))
     known = load(pair_of(folder)).tokenizer.eos_token_ids
     assert known == {3} if ends == 3 else known == {3, 4}
+
+
+@pytest.mark.parametrize(
+    "ends", ["</s>", 2.5, True, ["</s>"], [3, None], [[3]], {"id": 3}, float("nan")]
+)
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_ends_of_text_that_are_no_ids_are_named_with_their_file(folder, file, ends):
+    path = folder / file
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**values, "eos_token_id": ends}))
+    error = refused(LoadError, folder)
+    assert str(path) in error.message
+    assert "eos_token_id" in error.message
+
+
+def test_ends_of_text_may_be_missing_or_whole_numbers_of_any_kind(target):
+    for ends, known in [(None, set()), ([], set()), (3.0, {3}), ([3, 4.0], {3, 4})]:
+        assert load_folder_tokenizer(target, ends).eos_token_ids == known
 
 
 # --- damaged folders --------------------------------------------------------------------

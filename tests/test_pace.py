@@ -9,11 +9,18 @@ import pytest
 from mlxspec.models.pace import SIZES, Pace
 
 
-def read(cost: Callable[[int], float], tokens: int, piece_s: float) -> tuple[Pace, list[int]]:
+def read(
+    cost: Callable[[int], float],
+    tokens: int,
+    piece_s: float,
+    first: int = 1,
+    *,
+    strict: bool = True,
+) -> tuple[Pace, list[int]]:
     """Read a text with a model whose passes cost what `cost` says; the pieces that it took."""
     pace, pieces, at = Pace(), [], 0
     while at < tokens:
-        rows = min(pace.rows(piece_s, 1), tokens - at)
+        rows = min(pace.rows(piece_s, first, strict=strict), tokens - at)
         pace.took(rows, cost(rows))
         pieces.append(rows)
         at += rows
@@ -65,3 +72,41 @@ def test_the_cost_of_reading_is_known_once_pieces_no_longer_grow() -> None:
     assert pace.reading_s(400, 0.1) is None  # eight rows may cost hardly more than one
     pace.took(8, 0.096)
     assert pace.reading_s(400, 0.1) == pytest.approx(400 * 0.012)
+
+
+@pytest.mark.parametrize("slowness", [0.1, 1.0, 3.0, 10.0])
+@pytest.mark.parametrize("row_s", [1e-4, 2e-3, 9e-3, 0.1])
+def test_small_pieces_never_slow_down_what_is_waited_for(row_s: float, slowness: float) -> None:
+    # At 9 ms a row and 80 ms of weights: SmolLM2 135M in float32 on a CPU.
+    cost = by_weights(0.08 * slowness, row_s * slowness)
+    _, pieces = read(cost, 4000, 0.4, first=32, strict=False)
+    whole_s = sum(cost(rows) for rows in pieces)
+    known_s = min(cost(size) / size for size in {*pieces} & {*SIZES}) * 4000
+    # What was tried once may have cost more, and the first piece of all was one of 32.
+    assert whole_s < 1.25 * known_s + 2 * cost(32) + 4 * cost(8)
+    # Pieces are not longer than that needs.
+    settled = pieces[len(pieces) // 2]
+    smaller = [
+        size for size in SIZES if size < settled and cost(size) / size < 1.25 * known_s / 4000
+    ]
+    assert cost(settled) <= 0.4 or not smaller
+
+
+def test_a_size_that_was_skipped_is_tried_before_a_smaller_one() -> None:
+    pace = Pace()
+    for seconds in (9.0, 1.0):
+        pace.took(32, seconds)
+    assert pace.rows(0.4, 32, strict=False) == 8
+    pace.took(8, 0.9)
+    assert pace.rows(0.4, 32, strict=False) == 32
+    assert pace.rows(0.4, 32) == 1
+    pace.took(8, 0.27)
+    assert pace.rows(0.4, 32, strict=False) == 8
+
+
+def test_the_end_of_a_text_says_nothing_about_a_pass() -> None:
+    pace = Pace()
+    for rows, seconds in ((1, 9.0), (1, 0.1), (7, 0.12), (31, 0.3)):
+        pace.took(rows, seconds)
+    assert pace.pass_s == 0.1
+    assert pace.rows(0.4, 1) == 8

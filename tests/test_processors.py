@@ -31,7 +31,7 @@ from mlx_lm.sample_utils import (
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
-from mlxspec.errors import BrokenOutput
+from mlxspec.errors import BrokenOutput, UsageError
 from mlxspec.metrics import Generation
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling import noise
@@ -285,8 +285,7 @@ def test_a_bias_forbids_and_forces(draft_tokens: int, rule: str) -> None:
 
 
 @EVERY_WAY
-def test_ids_beyond_the_vocabulary_have_no_effect(rule: str) -> None:
-    # Also beyond that of a draft that has fewer tokens, which the target does have.
+def test_a_bias_reaches_tokens_that_the_draft_lacks(rule: str) -> None:
     target = model("llama")
     engine = Engine(target, with_vocabulary(target, 40), compiled=False)
     options: dict[str, Any] = {"max_tokens": 24, "draft_tokens": 3}
@@ -295,10 +294,16 @@ def test_ids_beyond_the_vocabulary_have_no_effect(rule: str) -> None:
         sampling = with_bias(SAMPLINGS[rule], bias)
         return engine.generate(prompt_of(7), sampling=sampling, **options).tokens
 
-    beyond = {VOCABULARY: 100.0, 10**9: 100.0}
-    assert text(beyond) == text({3: 0.0})
-    assert text({5: 9.0, **beyond}) == text({5: 9.0}) != text({3: 0.0})
-    assert text({50: 100.0, **beyond}) == [50] * 24
+    assert text({5: 9.0}) != text({3: 0.0})
+    assert text({50: 100.0}) == [50] * 24
+
+
+@pytest.mark.parametrize("token", [VOCABULARY, 10**9])
+def test_a_bias_of_a_token_that_the_model_lacks_is_refused(token: int) -> None:
+    sampling = SamplingParams(logit_bias={3: 1.0, token: 100.0})
+    with pytest.raises(UsageError, match=f"no token {token}") as caught:
+        Engine(model("llama"), compiled=False).request([1], sampling=sampling)
+    assert f"0 to {VOCABULARY - 1}" in caught.value.hint
 
 
 # --- processors of a caller's own -----------------------------------------------------------

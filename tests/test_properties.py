@@ -69,7 +69,7 @@ def penalties_with(draw: st.DrawFn, contexts: tuple[int, int, int]) -> Penalties
 
 PENALTIES = st.just(Penalties()) | CONTEXTS.flatmap(penalties_with)
 BIASES = st.dictionaries(
-    st.integers(0, VOCABULARY + 5), st.sampled_from([float("-inf"), -2.0, 3.0]), max_size=4
+    st.integers(0, VOCABULARY - 1), st.sampled_from([float("-inf"), -2.0, 3.0]), max_size=4
 )
 
 
@@ -109,8 +109,7 @@ def written(engine: Engine, prompt: Sequence[int], **options: Any) -> Generation
 
 def plainly(prompt: Sequence[int], count: int, sampling: SamplingParams) -> list[int]:
     """Greedy decoding by mlx-lm, the oracle."""
-    bias = {token: bias for token, bias in sampling.logit_bias.items() if token < VOCABULARY}
-    processors = processors_of_mlx_lm(sampling.penalties, bias)
+    processors = processors_of_mlx_lm(sampling.penalties, sampling.logit_bias)
     steps = generate_step(
         mx.array(prompt), model("llama"), max_tokens=count, logits_processors=processors
     )

@@ -230,7 +230,7 @@ def sorted_in(kind: str, begins: str, atoms: Sequence[str], sizes: Sequence[int]
             letters = letters[size:]
         if atom:
             give(Mark(atom, False))
-    return both(pieces + sorter.finish()), sorter.is_inside
+    return both(pieces + sorter.finish()), sorter.place
 
 
 @example("spelt", ["\n", "<thi", "a", *THINK], [2, 1], "beginning")
@@ -322,12 +322,25 @@ def test_an_end_inside_the_reasoning_is_told(options: dict[str, Any], words: str
     assert "enable_thinking" not in result.notes[0]  # this template does not read it
 
 
+def test_an_end_between_reasoning_and_answer_is_told_too() -> None:
+    for kind, text, tokens in [
+        ("tags", "<think>hm</think>\nok", 4),
+        ("tags", "<think>hm</think>\nok", 5),
+        ("harmony", "<|channel|>analysis<|message|>hm<|end|><|start|>assistant", 22),
+    ]:
+        result = generation_of(kind, text, max_tokens=tokens)
+        assert (result.reasoning, result.text) == ("hm", "")
+        assert "after the reasoning, at the limit of" in result.notes[0]
+    assert generation_of("tags", "<think>hm</think>\nok", max_tokens=6).notes == []
+    assert generation_of("tags", "<think></think>ok", max_tokens=2).notes == []
+
+
 def test_the_advice_names_what_the_template_reads() -> None:
     for argument in ("enable_thinking", "reasoning_effort"):
         tokenizer = made(THINK, TEMPLATE + "{{ '' if " + argument + " else '' }}")
         reasoning = Requests(tokenizer, 999, None).make("why", max_tokens=None).reasoning
         assert reasoning is not None
-        assert f"--template-arg {argument}=" in reasoning.remark("length", stopped=False)
+        assert f"--template-arg {argument}=" in reasoning.remark("", "length", stopped=False)
 
 
 def test_begun_needs_no_more_than_the_end_of_a_prompt() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -275,6 +276,20 @@ def test_a_token_by_name_ends_the_text_too() -> None:
     assert engine_of(text).request(PROMPT, eos=["b"], ignore_eos=True).ends == frozenset()
     with pytest.raises(UsageError, match="no token '<nothing>'"):
         engine_of(text).request(PROMPT, eos=["<nothing>"])
+
+
+def test_one_text_stands_for_a_list_of_one() -> None:
+    engine = engine_of(tokens_of("abEND"))
+    assert engine.request(PROMPT, stop="END").stop == ("END",)
+    assert engine.request(PROMPT, stop=None, eos=None).stop == ()
+    assert engine.request(PROMPT, eos="b").ends == engine.request(PROMPT, eos=["b"]).ends
+    assert engine.request(PROMPT, cache="a/b").cache == Path("a/b")
+
+
+@pytest.mark.parametrize("prompt", [[1.0], ["a"], [True, 1.5], [[1]], [-1]])
+def test_a_prompt_of_other_things_than_tokens_is_refused(prompt: list[Any]) -> None:
+    with pytest.raises(PromptError, match="not one of the model's"):
+        engine_of(TEXT).request(prompt)
 
 
 def test_the_end_of_a_turn_ends_the_text() -> None:

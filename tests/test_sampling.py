@@ -323,6 +323,8 @@ NAN, INFINITY = float("nan"), float("inf")
         ("xtc_threshold", 0.51),
         ("xtc_threshold", NAN),
         ("logit_bias", {-1: 0.0}),
+        ("logit_bias", {"3": 1.0}),
+        ("logit_bias", {3.5: 1.0}),
         ("logit_bias", {3: INFINITY}),
         ("logit_bias", {2: 1.0, 3: NAN}),
     ],

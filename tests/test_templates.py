@@ -171,7 +171,7 @@ def test_a_model_for_chats_without_a_template_is_noticed() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"system": "caf\udce9"}, {"raw": True}])
 def test_texts_that_are_no_unicode_are_one_error(options: dict[str, Any]) -> None:
-    with pytest.raises(PromptError, match="not valid UTF-8"):
+    with pytest.raises(PromptError, match="not valid Unicode"):
         prompt_of(CHATML, "hi" if "system" in options else "caf\udce9", **options)
 
 

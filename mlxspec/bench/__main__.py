@@ -5,12 +5,14 @@ from __future__ import annotations
 from rich.console import Console
 
 BENCHES = {
+    "acceptance": "How many proposals of each drafter are kept, by kind of text?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "long": "How much do long prompts and long texts cost?",
     "loops": "How many texts of a pair repeat themselves?",
     "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
     "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
+    "scales": "How long is a token with quantised weights, by the type of their scales?",
     "shapes": "How long is a round of a real model's size, on random weights, beside mlx-lm?",
 }
 

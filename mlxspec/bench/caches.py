@@ -31,7 +31,7 @@ from rich.table import Table
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.device import machine
-from mlxspec.measure.probe import stepper
+from mlxspec.measure.timing import stepper
 from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import Layers, each
 from mlxspec.models.caches.original import Model

@@ -47,8 +47,7 @@ from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.history import History
-from mlxspec.measure.probe import in_turns, stepper
-from mlxspec.measure.timing import halves, round_seconds
+from mlxspec.measure.timing import halves, in_turns, round_seconds, stepper
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers
 from mlxspec.pairs.loading import load

@@ -36,6 +36,7 @@ from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import kernels, machine
 from mlxspec.errors import UsageError
 from mlxspec.measure.timing import halves, round_seconds
+from mlxspec.metrics import speed
 from mlxspec.pairs.loading import load
 
 COUNTS = range(1, 7)
@@ -228,7 +229,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['prompts']} prompts, {result['max_tokens']} tokens each, greedy, medians"
     )
     console.print(
-        f"plain: mlx-lm {result['mlx_lm_plain_tokens_per_second']:.0f} tokens/s, "
+        f"plain: mlx-lm {speed(result['mlx_lm_plain_tokens_per_second'])} tokens/s, "
         f"mlxspec {result['mlxspec_plain_over_mlx_lm_plain']:.2f} x that"
     )
     console.print(
@@ -239,7 +240,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         "K": ("draft_tokens", "{}"),
         "acceptance": ("acceptance_rate", "{:.3f}"),
         "per round": ("tokens_per_round", "{:.2f}"),
-        "tokens/s": ("tokens_per_second", "{:.0f}"),
+        "tokens/s": ("tokens_per_second", "{}"),
         "/ plain": ("over_mlx_lm_plain", "{:.2f}"),
         "/ mlx-lm": ("over_mlx_lm_speculative", "{:.2f}"),
         "mlx-lm / plain": ("mlx_lm_speculative_over_plain", "{:.2f}"),
@@ -248,7 +249,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     }
     table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1))
     for row in result["rounds"]:
-        table.add_row(*(form.format(row[key]) for key, form in columns.values()))
+        shown = row | {"tokens_per_second": speed(row["tokens_per_second"])}
+        table.add_row(*(form.format(shown[key]) for key, form in columns.values()))
     console.print(table)
     cost = result["compiling"]
     console.print(

@@ -40,6 +40,7 @@ from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
 from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.errors import UsageError
+from mlxspec.metrics import speed
 from mlxspec.pairs.loading import load
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.sampling.sampler import Sampler
@@ -222,13 +223,13 @@ def show(result: dict[str, Any], console: Console) -> None:
         "tokens_per_second": "tokens per second",
         "over_mlx_lm_plain": "tokens per second over mlx-lm's plain decoding",
     }
-    forms = {"tokens_per_second": "{:.0f}", "acceptance_rate": "{:.3f}"}
+    forms = {"tokens_per_second": speed, "acceptance_rate": "{:.3f}".format}
     for key, title in titles.items():
         bounded = key == "tokens_per_round"
         extra = ["bound", "block / mlx-lm"] if bounded else []
         table = Table("K", *columns, *extra, box=SIMPLE_HEAD, padding=(0, 1), title=title)
         for row in result["rounds"]:
-            cells = [forms.get(key, "{:.2f}").format(row[key][column]) for column in columns]
+            cells = [forms.get(key, "{:.2f}".format)(row[key][column]) for column in columns]
             if bounded:
                 over = row[key]["block"] / row[key]["mlx-lm"]
                 cells += [f"{row['bound']:.2f}", f"{over:.2f}"]

@@ -63,8 +63,8 @@ SHAPES = {
 }
 
 
-def model_of(shape: Shape, bits: int, seed: int) -> Model:
-    """A Llama model with random weights in bfloat16, quantised to `bits` unless that is 16."""
+def model_of(shape: Shape, bits: int, seed: int, dtype: mx.Dtype = mx.bfloat16) -> Model:
+    """A Llama model with random weights of `dtype`, quantised to `bits` unless that is 16."""
     mx.random.seed(seed)
     model = llama.Model(
         llama.ModelArgs(
@@ -81,7 +81,7 @@ def model_of(shape: Shape, bits: int, seed: int) -> Model:
             tie_word_embeddings=True,
         )
     )
-    model.set_dtype(mx.bfloat16)
+    model.set_dtype(dtype)
     if bits != 16:
         nn.quantize(model, group_size=64, bits=bits)
     model.eval()

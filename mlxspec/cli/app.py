@@ -5,30 +5,34 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mlxspec._version import __version__
+from mlxspec.cli import streams
+from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
+from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import INTERRUPTED, answered, leaving
 from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
-from mlxspec.errors import MlxspecError
+from mlxspec.errors import MlxspecError, UsageError
+from mlxspec.host import allow_open_files
 
 app = typer.Typer(
     name="mlxspec",
+    cls=Group,
     help="Exact speculative decoding for MLX.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(epilog=EXAMPLES)(generate)
-app.command("audit")(audit_text)
-app.command("probe")(probe_pair)
-app.command("tune")(tune_pair)
+app.command(cls=Command, epilog=EXAMPLES)(generate)
+app.command("audit", cls=Command)(audit_text)
+app.command("probe", cls=Command)(probe_pair)
+app.command("tune", cls=Command)(tune_pair)
 app.add_typer(pairs_app, name="pairs")
 
 
@@ -45,21 +49,26 @@ def root(
 
 def main() -> None:
     """Run the command line; every error of our own is one line, a hint, and an exit code."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115, it stays open
+    streams.prepare()
+    allow_open_files()
     try:
         with answered(), leaving(_show_cursor):
-            app()
+            sys.exit(app(standalone_mode=False))
+    except CallError as error:
+        if not shows_help(error):
+            explain(in_words(error, sys.argv[1:]))
+        elif str(error):
+            Output().line(str(error))
+        sys.exit(UsageError.exit_code)
     except MlxspecError as error:
         explain(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(INTERRUPTED)
     except OSError as error:  # typer itself sees to a pipe that nobody reads
         # Keep the interpreter from trying again, and complaining, at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        explain(_in_words(error))
+        explain(_of_system(error))
         sys.exit(MlxspecError.exit_code)
 
 
@@ -83,7 +92,7 @@ _HINTS = {
 _OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
-def _in_words(error: OSError) -> MlxspecError:
+def _of_system(error: OSError) -> MlxspecError:
     """The system's own error as one of ours: the place, the reason, and what helps."""
     reason = (error.strerror or str(error) or type(error).__name__).rstrip(".")
     hint = _HINTS.get(error.errno or 0, "Run the command again; if it fails again, report it.")

@@ -9,28 +9,22 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import inf
-from threading import RLock, Timer
+from threading import RLock
 from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from rich.status import Status
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from mlxspec.cli.pulse import Pulse
 from mlxspec.cli.reasoning import Layout, Shown
+from mlxspec.cli.streams import has_colours, is_capable
 from mlxspec.cli.summary import STATUS_EVERY_S, Both, live_parts, speculates, summary
 from mlxspec.cli.terminal import (
     ASIDE,
@@ -41,11 +35,11 @@ from mlxspec.cli.terminal import (
     LiveLine,
     TerminalText,
     TextOut,
+    columns_of,
     visible,
 )
-from mlxspec.metrics import Event, Generation, Split
-
-SPINNER_AFTER_S = 0.3
+from mlxspec.cli.waiting import SPINNER_AFTER_S, LiveWaiting, SpokenWaiting, Waiting
+from mlxspec.metrics import Event, Generation, Progress, Split
 
 
 class Display:
@@ -60,6 +54,7 @@ class Display:
         *,
         text: TextOut,
         line: LiveLine,
+        waiting: Waiting,
         people: Console | None,
         terminal: bool,
         reasoning: Shown = Shown.LEFT_OUT,
@@ -67,11 +62,12 @@ class Display:
         self._text = text
         self._layout = Layout(reasoning)
         self._line = line
+        self._waiting = waiting
         self._people = people
         self._terminal = terminal
         self._lock = RLock()  # the pulse draws from a thread of its own
         self._pulse: Pulse | None = None
-        self._progress: Progress | None = None
+        self._progress: Bars | None = None
         self._begun_s = monotonic()
         self._elapsed_s = 0.0
         self._status: list[str] = []
@@ -89,27 +85,31 @@ class Display:
     ) -> None:
         self.close()
 
-    @contextmanager
-    def status(self, message: str, *, timed: bool = False) -> Iterator[None]:
-        """A spinner with `message` while the block runs, unless that is over in no time.
+    def status(
+        self, message: str, *, timed: bool = False, aloud: bool | None = None
+    ) -> AbstractContextManager[None]:
+        """Say `message` while a block runs; see `Waiting.status`."""
+        self._waiting.end()
+        return self._waiting.status(message, timed=timed, aloud=aloud)
 
-        Args:
-            timed: it counts seconds.
-        """
-        if self._people is None or not self._terminal:
-            yield
-            return
-        spinner = _spinner(self._people, Text(visible(message)), timed=timed)
-        timer = Timer(SPINNER_AFTER_S, spinner.start)
-        timer.daemon = True
-        timer.start()
+    def told(self, message: str) -> AbstractContextManager[None]:
+        """Say `message` while a block runs that shows something live itself."""
+        return self._waiting.told(message)
+
+    def follow(self, steps: Iterable[Progress]) -> bool:
+        """Show a measurement to its end; True where a person ended it."""
         try:
-            yield
+            for progress in steps:
+                self.measuring(progress)
+        except KeyboardInterrupt:
+            return True
         finally:
-            timer.cancel()
-            timer.join()
-            with suppress(*GONE):
-                spinner.stop()
+            self._waiting.end()
+        return False
+
+    def measuring(self, progress: Progress) -> None:
+        """Show how far a measurement is: a bar on a terminal, a line now and then elsewhere."""
+        self._waiting.show(progress)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -189,6 +189,7 @@ class Display:
         rows = summary(generation, split, both, left_out=left_out)
         with suppress(*GONE):
             if self._terminal:
+                self._people.width = columns_of(self._people.file)
                 self._people.print(_table(rows))
             else:
                 line = "; ".join(f"{label}: {' · '.join(parts)}" for label, parts in rows)
@@ -198,6 +199,7 @@ class Display:
         """Take away everything that is live. May be called at any time, and again. Never raises."""
         with self._lock:
             self._end_progress()
+            self._waiting.end()
             for clean_up in (self._text.flush, self._line.erase, self._text.end):
                 with suppress(*GONE):
                     clean_up()
@@ -221,18 +223,24 @@ class Display:
 
 
 def open_display(
-    *, stdout: TextIO, stderr: TextIO, quiet: bool, json: bool, reasoning: bool | None = None
+    *,
+    stdout: TextIO,
+    stderr: TextIO,
+    quiet: bool,
+    json: bool,
+    measures: bool = False,
+    reasoning: bool | None = None,
 ) -> Display:
     """The display that fits what the two streams are.
 
     Args:
         quiet: nothing on stderr.
         json: nothing on stdout, which the caller keeps for an object.
+        measures: waits are all that there is to see, so each is told where nothing is live too.
         reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
     """
-    capable = os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
-    colours = capable and _has_colours()
-    terminal = stderr.isatty() and capable and not quiet
+    colours = has_colours()
+    terminal = stderr.isatty() and is_capable() and not quiet
     text, line = TextOut(), LiveLine()
     if terminal and (json or not _is_pipe(stdout)):
         # What reads a pipe, `tee` for one, may write to this very terminal: nothing may then
@@ -246,36 +254,34 @@ def open_display(
     elif not json:
         text = TerminalText(stdout, end_on=stdout, colours=colours)
     people = None if quiet else _console(stderr, terminal=terminal, colours=colours)
+    waiting = Waiting()
+    if people is not None:
+        spoken = SpokenWaiting(people, everything=measures)
+        waiting = LiveWaiting(people) if terminal else spoken
     shown = Shown.on(terminal=stdout.isatty(), colours=colours, asked=json or reasoning)
-    return Display(text=text, line=line, people=people, terminal=terminal, reasoning=shown)
+    return Display(
+        text=text,
+        line=line,
+        waiting=waiting,
+        people=people,
+        terminal=terminal,
+        reasoning=shown,
+    )
 
 
 def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=len("sampling"))  # the longest label, so that summaries line up
-    table.add_column()
+    table.add_column(overflow="fold")
     for label, parts in rows:
         table.add_row(Text(label, ASIDE), Text(" · ".join(parts)))
     return table
 
 
-def _spinner(console: Console, message: Text, *, timed: bool) -> Status | Progress:
-    if not timed:
-        return console.status(message)
-    spinner = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-    spinner.add_task(message.plain)
-    return spinner
-
-
-def _progress(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, console=console, transient=True, auto_refresh=False)
+def _progress(console: Console) -> Bars:
+    # The pulse turns the spinner where a piece of the prompt takes a while.
+    columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    return Bars(*columns, console=console, transient=True, auto_refresh=False)
 
 
 def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:
@@ -285,11 +291,6 @@ def _console(stream: TextIO, *, terminal: bool, colours: bool) -> Console:
         color_system="auto" if terminal and colours else None,
         highlight=False,
     )
-
-
-def _has_colours() -> bool:
-    term = os.environ.get("TERM", "").lower()
-    return not os.environ.get("NO_COLOR") and not term.startswith("vt") and term[-2:] != "-m"
 
 
 def _same_file(one: TextIO, other: TextIO) -> bool:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def load_engine(
-    pair: Pair, models: ModelOptions, display: Display, left_out: list[str], *, quiet: bool
+    pair: Pair, models: ModelOptions, display: Display, notes: list[str], *, quiet: bool
 ) -> Engine:
-    """Load the models, and add to `left_out` why a draft is not among them."""
+    """Load the models, and add to `notes` why a draft is not among them, or why they are slow."""
 
-    def tell(why: str) -> None:
-        display.note(why)
-        left_out.append(why)
+    def tell(note: str) -> None:
+        display.note(note)
+        notes.append(note)
 
-    with display.status("starting"):
+    with display.status("starting", aloud=False):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
         from mlxspec.pairs.folders import fetch
     hears = tell if models.falls_back else None
@@ -42,6 +42,10 @@ def load_engine(
             trust_remote_code=models.trust_remote_code,
             tell=hears,
         )
+    from mlxspec.models.scales import why_slow
+
+    if why := why_slow([engine.target, *engine.drafts.values()]):
+        tell(why)
     return engine
 
 
@@ -59,7 +63,8 @@ def build_kernels(engine: Engine, request: Request, display: Display) -> None:
     rounds = engine.rounds
     if not rounds.kernels_missing(request):
         return
-    with display.status("building CPU kernels, once; --no-compile skips it", timed=True):
+    what = "building CPU kernels, once; --no-compile skips it"
+    with display.status(what, timed=True, aloud=True):
         built = rounds.build_kernels(request)
     if built.kernels:
         display.note(f"built {built.kernels} CPU kernels in {built.seconds:.1f} s; they are kept")

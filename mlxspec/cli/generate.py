@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -10,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mlxspec.cli import engines, options
+from mlxspec.cli import engines, options, streams
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import INTERRUPTED, leaving
-from mlxspec.cli.options import CheckOptions, ModelOptions, OutputOptions, TextOptions
+from mlxspec.cli.options import (
+    CheckOptions,
+    ModelOptions,
+    OutputOptions,
+    ReasoningOptions,
+    TextOptions,
+)
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
@@ -30,12 +35,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 Examples:
-
-    mlxspec generate 'def fibonacci(n):' --compare
-
-    git diff | mlxspec generate --pair qwen3-8b 'Review this change.' > review.md
-
-    mlxspec generate --target ./model --draft ./small-model 'Hello' --temp 0.7 --seed 1
+  mlxspec generate 'def fibonacci(n):' --compare
+  git diff | mlxspec generate --pair qwen3-8b 'Review this change.' > review.md
+  mlxspec generate --target ./model --draft ./small-model 'Hello' --temp 0.7 --seed 1
 """
 
 
@@ -48,10 +50,10 @@ def generate(
     sampling: SamplingOptions,
     checks: CheckOptions,
     output: OutputOptions,
-    reasoning: options.ReasoningOption = None,
+    shown: ReasoningOptions,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
-    out = Output(output.as_json, output.quiet, reasoning)
+    out = Output(output.as_json, output.quiet, shown.reasoning)
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
@@ -103,26 +105,22 @@ def _write(
         "max_tokens": text.max_tokens,
         "draft_tokens": models.draft_tokens,
         "sampling": params.auditable() if checks.audit else params,
-        "stop": text.stop or (),
-        "system": text.system,
         "raw": text.raw,
-        "template_args": text.template_args(),
-        "eos": text.eos or (),
         "cache": text.cache_file(),
+        **text.texts(),
     }
     if text.prediction is not None and (expected := read_text(text.prediction)):
         options["prediction"] = expected if models.speculates else None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # exactly the text, in any locale
+    streams.exactly()
     stdin = None if text.no_stdin else sys.stdin.buffer
     words = read_prompt(prompt, stdin, default=pair.prompt, tell=out.tell)
     with out.display(text=shown) as display:
         if words == pair.prompt and prompt is None:
             display.note(f"the pair's own prompt:\n{words}")
-        left_out: list[str] = []
-        engine = engines.load_engine(pair, models, display, left_out, quiet=out.quiet)
+        notes: list[str] = []
+        engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         request = engine.request(words, **options)
-        result = _run(pair, engine, request, display, left_out, checks, out, shown=shown)
+        result = _run(pair, engine, request, display, notes, checks, out, shown=shown)
     _print(pair, engine, result, out, shown=shown)
 
 
@@ -131,7 +129,7 @@ def _run(
     engine: Engine,
     request: Request,
     display: Display,
-    left_out: list[str],
+    notes: list[str],
     checks: CheckOptions,
     out: Output,
     *,
@@ -141,26 +139,60 @@ def _run(
     record = engines.recall(pair, engine, display) if request.auto else None
     engines.build_kernels(engine, request, display)
     run = engine.run(request)
-    run.generation.notes += left_out
-    with leaving(lambda: _end(pair, engine, run, display, out)):
+    run.generation.notes += notes
+    leaves = leaving(lambda: _end(pair, engine, run, display, out))
+    with leaves, display.told("writing the text"):
         interrupted = _show(run, display)
     if record is not None:
         records.remember(replace(record, learned=engine.learned), display.note)
     if interrupted:
         display.finish(run.generation, None)
         return _Result(run, interrupted)
-    both = None
-    if checks.compare:
-        with display.status("decoding again, with and without speculation"):
-            both = _both(engine, request)
-    display.finish(run.generation, _split(run) if shown and not out.quiet else None, both)
-    report = None
-    if checks.audit:
-        from mlxspec.measure.audit import audit
+    with leaving(lambda: _end(pair, engine, run, display, out)):
+        result = _compared(engine, run, display, checks, with_split=shown and not out.quiet)
+    if result.interrupted or not checks.audit:
+        return result
+    return _audited(pair, engine, result, display, out, shown=shown)
 
-        with display.status("auditing"):
-            report = audit(engine, run)
-    return _Result(run, interrupted, both, report)
+
+def _compared(
+    engine: Engine, run: Run, display: Display, checks: CheckOptions, *, with_split: bool
+) -> _Result:
+    """Sum up a whole text; a comparison that a person ends takes nothing from it."""
+    both = split = None
+    display.close()
+    try:
+        if checks.compare:
+            with display.status("decoding again, with and without speculation", aloud=True):
+                both = _both(engine, run.request)
+        if with_split:
+            with display.status("timing the parts of a round"):
+                split = _split(run)
+    except KeyboardInterrupt:
+        display.finish(run.generation, split, both)
+        return _Result(run, True, both)
+    display.finish(run.generation, split, both)
+    return _Result(run, False, both)
+
+
+def _audited(
+    pair: Pair, engine: Engine, result: _Result, display: Display, out: Output, *, shown: bool
+) -> _Result:
+    """Audit a text; a person who ends that gets a report on the tokens until then."""
+    from mlxspec.measure.audit import Auditing
+
+    auditing = Auditing(engine, result.run)
+
+    def audited(*, interrupted: bool) -> _Result:
+        return replace(result, interrupted=interrupted, report=auditing.report)
+
+    def last_words() -> None:
+        display.close()
+        _tell(pair, engine, audited(interrupted=True), out, shown=shown)
+
+    with leaving(last_words):
+        interrupted = display.follow(auditing)
+    return audited(interrupted=interrupted)
 
 
 def _show(run: Run, display: Display) -> bool:
@@ -200,6 +232,15 @@ def _split(run: Run) -> Any:
 
 def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
     """Print what is left to print, and exit as the result asks for."""
+    _tell(pair, engine, result, out, shown=shown)
+    if result.report is not None and result.report.outcome == "defect":
+        raise typer.Exit(MlxspecError.exit_code)
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _tell(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
+    """Print a result's object, or the report of its audit."""
     report = result.report
     if out.as_json:
         out.object(_as_dict(pair, engine, result))
@@ -207,10 +248,6 @@ def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: b
         tokenizer = engine.tokenizer
         line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
         (out.tell if shown else out.line)(line)
-    if result.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if report is not None and report.outcome == "defect":
-        raise typer.Exit(MlxspecError.exit_code)
 
 
 def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
+from mlxspec.cli.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
-from mlxspec.files import require_no_folder
-from mlxspec.pairs.table import Pair, find_pair
+from mlxspec.files import expanded, require_no_folder
+from mlxspec.pairs.table import Pair, find_pair, load_pairs
 from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
 PromptArgument = Annotated[
@@ -36,21 +38,21 @@ PromptsOption = Annotated[
         help="Prompts of your own: a text or a JSON object on each line, or a JSON list.",
     ),
 ]
+BudgetOption = Annotated[
+    float,
+    typer.Option(
+        "--budget",
+        metavar="SECONDS",
+        min=1,
+        help="Measure for about as long: less is measured where a pass is slow. Loading and "
+        "building kernels come on top.",
+    ),
+]
 
 _model = partial(typer.Option, rich_help_panel="Models")
 _drafting = partial(typer.Option, rich_help_panel="Speculation")
 _text = partial(typer.Option, rich_help_panel="Text")
 _output = partial(typer.Option, rich_help_panel="Output")
-
-ReasoningOption = Annotated[
-    bool | None,
-    _output(
-        "--show-reasoning/--hide-reasoning",
-        help="Whether stdout has a model's reasoning before its answer: on a terminal by default. "
-        "--json has both in any case, apart.",
-        show_default=False,
-    ),
-]
 
 
 def _draft_tokens(text: str) -> DraftTokens:
@@ -63,6 +65,10 @@ def _draft_tokens(text: str) -> DraftTokens:
     if not 0 <= count <= MAX_DRAFT_TOKENS:
         raise typer.BadParameter(f"{text!r} is neither auto nor in the range 0-{MAX_DRAFT_TOKENS}.")
     return count
+
+
+def _texts(given: Iterable[str] | None, what: str) -> tuple[str, ...]:
+    return tuple(as_text(one, what) for one in given or ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +157,11 @@ class ModelOptions:
     def kv(self) -> KVQuantization | None:
         """The quantisation of keys and values, if there is any."""
         if self.kv_bits is None:
+            if self.kv_group_size != DEFAULT_GROUP_SIZE:
+                raise UsageError(
+                    f"--kv-group-size {self.kv_group_size} says nothing without --kv-bits.",
+                    hint="Add --kv-bits 8, or 4 or 2, which quantises keys and values.",
+                )
             return None
         return KVQuantization(self.kv_bits, self.kv_group_size)
 
@@ -177,6 +188,8 @@ class ModelOptions:
                     f"--pair {self.pair} and --target {self.target} both name a target.",
                     hint="Leave one out; --draft names a draft for the target.",
                 )
+            if self.models is not None:
+                load_pairs(self.models)  # nothing of it is used, but what is wrong with it is said
             return Pair(name=self.target, target=self.target, draft=draft)
         pair = find_pair(self.pair, self.models)
         if draft is None:
@@ -235,7 +248,7 @@ class TextOptions:
     def template_args(self) -> dict[str, Any]:
         """The arguments of the chat template by their names."""
         found: dict[str, Any] = {}
-        for given in self.template_arg or ():
+        for given in _texts(self.template_arg, "--template-arg"):
             name, equals, value = given.partition("=")
             if not name or not equals:
                 raise UsageError(
@@ -248,14 +261,20 @@ class TextOptions:
                 found[name] = value
         return found
 
+    def texts(self) -> dict[str, Any]:
+        """The texts by the names that `Engine.request` gives them."""
+        return {
+            "system": None if self.system is None else as_text(self.system, "The system message"),
+            "stop": _texts(self.stop, "The stop string"),
+            "eos": _texts(self.eos, "The token's name"),
+            "template_args": self.template_args(),
+        }
+
     def cache_file(self) -> Path | None:
         """The file of the prompt cache; raises UsageError where it is a folder."""
         if self.cache is None:
             return None
-        try:
-            path = self.cache.expanduser()
-        except RuntimeError:  # there is no home of that name, and so no such folder
-            path = self.cache
+        path = expanded(self.cache)
         require_no_folder(path)
         return path
 
@@ -274,6 +293,21 @@ class OutputOptions:
 
     as_json: Annotated[bool, _output("--json", help="Print one JSON object on stdout.")] = False
     quiet: Annotated[bool, _output("--quiet", "-q", help="Nothing on stderr but errors.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningOptions:
+    """Whether the reasoning is shown beside the answer."""
+
+    reasoning: Annotated[
+        bool | None,
+        _output(
+            "--show-reasoning/--hide-reasoning",
+            help="Whether stdout has a model's reasoning before its answer: on a terminal by "
+            "default. --json has both in any case, apart.",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

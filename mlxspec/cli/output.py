@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlxspec.cli import streams
 from mlxspec.errors import MlxspecError
 
 if TYPE_CHECKING:
@@ -31,8 +32,11 @@ class Output:
     reasoning: bool | None = None
 
     def object(self, value: Mapping[str, Any] | list[Any]) -> None:
-        """One JSON object, or list, on a line of stdout."""
-        self.line(json.dumps(value, ensure_ascii=False))
+        """One JSON object, or list, on a line of stdout, in UTF-8."""
+        streams.exactly()
+        line = json.dumps(value, ensure_ascii=False)
+        # A path may hold bytes that are no UTF-8: only escapes are JSON then.
+        self.line(line if streams.is_unicode(line) else json.dumps(value))
 
     def line(self, text: str) -> None:
         """A line of data on stdout."""
@@ -45,11 +49,18 @@ class Output:
         for one in renderables:
             console.print(one, style=style)
 
-    def console(self) -> Console:
-        """Rich's console on stdout. Brackets in strings are text."""
+    def console(self, *, least: int = 0) -> Console:
+        """Rich's console on stdout. Brackets in strings are text.
+
+        Args:
+            least: columns that tables of figures need: a narrower terminal breaks their lines,
+                because what is cut could not be read.
+        """
         from rich.console import Console
 
-        return Console(highlight=False, markup=False)
+        console = Console(highlight=False, markup=False)
+        console.width = max(console.width, least)
+        return console
 
     def tell(self, line: str) -> None:
         """A line for people on stderr."""
@@ -61,16 +72,17 @@ class Output:
         """The display of a generation, or of a wait.
 
         Args:
-            text: whether stdout shows the text; never beside a JSON object.
+            text: whether the text is what a person waits for. stdout shows it then, but never
+                beside a JSON object.
         """
         from mlxspec.cli.display import open_display
 
-        silent = self.as_json or not text
         return open_display(
             stdout=sys.stdout,
             stderr=sys.stderr,
             quiet=self.quiet,
-            json=silent,
+            json=self.as_json or not text,
+            measures=not text,
             reasoning=self.reasoning,
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxspec.cli import options
+from mlxspec.cli.help import BESIDE, Command, Group
 from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
@@ -18,10 +20,12 @@ from mlxspec.pairs.table import Pair, find_pair, load_pairs
 if TYPE_CHECKING:
     from rich.table import Table
 
-pairs_app = typer.Typer(help="The table of model pairs.", no_args_is_help=True)
+_COLUMNS = 72  # that the table of what was learned needs
+
+pairs_app = typer.Typer(cls=Group, help="The table of model pairs.", no_args_is_help=True)
 
 
-@pairs_app.command("list")
+@pairs_app.command("list", cls=Command)
 def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption = False) -> None:
     """Show every pair of the table."""
     out, pairs = Output(as_json), load_pairs(models)
@@ -31,7 +35,7 @@ def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption 
     out.show(_grid((pair.name, _in_three_lines(pair)) for pair in pairs.values()))
 
 
-@pairs_app.command("show")
+@pairs_app.command("show", cls=Command)
 def show_pair(
     name: Annotated[str, typer.Argument(help="Its name in the table.")],
     models: options.ModelsOption = None,
@@ -49,7 +53,8 @@ def show_pair(
         return
     out.show(_grid(_rows(pair)))
     for record in kept:
-        out.show("", _setting(record), _learned(record))
+        out.show("", _setting(record))
+        out.console(least=_COLUMNS).print(_learned(record))
         if record.recommendation is not None:
             out.show(str(record.recommendation), style="bold")
 
@@ -125,12 +130,19 @@ def _drafts_of(pair: Pair) -> str:
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names beside what belongs to them, or above it where lines are short."""
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
+    beside = shutil.get_terminal_size().columns >= BESIDE
+    table.add_column(style="bold", no_wrap=True) if beside else None
     table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # not strings, in which brackets are markup
+    for name, value in rows:
+        if beside:
+            table.add_row(Text(name), Text(value))  # not strings, in which brackets are markup
+        else:
+            table.add_row(Text(name, "bold"))
+            table.add_row(Padding(Text(value), (0, 0, 0, 2)))
     return table

@@ -2,67 +2,117 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
+from mlxspec.cli.interrupts import INTERRUPTED, leaving
 from mlxspec.cli.options import ModelOptions, OutputOptions
 from mlxspec.cli.output import Output
 from mlxspec.control import records
-from mlxspec.defaults import AUTO
+from mlxspec.defaults import AUTO, BUDGET_S
+from mlxspec.errors import NothingDrafts
+from mlxspec.pairs.table import Pair
+
+if TYPE_CHECKING:
+    from mlxspec.cli.display import Display
+    from mlxspec.decode.engine import Engine
+    from mlxspec.measure.findings import Findings
 
 
 @grouped
 def probe_pair(
-    *, models: ModelOptions, prompts: options.PromptsOption = None, output: OutputOptions
+    *,
+    models: ModelOptions,
+    prompts: options.PromptsOption = None,
+    budget: options.BudgetOption = BUDGET_S,
+    output: OutputOptions,
 ) -> None:
     """Measure the gain of speculation with a pair on this machine, and try it."""
-    _probe(models, prompts, Output(output.as_json, output.quiet), tunes=False)
+    _probe(models, prompts, budget, Output(output.as_json, output.quiet), tunes=False)
 
 
 @grouped
 def tune_pair(
-    *, models: ModelOptions, prompts: options.PromptsOption = None, output: OutputOptions
+    *,
+    models: ModelOptions,
+    prompts: options.PromptsOption = None,
+    budget: options.BudgetOption = BUDGET_S,
+    output: OutputOptions,
 ) -> None:
     """Probe, try the best numbers of draft tokens on real prompts, and remember the result."""
-    _probe(models, prompts, Output(output.as_json, output.quiet), tunes=True)
+    _probe(models, prompts, budget, Output(output.as_json, output.quiet), tunes=True)
 
 
-def _probe(models: ModelOptions, prompts: Path | None, out: Output, *, tunes: bool) -> None:
+def _probe(
+    models: ModelOptions, prompts: Path | None, budget_s: float, out: Output, *, tunes: bool
+) -> None:
     from mlxspec.cli.prompts import read_prompts
 
     pair = models.chosen()
+    if not models.speculates:
+        raise NothingDrafts
     own = read_prompts(prompts) if prompts is not None else None
+    notes: list[str] = []
     with out.display(text=False) as display:
-        engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
-        from mlxspec.cli import report
+        engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
         from mlxspec.measure import probe
-        from mlxspec.measure.forecast import recommended
 
-        probe.require_drafter(engine)
-        texts = own or probe.PROMPTS
         engines.build_kernels(engine, engine.request([0], draft_tokens=AUTO), display)
-        with display.status("measuring"):
-            found = probe.probe(engine, texts)
-            contenders = found.contenders(probe.CANDIDATES if tunes else 1)
-            measured = probe.speeds(engine, texts, contenders)
-        named = {report.described(one): speed for one, speed in measured.items()}
-        result = found.as_dict() | {"measured_tokens_per_second": named}
-        best = recommended(measured)
-        if tunes:
-            record = engines.recall(pair, engine, display)
-            result |= {"verdict": asdict(best), "remembered": not found.is_noisy}
-            if not found.is_noisy:
-                engine.learned.learn(0, found.knowledge())
-                learned = replace(record, learned=engine.learned, recommendation=best)
-                records.remember(learned, display.note)
+        measuring = probe.Probe(
+            engine,
+            own or probe.PROMPTS,
+            budget_s=budget_s,
+            candidates=probe.CANDIDATES if tunes else 1,
+        )
+
+        def end() -> None:
+            """Keep and print what is found; also from a thread, where MLX keeps this one."""
+            findings = measuring.findings
+            remembered = _remember(pair, engine, findings, display) if tunes else None
+            display.close()
+            _print(pair, findings, out, notes, remembered)
+
+        with leaving(end):
+            interrupted = display.follow(measuring)
+        end()
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _remember(pair: Pair, engine: Engine, findings: Findings, display: Display) -> bool:
+    """Keep what was measured, and the verdict if there is one; False if there is none."""
+    found, best = findings.forecast, findings.verdict().recommendation
+    if found is None or found.is_noisy:
+        return False
+    record = engines.recall(pair, engine, display)
+    engine.learned.learn(0, found.knowledge())
+    learned = replace(record, learned=engine.learned, recommendation=best)
+    records.remember(learned, display.note)
+    return best is not None
+
+
+def _print(
+    pair: Pair, findings: Findings, out: Output, notes: list[str], remembered: bool | None
+) -> None:
+    """Print the findings, and the one verdict last.
+
+    Args:
+        remembered: whether the verdict was stored; None where nobody asked for that.
+    """
     if out.as_json:
-        out.object({"pair": pair.name, **result})
+        stored = {} if remembered is None else {"remembered": remembered}
+        out.object({"pair": pair.name, **findings.as_dict(), "notes": notes, **stored})
         return
-    console = out.console()
-    report.show_probe(found, console)
-    report.show_trial(found, measured, console)
-    if tunes:
-        what = "not remembered" if found.is_noisy else f"remembered: {best}"
-        console.print(what, style="bold")
+    from mlxspec.cli import report
+
+    console = out.console(least=report.COLUMNS)
+    report.show(findings, console)
+    words = findings.verdict().words
+    if remembered is not None:
+        words = f"{'' if remembered else 'not '}remembered: {words}"
+    console.print(words, style="bold", soft_wrap=True)

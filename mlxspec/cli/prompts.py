@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -10,7 +11,9 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, BinaryIO
 
+from mlxspec.cli.streams import as_text, is_unicode, not_utf8
 from mlxspec.errors import PromptError
+from mlxspec.files import expanded
 from mlxspec.metrics import Tell, silent
 
 PATIENCE_S = 1.0  # of waiting for stdin without a word
@@ -27,7 +30,8 @@ def read_prompt(
 
     Args:
         stdin: read where it is a pipe or a file, never where a person would have to type; None is
-            never read.
+            never read. Beside an argument, a file that is read in part already is left to whoever
+            reads it, such as the loop of a shell.
         default: the prompt where neither is given.
         tell: called once where stdin has not ended after a second.
 
@@ -35,9 +39,12 @@ def read_prompt(
         PromptError: there is none, it is blank, or it is not UTF-8.
     """
     is_piped = stdin is not None and _is_piped(stdin)
+    if stdin is not None and is_piped and argument not in (None, "-") and _is_begun(stdin):
+        tell("stdin is a file that something else has begun to read, and is left alone; - takes it")
+        is_piped = False
     reads = stdin is not None and (argument == "-" or is_piped)
     piped = _decoded(_read(stdin, argument, tell)) if stdin is not None and reads else ""
-    parts = [argument if argument not in (None, "-") else "", piped]
+    parts = ["" if argument in (None, "-") else as_text(argument, "The prompt"), piped]
     prompt = "\n\n".join(part for part in parts if part)
     if argument is None and not piped:
         if default is not None and not is_piped:
@@ -48,10 +55,6 @@ def read_prompt(
         )
     if not prompt.strip():
         raise PromptError("The prompt is empty.", hint="Give a text as argument or on stdin.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _not_utf8() from error
     return prompt
 
 
@@ -81,7 +84,7 @@ def read_text(path: Path) -> str:
         PromptError: it cannot be read, or is not UTF-8.
     """
     try:
-        return _decoded(path.expanduser().read_bytes(), str(path))
+        return _decoded(expanded(path).read_bytes(), str(path))
     except OSError as error:
         raise PromptError(
             f"The file {path} cannot be read: {error.strerror}.", hint="Check the path."
@@ -89,25 +92,42 @@ def read_text(path: Path) -> str:
 
 
 def _prompts_in(content: str, path: Path) -> list[str]:
-    lines = [line for line in re.split(r"\r\n|\r|\n", content) if line.strip()]
-    if re.match(r"\s*\[\s*([\"{\]\d-]|$)", content):  # a list, and no text such as [INST]
-        return _listed(content, path)
-    if lines and isinstance(_parsed(lines[0]), dict):
-        return [_prompt_of(_parsed(line), f"line {at}", path) for at, line in enumerate(lines, 1)]
-    return lines
+    try:
+        whole = json.loads(content)
+    except RecursionError:
+        whole = None
+    except ValueError as error:
+        whole = None
+        _require_no_list(content, path, str(error))
+    if isinstance(whole, list):
+        places = ((f"entry {at}", entry) for at, entry in enumerate(whole, 1))
+        return [_prompt_of(entry, place, path) for place, entry in places]
+    if isinstance(whole, dict):
+        return [_prompt_of(whole, "the object", path)]
+    lines = enumerate(re.split(r"\r\n|\r|\n", content), 1)
+    filled = [(at, line) for at, line in lines if line.strip()]
+    if filled and isinstance(_parsed(filled[0][1]), dict):
+        return [_prompt_of(_parsed(line), f"line {at}", path) for at, line in filled]
+    return [line for _, line in filled]
 
 
-def _listed(content: str, path: Path) -> list[str]:
-    entries = _parsed(content)
-    if not isinstance(entries, list):
-        return []
-    return [_prompt_of(entry, f"entry {at}", path) for at, entry in enumerate(entries, 1)]
+def _require_no_list(content: str, path: Path, why: str) -> None:
+    """Raise PromptError where a text that is no JSON was to be a list of it.
+
+    A text on a line may begin with a bracket as well: `[INST]`, `[1]`, `[ ]`, or a whole list.
+    """
+    begins = re.match(r"\s*\[\s*([\"{]|$)", content)
+    if begins and not why.startswith("Extra data"):
+        raise PromptError(
+            f"{path} begins as a JSON list and is none: {why[:1].lower()}{why[1:]}.",
+            hint='Correct it there, or give a text on each line: ["one", "two"] is a list.',
+        )
 
 
 def _parsed(content: str) -> Any:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -116,15 +136,30 @@ def _prompt_of(entry: Any, place: str, path: Path) -> str:
     if isinstance(entry, dict):
         turns = entry.get("messages")
         if isinstance(turns, list) and len(turns) == 1 and isinstance(turns[0], dict):
-            entry = turns[0].get("content") if turns[0].get("role") == "user" else None
+            entry = _text_of(turns[0].get("content")) if turns[0].get("role") == "user" else None
         else:
-            entry = entry.get("prompt", entry.get("text"))
+            texts = (entry.get(key) for key in ("prompt", "text"))
+            entry = next((text for text in texts if text is not None), None)
     if not isinstance(entry, str):
         raise PromptError(
-            f"There are no prompts in {path}: {place} is none.",
+            f"{path} has no prompt where {place} should be one.",
             hint="Give a string, or an object with `prompt`, `text`, or one user's `messages`.",
         )
+    if not is_unicode(entry):
+        raise PromptError(
+            f"{path} has half of a character in {place}: an escape such as \\ud800 on its own.",
+            hint="Write the character itself, or both halves of it.",
+        )
     return entry
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a turn that may be a list of parts; parts of other kinds leave none."""
+    if not isinstance(content, list):
+        return content
+    texts = [one.get("text") if isinstance(one, dict) else None for one in content]
+    is_text = texts and all(isinstance(one, str) for one in texts)
+    return "".join(map(str, texts)) if is_text else None
 
 
 def _read(stdin: BinaryIO, argument: str | None, tell: Tell) -> bytes:
@@ -147,14 +182,17 @@ def _is_piped(stdin: BinaryIO) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
+def _is_begun(stdin: BinaryIO) -> bool:
+    """Whether a file was read in part by whoever had it before."""
+    try:
+        return os.lseek(stdin.fileno(), 0, os.SEEK_CUR) > 0
+    except (OSError, ValueError):  # a pipe has no place
+        return False
+
+
 def _decoded(content: bytes, what: str = "The prompt") -> str:
     try:
         return content.decode("utf-8-sig")  # without a byte order mark
     except UnicodeDecodeError as error:
-        raise _not_utf8(what) from error
-
-
-def _not_utf8(what: str = "The prompt") -> PromptError:
-    return PromptError(
-        f"{what} is not valid UTF-8.", hint="Convert it: iconv -f latin1 -t utf-8 FILE."
-    )
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        raise not_utf8(what, "utf-16" if is_utf16 else "latin1") from error

@@ -10,42 +10,52 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.control.records import Recommendation
-from mlxspec.defaults import MODEL
+from mlxspec.measure.findings import Findings, described
 from mlxspec.measure.forecast import PLAIN_DECODING, WORTH_IT, Contender, Forecast
+from mlxspec.measure.plan import enough
+from mlxspec.metrics import speed
 
+COLUMNS = 80  # that the tables need
 WITHIN = 0.1  # how far a prediction may be off
 
 
-def show_probe(found: Forecast, console: Console) -> None:
-    """The cost curve, what is expected of every drafter's K, and the verdict."""
+def show(findings: Findings, console: Console) -> None:
+    """All that was measured, and what was left out; but for the verdict."""
+    found = findings.forecast
+    if found is None:
+        return
     console.print(_curve(found))
+    if found.drafters:
+        _show_expected(found, console)
+    if findings.tried:
+        console.print(_trial(found, findings.tried))
+    if findings.left_out:
+        console.print(
+            f"Measured to stay within {findings.budget_s:.0f} s: {'; '.join(findings.left_out)}. "
+            f"--budget {enough(findings.whole_s)} leaves the time to measure all.",
+            soft_wrap=True,
+        )
+
+
+def _show_expected(found: Forecast, console: Console) -> None:
     console.print(f"plain round {1e3 * found.plain_s:.2f} ms")
     for name, drafting in found.drafters.items():
         if drafting.is_model:
             console.print(
-                f"{name}: draft step {1e3 * drafting.step_s:.2f} ms · "
-                f"host {1e3 * drafting.host_s:+.2f} ms of a round, less what overlaps"
+                f"{name}: first draft step {1e3 * drafting.first_s:.2f} ms · each other "
+                f"{1e3 * drafting.step_s:.2f} ms · host {1e3 * drafting.host_s:+.2f} ms of a "
+                "round, less what overlaps",
+                soft_wrap=True,
             )
     console.print(_expected(found))
-    if found.is_noisy:
-        console.print(
-            f"This machine is too busy to tell: the same pass varies by {found.noise:.0%}. "
-            "Close other programs and probe again.",
-            style="bold",
-        )
-        return
-    best = found.best()
-    drafter = "" if best.drafter == MODEL else best.drafter
-    console.print(str(Recommendation(best.draft_tokens, best.speed_up, drafter)), style="bold")
 
 
-def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Console) -> None:
+def _trial(found: Forecast, tried: Mapping[Contender, float]) -> Table:
     """The forecast beside the measurement, in tokens per second and times plain decoding."""
     expected = {Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()}
     table = Table("tried", "tokens/s", "x plain", "expected", "", box=SIMPLE_HEAD, padding=(0, 1))
-    for contender, speed in measured.items():
-        came, remark = speed / measured[PLAIN_DECODING], ""
+    for contender, tokens_per_second in tried.items():
+        came, remark = tokens_per_second / tried[PLAIN_DECODING], ""
         predicted = expected.get(contender)
         if predicted is not None and contender != PLAIN_DECODING:
             off = predicted / came - 1
@@ -53,30 +63,24 @@ def show_trial(found: Forecast, measured: Mapping[Contender, float], console: Co
             remark += "" if abs(off) <= WITHIN else ": texts differ, or the machine was busy"
         table.add_row(
             described(contender),
-            f"{speed:.0f}",
+            speed(tokens_per_second),
             f"{came:.2f}",
             "" if predicted is None else f"{predicted:.2f}",
             remark,
         )
-    console.print(table)
-
-
-def described(contender: Contender) -> str:
-    """A way to decode in words."""
-    if contender == PLAIN_DECODING:
-        return "plain"
-    return f"{contender.drafter} {contender.draft_tokens}".strip()
+    return table
 
 
 def _curve(found: Forecast) -> Table:
     """T(M)/T(1) as bars."""
     first = found.pass_s[1]
     largest = max(found.pass_s.values()) / first
-    table = Table("rows", "T(M)/T(1)", "", box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table("rows", "time", "x one row", "", box=SIMPLE_HEAD, padding=(0, 1))
     for rows, seconds in found.pass_s.items():
         ratio = seconds / first
-        table.add_row(str(rows), f"{ratio:.2f}", Bar(largest, 0, ratio, width=40))
-    table.title = Text("what the target takes for several rows, beside one")
+        bar = Bar(largest, 0, ratio, width=40)
+        table.add_row(str(rows), f"{1e3 * seconds:.2f} ms", f"{ratio:.2f}", bar)
+    table.title = Text("what a pass of the target over several rows takes")
     return table
 
 
@@ -91,11 +95,9 @@ def _expected(found: Forecast) -> Table:
         box=SIMPLE_HEAD,
         padding=(0, 1),
     )
-    best = found.best()
     for option in found.options():
         name, count = option.drafter, option.draft_tokens
         rates = found.drafters[name].acceptance(count) if name else ()
-        style = "bold" if option == best else "" if option.speed_up >= WORTH_IT else "dim"
         table.add_row(
             name or "plain",
             str(count),
@@ -103,7 +105,7 @@ def _expected(found: Forecast) -> Table:
             f"{option.tokens:.2f} tokens",
             f"{1e3 * option.seconds:.2f} ms",
             f"{option.speed_up:.2f}",
-            style=style,
+            style="" if option.speed_up >= WORTH_IT else "dim",
         )
     table.title = Text("what is expected; of a round's tokens the first and the last are accepted")
     return table

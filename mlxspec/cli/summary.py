@@ -11,6 +11,7 @@ from mlxspec.metrics import (
     RoundStats,
     SpeculationStats,
     Split,
+    speed,
 )
 
 STATUS_EVERY_S = 0.1  # faster than this, nobody can read the numbers
@@ -42,7 +43,7 @@ def live_parts(generation: Generation, latest: RoundStats | None, elapsed_s: flo
     """
     tokens, stats = len(generation.tokens), generation.speculation
     # The first token is there when decoding begins: at once, it would look like a rate.
-    parts = [f"{tokens / elapsed_s:.0f} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
+    parts = [f"{speed(tokens / elapsed_s)} tok/s"] if elapsed_s >= STATUS_EVERY_S else []
     if speculates(generation) and stats.acceptance_rate is not None:
         parts.append(f"acceptance {stats.acceptance_rate:.0%}")
         parts.append(f"{stats.tokens_per_round:.1f} tokens/round")
@@ -99,7 +100,7 @@ def _output(generation: Generation) -> list[str]:
     tokens = f"{count} token{'' if count == 1 else 's'}"
     parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
     if generation.tokens_per_second:
-        parts.append(f"{generation.tokens_per_second:.0f} tok/s")
+        parts.append(f"{speed(generation.tokens_per_second)} tok/s")
     if count and timing.time_to_first_token_s:
         parts.append(f"first after {timing.time_to_first_token_s:.2f} s")
     return [*parts, _STOPPED[generation.finish_reason]]
@@ -113,7 +114,9 @@ def _written(generation: Generation) -> list[str]:
 
 
 def _rounds(stats: SpeculationStats) -> list[str]:
-    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}"]
+    # A round that the end cut short has written tokens, and is not in the rates that follow.
+    cut = ", the last cut short" if 1 < stats.rounds != stats.full_rounds else ""
+    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}{cut}"]
     if stats.tokens_per_round is not None:
         parts.append(f"{stats.tokens_per_round:.2f} tokens per round")
     if stats.acceptance_rate is not None:
@@ -128,8 +131,8 @@ def _compared(generation: Generation, both: Both) -> list[str]:
         return ["too short to compare"]
     text = "the same text" if both.plain.tokens == generation.tokens else "another text"
     return [
-        f"{fast:.0f} tok/s with speculation",
-        f"{slow:.0f} without",
+        f"{speed(fast)} tok/s with speculation",
+        f"{speed(slow)} tok/s without",
         f"{fast / slow:.2f} x",
         text,
     ]

@@ -6,12 +6,13 @@ stdout still carries the text and its styles alone.
 
 from __future__ import annotations
 
+import codecs
 import os
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import TextIO
+from typing import IO, TextIO
 
 from rich.cells import cell_len
 from rich.style import Style
@@ -138,7 +139,7 @@ class TerminalText(TextOut):
         self._written = False  # until nothing can interrupt it any more
         self._notice_resize()
         for piece in pieces:
-            text = self._laid_out(visible(piece.text))
+            text = self._laid_out(_in_letters_of(self._stream, visible(piece.text)))
             if self._colours and piece.reasoning:
                 text = ASIDE.render(text)
             elif self._colours and marked and not piece.from_draft:
@@ -269,7 +270,20 @@ def _is_sure(char: str) -> bool:
     return _cells(char) > 0 or category == "Mn"
 
 
-def _size(stream: TextIO) -> os.terminal_size:
+def _in_letters_of(stream: TextIO, text: str) -> str:
+    """What the stream makes of letters that its encoding lacks, which may be of another width."""
+    encoding = codecs.lookup(stream.encoding).name
+    if encoding == "utf-8":
+        return text
+    return text.encode(encoding, stream.errors or "strict").decode(encoding)
+
+
+def columns_of(stream: IO[str]) -> int:
+    """The width of the terminal that a stream goes to."""
+    return _size(stream).columns
+
+
+def _size(stream: IO[str]) -> os.terminal_size:
     with suppress(*GONE):
         size = os.get_terminal_size(stream.fileno())
         if size.columns > 0:

@@ -45,22 +45,25 @@ class Setting:
 class Recommendation:
     """The fastest K, or "auto", with its speed-up over plain decoding.
 
-    `drafter` names the draft, where there may be several.
+    `drafter` names the draft, where there may be several. `note` is the reason, where there is
+    more to say than that it was measured.
     """
 
     draft_tokens: DraftTokens
     speed_up: float
     drafter: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         if self.draft_tokens == 0:
-            return "do not speculate: plain decoding is the fastest"
+            return f"do not speculate: {self.note or 'plain decoding is the fastest'}"
         plural = "" if self.draft_tokens == 1 else "s"
         what = f"{self.draft_tokens} draft token{plural}"
         if self.draft_tokens == AUTO:
             what = f"--draft-tokens {AUTO}"
         of = f" of {self.drafter}" if self.drafter else ""
-        return f"use {what}{of}: {self.speed_up:.2f} x plain decoding"
+        note = f" ({self.note})" if self.note else ""
+        return f"use {what}{of}: {self.speed_up:.2f} x plain decoding{note}"
 
 
 @dataclass(frozen=True)

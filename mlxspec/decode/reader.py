@@ -98,6 +98,7 @@ class Reader:
             tell=self._tell,
             piece_s=DRAFT_PIECE_S,
             first=1,
+            strict=True,
         )
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -113,38 +114,39 @@ class Requests:
         max_tokens: int | None = DEFAULT_MAX_TOKENS,
         draft_tokens: DraftTokens | None = None,
         sampling: SamplingParams = GREEDY,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         ignore_eos: bool = False,
         system: str | None = None,
         raw: bool = False,
         template_args: Mapping[str, Any] | None = None,
-        eos: Sequence[str] = (),
+        eos: str | Sequence[str] | None = (),
         processors: Sequence[Processor] = (),
         prediction: Prompt | None = None,
         capacity: int = 0,
-        cache: Path | None = None,
+        cache: str | Path | None = None,
     ) -> Request:
         """See `Engine.request`."""
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
         if stop and self._tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
-        if cache is not None:
-            require_no_folder(cache)
+        file = None if cache is None else Path(cache)
+        if file is not None:
+            require_no_folder(file)
         notes: list[str] = []
         tokens = self.encode(
             prompt, system=system, raw=raw, template_args=template_args, tell=notes.append
         )
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
-        also = self._named(eos)
+        also = self._named(_texts(eos))
         return Request(
             tokens=tuple(tokens),
             limit=self._limit(len(tokens), max_tokens),
             draft_tokens=count,
             auto=auto,
             sampling=self._completed(sampling, auto=auto),
-            stop=tuple(stop),
+            stop=_texts(stop),
             ends=frozenset() if ignore_eos else self._ends | also,
             continues=isinstance(prompt, str)
             and self._tokenizer is not None
@@ -152,7 +154,7 @@ class Requests:
             prediction=tuple(expected),
             processors=tuple(processors),
             capacity=capacity,
-            cache=cache,
+            cache=file,
             notes=tuple(notes),
             reasoning=None if raw else self._reasoning(tokens, max_tokens),
         )
@@ -185,7 +187,7 @@ class Requests:
             tokens = list(prompt)
         if not tokens:
             raise PromptError("The prompt is empty.", hint="Give at least one token.")
-        if not all(0 <= token < self._vocabulary for token in tokens):
+        if not all(_is_id(token, self._vocabulary) for token in tokens):
             raise PromptError(
                 f"A token of the prompt is not one of the model's {self._vocabulary:,}.",
                 hint="Encode it with the model's own tokenizer.",
@@ -265,6 +267,12 @@ class Requests:
 
         With `auto` and no rule named, they get a rule under which the seed decides the text.
         """
+        lacking = [token for token in sampling.logit_bias if token >= self._vocabulary]
+        if lacking:
+            raise UsageError(
+                f"logit_bias is given for {lacking[0]}, and the model has no token {lacking[0]}.",
+                hint=f"The ids of its tokens are 0 to {self._vocabulary - 1}.",
+            )
         if auto and sampling.verify is None:
             sampling = sampling.auditable()
         sampling = sampling.with_seed()
@@ -273,3 +281,12 @@ class Requests:
         line_end = self._tokenizer.encode("\n", add_special_tokens=False)
         spared = (*line_end, *sorted(self._ends))
         return replace(sampling, xtc_special_tokens=spared)
+
+
+def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Several texts, of which one may come alone."""
+    return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _is_id(token: object, vocabulary: int) -> bool:
+    return isinstance(token, Integral) and 0 <= int(token) < vocabulary

@@ -50,7 +50,7 @@ def described(about: dict[str, Any]) -> str:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     return next((line.partition(": ")[2] for line in lines if "model name" in line), "") or (
         platform.processor()
     )

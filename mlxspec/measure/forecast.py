@@ -1,19 +1,18 @@
 """The speed-up to expect of speculation, from measurements of its parts. No MLX.
 
-A round that proposes K tokens takes C(K) = K·t_draft + T(K + 1) + t_host, where T(M) is a pass of
-the target over M rows, t_draft a step of the draft, and t_host the rest of a round in a running
-text: Python's share, less what overlaps. A proposal from the text takes no drafting, but its round
-is waited for. If a round commits N(K) tokens, the speed-up is N(K)·C(0)/C(K).
+A round that proposes K tokens takes C(K) = t_first + (K - 1)·t_draft + T(K + 1) + t_host. T(M) is a
+pass of the target over M rows. t_first is the draft's first step, which reads the last two tokens,
+and t_draft each later step, which reads one. t_host is the rest of a round in a running text:
+Python's share, less what overlaps. A proposal from the text takes no drafting, but its round is
+waited for. If a round commits N(K) tokens, the speed-up is N(K)·C(0)/C(K).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES, TEXT, Knowledge
@@ -24,6 +23,9 @@ from mlxspec.defaults import AUTO, MODEL, DraftTokens
 # The least speed-up that is recommended, and the noise above which medians tell nothing.
 WORTH_IT = 1.02
 TOO_NOISY = 0.2
+# The least speed-up with right proposals alone that is worth measuring more. Good drafts are right
+# nine times in ten, which leaves nothing of less than that.
+WORTH_MEASURING = 1.1
 
 
 class Contender(NamedTuple):
@@ -51,21 +53,37 @@ class Option:
 class MeasuredDrafter:
     """The measurements of a drafter. Times are in seconds.
 
-    step_s: t_draft; 0 for a text drafter. host_s: t_host.
-    rounds: for each K, the rounds that it would have run.
+    first_s, step_s: t_first and t_draft; 0 for a text drafter. host_s: t_host.
+    rounds: for each K, the rounds that it would have run, at least one.
     """
 
+    first_s: float
     step_s: float
     host_s: float
     rounds: Mapping[int, Sequence[Proposed]]
 
     @property
     def is_model(self) -> bool:
-        return self.step_s > 0
+        return self.first_s > 0
+
+    def drafting_s(self, draft_tokens: int) -> float:
+        """Seconds in which it proposes `draft_tokens` tokens, at least 1."""
+        return self.first_s + (draft_tokens - 1) * self.step_s
 
     def acceptance(self, draft_tokens: int) -> tuple[float, ...]:
         """aⱼ of rounds with K = `draft_tokens`."""
         return replay.rates(self.rounds[draft_tokens], draft_tokens)
+
+
+class Ceiling(NamedTuple):
+    """The most that speculation can bring: the drafts take no time, and are always right.
+
+    rows: M of the pass that brings it. ratio: T(M)/T(1). speed_up: M·T(1)/T(M).
+    """
+
+    rows: int
+    ratio: float
+    speed_up: float
 
 
 @dataclass(frozen=True)
@@ -74,12 +92,22 @@ class Forecast:
 
     pass_s: T(M) for M rows. plain_s: a plain round of a running text.
     noise: the spread of repeated measurements, as a fraction of their median.
+    drafters: those that were measured so far.
     """
 
     pass_s: dict[int, float]
     plain_s: float
     noise: float
-    drafters: Mapping[str, MeasuredDrafter]
+    drafters: Mapping[str, MeasuredDrafter] = field(default_factory=dict)
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """The best of the measured passes over several rows. Raises ValueError without any."""
+        first = self.pass_s[1]
+        several = [rows for rows in self.pass_s if rows > 1]
+        rows = max(several, key=lambda count: count / self.pass_s[count])
+        ratio = self.pass_s[rows] / first
+        return Ceiling(rows, ratio, rows / ratio)
 
     @property
     def is_noisy(self) -> bool:
@@ -89,8 +117,8 @@ class Forecast:
         """C(K) in seconds."""
         if draft_tokens == 0:
             return self.plain_s
-        verifying = float(np.interp(draft_tokens + 1, [*self.pass_s], [*self.pass_s.values()]))
-        return draft_tokens * drafting.step_s + verifying + drafting.host_s
+        verifying = pass_seconds(self.pass_s, draft_tokens + 1)
+        return drafting.drafting_s(draft_tokens) + verifying + drafting.host_s
 
     def options(self) -> list[Option]:
         """Plain decoding first, then every drafter's K."""
@@ -100,8 +128,7 @@ class Forecast:
             *(
                 self._option(name, drafting, count)
                 for name, drafting in self.drafters.items()
-                for count, replayed in drafting.rounds.items()
-                if replayed
+                for count in drafting.rounds
             ),
         ]
 
@@ -127,10 +154,12 @@ class Forecast:
     def knowledge(self) -> dict[str, Knowledge]:
         """Knowledge for a controller to start from, by the name of the drafter.
 
-        A proposal from the text costs a pass that is waited for.
+        A proposal from the text costs a pass that is waited for. Longer passes than the longest
+        that was measured are not known.
         """
-        waited = MeasuredDrafter(0.0, 0.0, {})
-        costs = (self.seconds(waited, count) for count in range(SIZES[-1] + 1))
+        waited = MeasuredDrafter(0.0, 0.0, 0.0, {})
+        reach = min(SIZES[-1] + 1, max(self.pass_s))
+        costs = (self.seconds(waited, count) for count in range(reach))
         known = {TEXT: Knowledge(tuple(costs), ())}
         for name, drafting in self.drafters.items():
             if drafting.is_model:
@@ -148,6 +177,7 @@ class Forecast:
             "plain_round_s": self.plain_s,
             "drafters": {
                 name: {
+                    "draft_first_step_s": drafting.first_s,
                     "draft_step_s": drafting.step_s,
                     "host_s": drafting.host_s,
                     "acceptance_by_position": {
@@ -158,8 +188,25 @@ class Forecast:
             },
             "noise": self.noise,
             "options": [vars(option) for option in self.options()],
-            "best": vars(self.best()),
         }
+
+
+def pass_seconds(pass_s: Mapping[int, float], rows: int) -> float:
+    """T(M) for M = `rows`: linear between measured passes, and beyond the last of them.
+
+    Args:
+        pass_s: seconds by rows, in increasing order; 1 is among them.
+    """
+    if len(pass_s) == 1:  # the worst that can be expected of a pass
+        return rows * pass_s[1]
+    counts = [*pass_s]
+    after = next((at for at, count in enumerate(counts) if count >= rows), len(counts) - 1)
+    low, high = counts[max(after, 1) - 1], counts[max(after, 1)]
+    step = (pass_s[high] - pass_s[low]) / (high - low)
+    if rows > high:
+        step = max(step, 0.0)  # more rows never take less
+        return pass_s[high] + step * (rows - high)
+    return pass_s[low] + step * (rows - low)
 
 
 def recommended(measured: Mapping[Contender, float]) -> Recommendation:

@@ -1,43 +1,41 @@
-"""The speed-up to expect of a pair on this machine, measured before the pair is used.
+"""The speed-up to expect of a pair on this machine, measured before the pair is used, and tried.
 
 One pass of a draft over a greedy text shows what rounds of every K would have kept, and so do the
 proposals of text drafters along it (`replay`). Each K is counted by itself, because longer rounds
 begin more often where the text is hard to guess.
 
-All measurements of a kind take turns, and a median is quoted.
+All measurements of a kind take turns, and a median is quoted. How much is measured depends on how
+long a pass takes (`plan`), and nothing more is measured where the first passes show that no draft
+could pay.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from statistics import median
-from typing import cast
 
-import mlx.core as mx
-
-from mlxspec.control import replay
-from mlxspec.control.estimates import SIZES
-from mlxspec.control.replay import Proposed
+from mlxspec.control.estimates import Learned
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.request import GREEDY
-from mlxspec.decode.round import FusedRound
-from mlxspec.decode.state import RoundState
-from mlxspec.defaults import MAX_AUTO_TOKENS, DraftTokens
-from mlxspec.device import lengths
-from mlxspec.drafters.proposals import TextDrafter
-from mlxspec.errors import UsageError
-from mlxspec.measure.forecast import Contender, Forecast, MeasuredDrafter
-from mlxspec.measure.timing import halves, round_seconds
-from mlxspec.models.cached_model import CachedModel
-from mlxspec.sampling.sampler import Sampler
+from mlxspec.decode.request import Prompt
+from mlxspec.decode.rounds import Rounds
+from mlxspec.defaults import BUDGET_S, MAX_AUTO_TOKENS, DraftTokens
+from mlxspec.drafters.graph import ModelDrafter
+from mlxspec.errors import NothingDrafts
+from mlxspec.measure import acceptance, plan
+from mlxspec.measure.acceptance import Text
+from mlxspec.measure.findings import Findings
+from mlxspec.measure.forecast import Contender, MeasuredDrafter
+from mlxspec.measure.passes import Passes
+from mlxspec.measure.plan import ALL, DRAFTED, Chosen, Plan, Trial
+from mlxspec.measure.schedule import Schedule
+from mlxspec.measure.timing import Key, Value, halves, round_seconds, turns
+from mlxspec.metrics import Progress
 
-ROWS = (*range(1, 17), 32)
-DRAFTED = 4  # proposals in the round whose draft steps and host's share are measured
-REPEATS = 7
-TURNS = 3
-PROMPT = 64  # tokens before the passes that are timed
-TOKENS = 96  # of each text on which acceptance is counted and forecasts are checked
+ROUNDS_OF_TEXT = 3  # that the longest K may fill a text with: of fewer, nothing can be told
 CANDIDATES = 4  # values of K that a tuning tries
 
 PROMPTS = (
@@ -48,140 +46,227 @@ PROMPTS = (
 )
 
 
-def require_drafter(engine: Engine) -> None:
-    """Raise UsageError where nothing drafts, and so nothing can be probed."""
-    if not (engine.drafts or engine.texts):
-        raise UsageError(
-            "Nothing drafts here, so there is nothing to probe.",
-            hint="Leave out --no-speculation, or name a draft with --draft.",
-        )
+class Probe:
+    """Measures a pair: an iterator of progress, with the findings so far beside it.
 
+    A loop that ends early, because a person interrupts it, leaves all that was measured until then
+    in `findings`.
 
-def probe(engine: Engine, prompts: Sequence[str]) -> Forecast:
-    """Measure a pair: its passes, its draft models, and its text drafters.
+    Args:
+        prompts: texts, or token ids that are taken as they are.
+        budget_s: seconds that measuring may take.
+        candidates: the most values of K that are tried.
 
     Raises:
-        UsageError: nothing drafts.
+        NothingDrafts: nothing does. PromptError: a prompt is empty or too long.
     """
-    require_drafter(engine)
-    texts = [_greedy(engine, prompt) for prompt in prompts]
-    passes = _passes(engine)
-    pass_s = {rows: median(times) for rows, times in passes.items()}
-    engines = {name: alone(engine, name) for name in engine.drafts}
-    running = _running(engine, engines)
-    models = {
-        name: _measured_model(one, running[name] - pass_s[DRAFTED + 1], texts)
-        for name, one in engines.items()
-    }
-    from_text = {make().name: _from_text(make, texts) for make in engine.texts}
-    return Forecast(pass_s, running[""], _spread(passes[1]), models | from_text)
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        *,
+        budget_s: float = BUDGET_S,
+        candidates: int = 1,
+    ) -> None:
+        if not (engine.drafts or engine.texts):
+            raise NothingDrafts
+        self.findings = Findings(budget_s)
+        self._engine = engine
+        self._prompts = [engine.encode(prompt) for prompt in prompts]
+        self._candidates = candidates
+        self._steps = self._measured()
+
+    def __iter__(self) -> Probe:
+        return self
+
+    def __next__(self) -> Progress:
+        return next(self._steps)
+
+    def _measured(self) -> Iterator[Progress]:
+        self._schedule = Schedule(self.findings.budget_s)
+        self._passes = Passes(self._engine, self._schedule)
+        yield from self._passes.look()
+        self.findings.forecast = self._passes.forecast()
+        if self.findings.is_settled:
+            return
+        taken = self._planned()
+        if taken is None:
+            return
+        yield from self._pass_times(taken.plan)
+        texts = yield from self._texts(taken)
+        self._engines = {name: alone(self._engine, name) for name in self._engine.drafts}
+        yield from self._drafters(taken.plan, texts)
+        trial = self._chosen_trial(taken, texts)
+        if trial is not None:
+            yield from self._tried(trial, [prompt for prompt, _ in texts])
+
+    def _planned(self) -> Chosen | None:
+        """What is measured of all; None where not even the least fits."""
+        findings, pace, left_s = self.findings, self._passes.pace, self._schedule.left_s
+        sizes = [len(prompt) for prompt in self._prompts]
+        whole_s = sum(pace.expected(ALL, sizes).values())
+        findings.whole_s = findings.budget_s - left_s + whole_s
+        taken = plan.chosen(pace, sizes, left_s)
+        if taken is None:
+            least_s = plan.enough(findings.budget_s - left_s + plan.least_s(pace, sizes))
+            findings.ended = (
+                f"nothing is settled: a pass over one row takes {pace.rows_s(1):.1f} s here; "
+                f"--budget {least_s} leaves the time to count acceptance"
+            )
+            return None
+        findings.left_out = plan.left_out(taken, None, None, len(sizes))
+        rest_s = left_s - sum(taken.parts.values())
+        self._schedule.expect(taken.parts | {plan.TRIAL: min(whole_s, max(rest_s, 0.0))})
+        return taken
+
+    def _turns(
+        self,
+        part: str,
+        steps: Mapping[Key, Callable[[], Value]],
+        found: dict[Key, list[Value]],
+        repeats: int,
+        *,
+        warm_up: bool = True,
+    ) -> Iterator[Progress]:
+        """Let steps take turns as one part of the schedule."""
+        yield self._schedule.begin(part, len(steps) * (repeats + warm_up))
+        for done in turns(steps, found, repeats, warm_up=warm_up, enough=self._schedule.late):
+            yield self._schedule.after(done)
+
+    # --- the parts of a forecast ------------------------------------------------------------
+
+    def _pass_times(self, taken: Plan) -> Iterator[Progress]:
+        """Time the passes over all rows of the plan."""
+        passes, steps = self._passes, self._passes.steps(taken.rows)
+        yield from self._turns(
+            plan.PASSES, steps, passes.times, taken.repeats, warm_up=taken.warm_up
+        )
+        self.findings.forecast = passes.forecast()
+
+    def _texts(self, taken: Chosen) -> Generator[Progress, None, list[Text]]:
+        """Texts that plain decoding writes."""
+        texts: list[Text] = []
+        tokens = taken.plan.tokens
+        yield self._schedule.begin(plan.TEXTS, len(taken.prompts) * tokens)
+        for at in taken.prompts:
+            prompt, following = self._prompts[at][-taken.plan.prompt :], list[int]()
+            for count in acceptance.written(self._engine, prompt, tokens, following):
+                yield self._schedule.after(len(texts) * tokens + count)
+            texts.append((prompt, following))
+            if self._schedule.late():
+                break
+        return texts
+
+    def _drafters(self, taken: Plan, texts: Sequence[Text]) -> Iterator[Progress]:
+        """Time rounds of a running text and the steps of each draft, and count acceptance."""
+        start, most = self._passes.start, min(max(taken.rows) - 1, taken.tokens // ROUNDS_OF_TEXT)
+        running: dict[str, list[float]] = {}
+        counts = {"": (self._engine, 0)}
+        counts |= {name: (one, DRAFTED) for name, one in self._engines.items()}
+        steps = {
+            name: partial(round_seconds, one, start, count, rounds=taken.rounds)
+            for name, (one, count) in counts.items()
+        }
+        yield from self._turns(plan.RUNNING, steps, running, taken.turns, warm_up=taken.warm_up)
+        found = replace(self._passes.forecast(), plain_s=median(running[""]))
+        self.findings.forecast = found
+        drafters = {}
+        yield self._schedule.begin(plan.STEPS, len(self._engines))
+        for done, (name, engine) in enumerate(self._engines.items(), 1):
+            first_s, later_s = _drafting(engine, start, taken.repeats)
+            host_s = median(running[name]) - found.pass_s[DRAFTED + 1] - first_s - later_s
+            rounds = acceptance.of_model(engine.models[1], texts, min(most, MAX_AUTO_TOKENS))
+            drafters[name] = MeasuredDrafter(first_s, later_s / (DRAFTED - 1), host_s, rounds)
+            yield self._schedule.after(done)
+        for make in self._engine.texts:
+            rounds = acceptance.of_text(make, texts, most)
+            drafters[make().name] = MeasuredDrafter(0.0, 0.0, 0.0, rounds)
+        told = {name: one for name, one in drafters.items() if one.rounds}
+        self.findings.forecast = replace(found, drafters=told)
+        self.findings.is_whole = True
+
+    # --- the trial --------------------------------------------------------------------------
+
+    def _chosen_trial(self, taken: Chosen, texts: Sequence[Text]) -> Trial | None:
+        """The trial that fits into what is left of the budget; None where none does."""
+        found = self.findings.forecast
+        assert found is not None
+        expected = {
+            Contender(one.drafter, one.draft_tokens): one.speed_up for one in found.options()
+        }
+        per_token, tokens = plan.per_token(expected, found.plain_s), taken.plan.tokens
+        reading_s = [self._passes.pace.reading_s(len(prompt)) for prompt, _ in texts]
+        whole, *less = plan.trials(found.contenders(self._candidates), len(texts), tokens)
+        self.findings.whole_s += whole.seconds(reading_s, per_token)
+        left_s = self._schedule.left_s
+        trials = (one for one in [whole, *less] if one.seconds(reading_s, per_token) <= left_s)
+        trial = next(trials, None)
+        if trial is not None:
+            self._schedule.expect({plan.TRIAL: trial.seconds(reading_s, per_token)})
+        self.findings.left_out = plan.left_out(taken, trial, whole, len(self._prompts))
+        return trial
+
+    def _tried(self, trial: Trial, prompts: Sequence[Sequence[int]]) -> Iterator[Progress]:
+        """Decode with each contender in turn; what is forecast is known to `auto`."""
+        found = self.findings.forecast
+        assert found is not None
+        self._engine.learned.learn(0, found.knowledge())
+        engines = self._engines | {"": self._engine}
+        steps = {
+            (one, at): partial(
+                spent, engines[one.drafter], prompts[at], one.draft_tokens, trial.tokens
+            )
+            for at in range(trial.texts)
+            for one in trial.contenders
+        }
+        times: dict[tuple[Contender, int], list[tuple[int, float]]] = {}
+        for progress in self._turns(plan.TRIAL, steps, times, trial.repeats, warm_up=trial.warm_up):
+            self.findings.tried = _speeds(times)
+            yield progress
+        self.findings.tried = _speeds(times)
+
+
+def probe(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    *,
+    budget_s: float = BUDGET_S,
+    candidates: int = 1,
+) -> Findings:
+    """Measure a pair to the end, with the arguments of `Probe`."""
+    measuring = Probe(engine, prompts, budget_s=budget_s, candidates=candidates)
+    for _ in measuring:
+        pass
+    return measuring.findings
 
 
 def alone(engine: Engine, name: str) -> Engine:
-    """An engine with one of the draft models, and no other drafter."""
-    return Engine(
-        engine.target,
-        {name: engine.drafts[name]},
-        engine.tokenizer,
-        compiled=engine.compiles,
-        kv=engine.kv,
-    )
+    """The engine with one of its draft models, and no other drafter.
 
-
-Text = tuple[list[int], list[int]]  # a prompt, and what follows it
-
-
-def _greedy(engine: Engine, prompt: str) -> Text:
-    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=0)
-    length = len(session.text)
-    while session.step().tokens:
-        pass
-    return session.text[:length], session.text[length:]
-
-
-def _replayed(
-    along: Sequence[Sequence[Proposed]], sizes: Mapping[int, Sequence[int]]
-) -> dict[int, list[Proposed]]:
-    """The rounds of every K along all texts."""
-    return {
-        count: [one for places in along for one in replay.rounds(places, of_round)]
-        for count, of_round in sizes.items()
-    }
-
-
-def agreement(cached: CachedModel, text: Text) -> list[bool]:
-    """For every token after the prompt, whether a draft would propose it."""
-    prompt, following = text
-    rows = mx.minimum(mx.array([prompt + following]), cached.vocabulary - 1)
-    best = mx.argmax(cached.model(rows)[0, len(prompt) - 1 : -1], axis=-1)
-    return cast(list[bool], (best == mx.array(following)).tolist())
-
-
-def _running(engine: Engine, engines: Mapping[str, Engine]) -> dict[str, float]:
-    """Seconds of a round of a running text, plain and with each draft, measured in turns."""
-    counts = {"": (engine, 0)} | {name: (one, DRAFTED) for name, one in engines.items()}
-    times: dict[str, list[float]] = {name: [] for name in counts}
-    for turn in range(TURNS + 1):
-        for name, (one, count) in counts.items():
-            took = round_seconds(one, _start(engine), count)
-            if turn:  # the first one traces
-                times[name].append(took)
-    return {name: median(some) for name, some in times.items()}
-
-
-def _measured_model(engine: Engine, unverified_s: float, texts: Sequence[Text]) -> MeasuredDrafter:
-    """Measure the only draft of an engine.
-
-    Args:
-        unverified_s: seconds of a round with DRAFTED proposals, less the target's pass.
+    Its models are not tried again, which would take a dozen passes.
     """
-    along = [
-        replay.along_model(agreement(engine.models[1], text), MAX_AUTO_TOKENS) for text in texts
-    ]
-    session = engine.session(_start(engine), draft_tokens=DRAFTED)
-    for _ in range(2):  # the first round proposes nothing
+    models = [engine.models[0], engine.models[1 + list(engine.drafts).index(name)]]
+    one = copy(engine)
+    one.models, one.drafts = models, {name: engine.drafts[name]}
+    one.heads, one.texts, one.learned = {}, (), Learned()
+    drafter = ModelDrafter(models[1], models[0].vocabulary)
+    one.rounds = Rounds(models, {name: drafter}, from_text=False, compiled=engine.compiles)
+    return one
+
+
+def spent(
+    engine: Engine, prompt: Sequence[int], draft_tokens: DraftTokens, tokens: int
+) -> tuple[int, float]:
+    """Decode greedily and to token ids only. The engine learns for the next text.
+
+    Returns:
+        The number of tokens after the first rounds, and their seconds: in the first one the target
+        reads the prompt, and in the second one a draft.
+    """
+    session = engine.session(prompt, max_tokens=tokens, draft_tokens=draft_tokens)
+    for _ in range(2):
         session.step()
-    draft_s, _ = halves(session, DRAFTED, REPEATS, next(iter(engine.drafts)))
-    return MeasuredDrafter(
-        draft_s / DRAFTED,
-        unverified_s - draft_s,
-        _replayed(along, {count: [count] for count in range(1, MAX_AUTO_TOKENS + 1)}),
-    )
-
-
-def _from_text(make: Callable[[], TextDrafter], texts: Sequence[Text]) -> MeasuredDrafter:
-    """Measure a text drafter."""
-    along = [replay.along_text(make(), *text) for text in texts]
-    sizes = {most: [size for size in SIZES if size <= most] for most in SIZES}
-    return MeasuredDrafter(0.0, 0.0, _replayed(along, sizes))
-
-
-def _start(engine: Engine) -> list[int]:
-    """An artificial prompt of PROMPT tokens."""
-    return [token % engine.models[0].vocabulary for token in range(PROMPT)]
-
-
-def speeds(
-    engine: Engine, prompts: Sequence[str], contenders: Iterable[Contender], repeats: int = 3
-) -> dict[Contender, float]:
-    """Tokens per second of decoding all prompts, greedily and to token ids only.
-
-    All contenders take turns; each figure is a median over the repeats.
-    """
-    engines = {name: alone(engine, name) for name in engine.drafts} | {"": engine}
-    found: dict[Contender, list[float]] = {one: [] for one in contenders}
-    for turn in range(repeats + 1):
-        for one, measured in found.items():
-            spent = [_spent(engines[one.drafter], text, one.draft_tokens) for text in prompts]
-            if turn:  # the first one traces
-                measured.append(sum(n for n, _ in spent) / sum(s for _, s in spent))
-    return {one: median(values) for one, values in found.items()}
-
-
-def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int, float]:
-    """Tokens after the first round, and their seconds. The engine learns for the next text."""
-    session = engine.session(prompt, max_tokens=TOKENS, draft_tokens=draft_tokens)
-    session.step()
     first, started = len(session.text), time.perf_counter()
     while session.step().tokens:
         pass
@@ -190,55 +275,26 @@ def _spent(engine: Engine, prompt: str, draft_tokens: DraftTokens) -> tuple[int,
     return len(session.text) - first, took
 
 
-def stepper(
-    rounds: FusedRound, state: RoundState, draft_tokens: int, length: int
-) -> Callable[[], float]:
-    """A callable that runs a round from the same place, waits for it, and returns its seconds.
-
-    The proposed tokens are given, and they differ as in a text, because each may go to other
-    experts.
-    """
-    held = [state]
-    place = state.position
-    given = mx.arange(draft_tokens, dtype=mx.int32)[None] if draft_tokens else None
-
-    def step() -> float:
-        started = time.perf_counter()
-        after, result = rounds(held.pop(), draft_tokens=draft_tokens, length=length, given=given)
-        mx.eval(after, result)
-        took = time.perf_counter() - started
-        held.append(after._replace(position=place))
-        return took
-
-    return step
+def _speeds(
+    times: Mapping[tuple[Contender, int], Sequence[tuple[int, float]]],
+) -> dict[Contender, float]:
+    """Tokens per second of each contender over all texts, the median of the turns."""
+    of_turns: dict[Contender, list[tuple[tuple[int, float], ...]]] = {}
+    for one in dict.fromkeys(contender for contender, _ in times):
+        texts = [some for (contender, _), some in times.items() if contender == one]
+        of_turns[one] = list(zip(*texts, strict=True))
+    return {
+        one: median(sum(n for n, _ in turn) / sum(s for _, s in turn) for turn in some)
+        for one, some in of_turns.items()
+    }
 
 
-def _passes(engine: Engine) -> dict[int, list[float]]:
-    """Seconds of passes by their number of rows, measured in turns."""
-    sampler = Sampler(GREEDY.method(), engine.models[0].vocabulary)
-    rounds = FusedRound(engine.models[0], {}, sampler, compiled=engine.compiles)
-    length = lengths.attended(PROMPT + max(ROWS))
-
-    def state() -> RoundState:
-        return engine.prefilled(_start(engine), draft=False, capacity=length)
-
-    steps = {rows: stepper(rounds, state(), rows - 1, length) for rows in ROWS}
-    return in_turns(steps)
-
-
-def in_turns(steps: dict[int, Callable[[], float]]) -> dict[int, list[float]]:
-    """The seconds of every step, REPEATS times each, measured in turns."""
-    times: dict[int, list[float]] = {key: [] for key in steps}
-    for turn in range(REPEATS + 1):
-        for key, step in steps.items():
-            took = step()
-            if turn:  # the first one traces
-                times[key].append(took)
-    return times
-
-
-def _spread(times: Sequence[float]) -> float:
-    """Half the distance between the quartiles, over the median."""
-    ordered = sorted(times)
-    quarter = len(ordered) // 4
-    return (ordered[-1 - quarter] - ordered[quarter]) / 2 / median(ordered)
+def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> tuple[float, float]:
+    """Seconds of the first draft step, and of all later ones of a round with DRAFTED proposals."""
+    session = engine.session(start, draft_tokens=DRAFTED)
+    for _ in range(2):  # the first round proposes nothing
+        session.step()
+    (name,) = engine.drafts
+    first_s, _ = halves(session, 1, repeats, name)
+    all_s, _ = halves(session, DRAFTED, repeats, name)
+    return first_s, max(all_s - first_s, 0.0)

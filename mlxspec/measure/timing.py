@@ -1,20 +1,29 @@
-"""Where a round's time goes, measured on the models and caches of a session."""
+"""Timing rounds, their parts, and whatever else takes turns."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import mlx.core as mx
 
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
+from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MODEL
 from mlxspec.metrics import Split
+from mlxspec.models.prefill import finished
 
 SLOW_ROUND_S = 0.05
 ROUNDS = 30  # rounds of a running text that are timed
+REPEATS = 7
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 def measure_split(session: Session, mean_s: float) -> Split | None:
@@ -66,14 +75,90 @@ def halves(
 
 
 def round_seconds(
-    engine: Engine, prompt: Sequence[int], draft_tokens: int, *, capacity: int = 0
+    engine: Engine,
+    prompt: Sequence[int],
+    draft_tokens: int,
+    *,
+    capacity: int = 0,
+    rounds: int = ROUNDS,
 ) -> float:
     """Median seconds of a round of a running text, the next one always in flight."""
     session = engine.session(prompt, draft_tokens=draft_tokens, capacity=capacity)
     times = []
-    session.step()
-    for _ in range(ROUNDS):
+    for _ in range(2):  # the first one proposes nothing, and then the draft reads the prompt
+        session.step()
+    for _ in range(rounds):
         started = time.perf_counter()
         session.step()
         times.append(time.perf_counter() - started)
     return median(times)
+
+
+def steppers(
+    rounds: FusedRound, state: RoundState, counts: Iterable[int], length: int
+) -> dict[int, Callable[[], float]]:
+    """For each K a callable that runs a round, waits for it, and returns its seconds.
+
+    Every round begins at the same place, on the same caches. The proposed tokens are given, and
+    they differ as in a text, because each may go to other experts.
+    """
+    held = [state]
+    place = state.position
+
+    def step(count: int, given: mx.array | None) -> float:
+        started = time.perf_counter()
+        after, result = rounds(held.pop(), draft_tokens=count, length=length, given=given)
+        mx.eval(after, result)
+        took = time.perf_counter() - started
+        held.append(after._replace(position=place))
+        return took
+
+    some = {count: mx.arange(count, dtype=mx.int32)[None] if count else None for count in counts}
+    return {count: partial(step, count, given) for count, given in some.items()}
+
+
+def stepper(
+    rounds: FusedRound, state: RoundState, draft_tokens: int, length: int
+) -> Callable[[], float]:
+    """The callable of `steppers` for one K."""
+    return steppers(rounds, state, [draft_tokens], length)[draft_tokens]
+
+
+def turns(
+    steps: Mapping[Key, Callable[[], Value]],
+    found: dict[Key, list[Value]],
+    repeats: int,
+    *,
+    warm_up: bool = True,
+    enough: Callable[[], bool] = lambda: False,
+) -> Generator[int, None, None]:
+    """Let steps take turns, and add the results of each whole turn to `found`.
+
+    Args:
+        warm_up: whether a turn goes before whose results do not count: it traces.
+        enough: asked after every turn that counts, whether to leave out the others.
+
+    Yields:
+        How many steps are over.
+    """
+    done = 0
+    for turn in range(repeats + warm_up):
+        results: dict[Key, Value] = {}
+        for key, step in steps.items():
+            results[key] = step()
+            done += 1
+            yield done
+        if turn >= warm_up:
+            for key, result in results.items():
+                found.setdefault(key, []).append(result)
+            if enough():
+                return
+
+
+def in_turns(
+    steps: Mapping[Key, Callable[[], Value]], repeats: int = REPEATS
+) -> dict[Key, list[Value]]:
+    """The results of every step, `repeats` times each, measured in turns."""
+    found: dict[Key, list[Value]] = {}
+    finished(turns(steps, found, repeats))
+    return found

@@ -6,6 +6,9 @@ from math import sqrt
 
 # Rows of a piece. Few sizes, far apart: on one machine the same text is read in the same pieces.
 SIZES = (1, 8, 32, 128, 512)
+# The factor by which small pieces may slow down reading that is waited for, and how many times as
+# long as it should a larger piece may take where it is tried for the sake of speed.
+SLOWER, LONGER = 1.25, 3.0
 
 
 class Pace:
@@ -26,24 +29,29 @@ class Pace:
 
     def took(self, rows: int, seconds: float) -> None:
         """Record a piece. The first one of all also builds and loads, and tells nothing."""
-        if self._is_warm:
-            size = max(one for one in SIZES if one <= rows)
-            self._passes_s[size] = seconds * size / rows
+        # A piece between two sizes, at the end of a text, says little about either.
+        if self._is_warm and rows in SIZES:
+            self._passes_s[rows] = seconds
         self._is_warm = True
 
-    def rows(self, seconds: float, first: int) -> int:
-        """The most rows that are expected to take `seconds`; `first` where nothing was timed."""
+    def rows(self, seconds: float, first: int, *, strict: bool = True) -> int:
+        """The most rows that are expected to take `seconds`; `first` where nothing was timed.
+
+        Args:
+            strict: no piece may take longer. Otherwise one does where smaller pieces are known to
+                slow down the whole reading.
+        """
         if not self._passes_s:
             return first
-        best, largest = 1, max(self._passes_s)
-        for size in SIZES:
-            if size in self._passes_s:
-                known_s = self._passes_s[size]
-                best = size if known_s <= seconds else best
-            elif size > largest:
-                hoped_s = self._passes_s[largest] * sqrt(size / largest)
-                return size if best == largest and hoped_s <= seconds else best
-        return best
+        largest = max(self._passes_s)
+        fits = max((s for s in SIZES if s <= largest and self._hoped_s(s) <= seconds), default=1)
+        if not strict:
+            fits = max(fits, self._frugal())
+        if fits == largest:
+            longest_s = seconds if strict else LONGER * seconds
+            larger = next((size for size in SIZES if size > largest), largest)
+            return larger if self._hoped_s(larger) <= longest_s else fits
+        return fits
 
     def piece_s(self, rows: int, seconds: float) -> float:
         """The expected seconds of the next piece of `rows` or fewer; 0 where nothing was timed."""
@@ -60,3 +68,20 @@ class Pace:
         """
         size = self.rows(piece_s, first=1)
         return self._passes_s[size] * rows / size if size in self._passes_s else None
+
+    def _hoped_s(self, size: int) -> float:
+        """The seconds of a piece: as timed, or at best about as many as the nearest one's imply."""
+        if size in self._passes_s:
+            return self._passes_s[size]
+        above = [one for one in self._passes_s if one > size]
+        if above:
+            return self._passes_s[min(above)] * size / min(above)
+        largest = max(self._passes_s)
+        return self._passes_s[largest] * sqrt(size / largest)
+
+    def _frugal(self) -> int:
+        """The smallest size whose rows are not known to cost much more than the cheapest."""
+        row_s = {size: seconds / size for size, seconds in self._passes_s.items()}
+        dear = [size for size, one in row_s.items() if one > SLOWER * min(row_s.values())]
+        # Rows of a smaller piece cost no less.
+        return next(size for size in SIZES if size > max(dear, default=0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -57,6 +58,7 @@ def prefill(
     taps: Taps | None = None,
     piece_s: float = PIECE_S,
     first: int = FIRST,
+    strict: bool = False,
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     """Let a model read its tokens.
 
@@ -69,6 +71,7 @@ def prefill(
         tell: called with notes for the user.
         taps: modules that are watched while it reads.
         piece_s: seconds that a piece should take. first: rows of a piece before any was timed.
+        strict: no piece may take longer, however much that slows down the whole.
 
     Yields:
         The progress after every piece but the last.
@@ -79,10 +82,11 @@ def prefill(
     Raises:
         OutOfMemory: not even the smallest piece fits.
     """
+    most = partial(reading.cached.pace.rows, piece_s, first, strict=strict)
     chunk = CHUNK
     while True:
         try:
-            return (yield from _read(reading, begin, chunk, taps, piece_s, first))
+            return (yield from _read(reading, begin, chunk, taps, most))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -104,8 +108,7 @@ def _read(
     begin: Begin,
     chunk: int,
     taps: Taps | None,
-    piece_s: float,
-    first: int,
+    most: Callable[[], int],
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
     cached, tokens = reading
     taps = taps or Taps(cached.model, ())
@@ -113,7 +116,7 @@ def _read(
     with watched("reading the prompt"):
         caches, at = begin(reading)
     while at < len(tokens):
-        size = min(cached.pace.rows(piece_s, first), chunk)
+        size = min(most(), chunk)
         end = min((at // size + 1) * size, len(tokens))
         with watched("reading the prompt"):
             rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -15,7 +17,14 @@ from tokenizers import decoders, pre_tokenizers
 from transformers import AutoTokenizer
 
 from mlxspec.errors import LoadError
-from mlxspec.pairs.contents import TOKENIZER_FILES, damaged, in_one_line, named_in_utf8
+from mlxspec.pairs.contents import (
+    CONFIG,
+    TOKENIZER_FILES,
+    damaged,
+    in_one_line,
+    named_in_utf8,
+    read_json,
+)
 from mlxspec.tokens import Tokenizer
 
 # Where a template is kept that transformers does not read with the tokenizer: a processor's files.
@@ -32,17 +41,21 @@ _PACKAGES = {
 
 
 def load_folder_tokenizer(
-    folder: Path, ends: list[int] | int | None = None, *, trust_remote_code: bool = False
+    folder: Path, ends: Any = None, *, trust_remote_code: bool = False
 ) -> Tokenizer:
     """The tokenizer of a folder, without asking whether its code may run.
 
+    Args:
+        ends: what the configuration gives as `eos_token_id`.
+
     Raises:
-        LoadError: it cannot be loaded, or has no tokens.
+        LoadError: it cannot be loaded, or has no tokens; or `ends` are no ids.
     """
+    ids = _ids(ends, folder)
     try:
         with named_in_utf8(folder) as there:
             tokenizer = load_tokenizer(
-                there, {"trust_remote_code": trust_remote_code}, eos_token_ids=ends
+                there, {"trust_remote_code": trust_remote_code}, eos_token_ids=ids
             )
     except LoadError:
         raise
@@ -52,6 +65,31 @@ def load_folder_tokenizer(
     if len(tokenizer.get_vocab()) - len(tokenizer.get_added_vocab()) < 2:
         raise _cannot_load(folder, "it has no tokens")
     return tokenizer
+
+
+def _ids(ends: Any, folder: Path) -> list[int] | None:
+    """The ids that a configuration gives: one, a list of them, or none."""
+    if ends is None:
+        return None
+    ids = []
+    for one in ends if isinstance(ends, list) else [ends]:
+        is_number = isinstance(one, int | float) and not isinstance(one, bool)
+        if not is_number or one != one // 1:
+            raise LoadError(
+                f"{_file_of_ends(folder)} gives {shorten(repr(ends), 80)} as eos_token_id.",
+                hint="It must be the id of a token, or a list of ids: correct it there.",
+            )
+        ids.append(int(one))
+    return ids
+
+
+def _file_of_ends(folder: Path) -> Path:
+    """The file whose `eos_token_id` counts, as mlx-lm reads them."""
+    path = folder / "generation_config.json"
+    with suppress(LoadError):
+        if read_json(path).get("eos_token_id"):
+            return path
+    return folder / CONFIG
 
 
 def load_tokenizer(
