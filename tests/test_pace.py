@@ -110,3 +110,16 @@ def test_the_end_of_a_text_says_nothing_about_a_pass() -> None:
         pace.took(rows, seconds)
     assert pace.pass_s == 0.1
     assert pace.rows(0.4, 1) == 8
+
+
+def test_a_hiccup_slows_down_no_later_text_for_long() -> None:
+    pace = Pace()
+    for rows, seconds in ((32, 9.0), (32, 0.3), (32, 1.0), (8, 0.14)):
+        pace.took(rows, seconds)
+    sizes = []
+    for _ in range(12):
+        pace.begin()
+        sizes.append(pace.rows(0.4, 32, strict=False))
+        pace.took(sizes[-1], {8: 0.14, 32: 0.3}.get(sizes[-1], 1.2))
+    assert sizes[0] == 8
+    assert sizes[-1] == 32
