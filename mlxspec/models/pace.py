@@ -84,4 +84,5 @@ class Pace:
         row_s = {size: seconds / size for size, seconds in self._passes_s.items()}
         dear = [size for size, one in row_s.items() if one > SLOWER * min(row_s.values())]
         # Rows of a smaller piece cost no less.
-        return next(size for size in SIZES if size > max(dear, default=0))
+        larger = (size for size in SIZES if size > max(dear, default=0))
+        return next(larger, SIZES[-1])  # a busy machine may make any of them dear
