@@ -117,4 +117,4 @@ def test_pieces_have_a_size_even_where_the_largest_were_slow_by_chance() -> None
     for rows, seconds in [(1, 1.0), (1, 0.001), (32, 0.01), (128, 0.02), (512, 9.0)]:
         pace.took(rows, seconds)
     for budget in (0.001, 0.4, 100.0):
-        assert pace.rows(budget, first=32) in SIZES
+        assert pace.rows(budget, first=32, strict=False) in SIZES
