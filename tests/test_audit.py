@@ -225,7 +225,7 @@ def test_an_audit_that_is_ended_reports_what_it_compared() -> None:
     done = [one.done for one in told + rest if one.what == COMPARING]
     assert done == sorted(done)
     assert done[-1] == 50
-    assert told[0] == (READING, 0, 9, None)
+    assert told[0] == Progress(READING, 0, 9)
 
 
 @pytest.mark.parametrize("rule", ["token", "block", "relaxed"])
