@@ -110,3 +110,10 @@ def test_the_end_of_a_text_says_nothing_about_a_pass() -> None:
         pace.took(rows, seconds)
     assert pace.pass_s == 0.1
     assert pace.rows(0.4, 1) == 8
+
+
+def test_a_long_piece_that_was_disturbed_leaves_a_size() -> None:
+    pace = Pace()
+    for rows, seconds in ((32, 9.0), (32, 0.032), (128, 0.128), (512, 5.12)):
+        pace.took(rows, seconds)
+    assert pace.rows(0.4, 32, strict=False) == 128

@@ -82,6 +82,9 @@ class Pace:
     def _frugal(self) -> int:
         """The smallest size whose rows are not known to cost much more than the cheapest."""
         row_s = {size: seconds / size for size, seconds in self._passes_s.items()}
-        dear = [size for size, one in row_s.items() if one > SLOWER * min(row_s.values())]
-        # Rows of a smaller piece cost no less.
+        cheapest = min(row_s, key=row_s.__getitem__)
+        # Rows of a smaller piece cost no less; a larger one that costs more was disturbed.
+        dear = [
+            size for size in row_s if size < cheapest and row_s[size] > SLOWER * row_s[cheapest]
+        ]
         return next(size for size in SIZES if size > max(dear, default=0))
