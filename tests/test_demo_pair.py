@@ -15,7 +15,7 @@ from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
 from mlxspec.device import kernels
-from mlxspec.measure.probe import agreement
+from mlxspec.measure.acceptance import agreement
 from mlxspec.pairs.table import find_pair
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -85,17 +85,20 @@ TASKS = {
 
 
 class Written(NamedTuple):
-    """What a target wrote for a task, as token ids."""
+    """What a target wrote for a task, and what was expected, as token ids."""
 
-    task: Task
     prompt: list[int]
     text: list[int]
+    expected: list[int]
 
 
 def written(engine: Engine, task: Task, max_tokens: int) -> Written:
     """The target's own greedy text, from plain decoding."""
-    request = engine.request(task.prompt, max_tokens=max_tokens, draft_tokens=0)
-    return Written(task, list(request.tokens), engine.generate(request).tokens)
+    request = engine.request(
+        task.prompt, max_tokens=max_tokens, draft_tokens=0, prediction=task.expected or None
+    )
+    text = engine.generate(request).tokens
+    return Written(list(request.tokens), text, list(request.prediction))
 
 
 def along(engine: Engine, name: str, one: Written) -> list[Proposed]:
@@ -139,10 +142,8 @@ def measure(
 def _makers(engine: Engine, one: Written) -> dict[str, Callable[[], TextDrafter]]:
     """What makes each text drafter, by name."""
     makers: dict[str, Callable[[], TextDrafter]] = {make().name: make for make in engine.texts}
-    if one.task.expected:
-        tokenizer: Any = engine.tokenizer
-        expected = list(tokenizer.encode(one.task.expected, add_special_tokens=False))
-        makers[PREDICTION] = lambda: Prediction(expected)
+    if one.expected:
+        makers[PREDICTION] = lambda: Prediction(one.expected)
     return makers
 
 

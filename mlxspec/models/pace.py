@@ -9,6 +9,8 @@ SIZES = (1, 8, 32, 128, 512)
 # The factor by which small pieces may slow down reading that is waited for, and how many times as
 # long as it should a larger piece may take where it is tried for the sake of speed.
 SLOWER, LONGER = 1.25, 3.0
+# What is left of a time with every new text. A machine that was busy once is then no slow one.
+AGED = 0.9
 
 
 class Pace:
@@ -26,6 +28,12 @@ class Pace:
     def pass_s(self) -> float | None:
         """Seconds of a pass over one row; None where none was timed."""
         return self._passes_s.get(1)
+
+    def begin(self) -> None:
+        """Note that a text begins: larger pieces are tried again sooner or later."""
+        for size in self._passes_s:
+            if size > min(self._passes_s):
+                self._passes_s[size] *= AGED
 
     def took(self, rows: int, seconds: float) -> None:
         """Record a piece. The first one of all also builds and loads, and tells nothing."""
@@ -82,9 +90,8 @@ class Pace:
     def _frugal(self) -> int:
         """The smallest size whose rows are not known to cost much more than the cheapest."""
         row_s = {size: seconds / size for size, seconds in self._passes_s.items()}
-        cheapest = min(row_s, key=row_s.__getitem__)
-        # Rows of a smaller piece cost no less; a larger one that costs more was disturbed.
-        dear = [
-            size for size in row_s if size < cheapest and row_s[size] > SLOWER * row_s[cheapest]
-        ]
-        return next(size for size in SIZES if size > max(dear, default=0))
+        most_s = SLOWER * min(row_s.values())
+        cheap = min(size for size, one in row_s.items() if one <= most_s)
+        # Below a dear one, rows cost no less; between both, nothing is known yet.
+        dear = max((size for size in row_s if size < cheap), default=0)
+        return next(size for size in SIZES if size > dear)

@@ -82,6 +82,7 @@ def prefill(
     Raises:
         OutOfMemory: not even the smallest piece fits.
     """
+    reading.cached.pace.begin()
     most = partial(reading.cached.pace.rows, piece_s, first, strict=strict)
     chunk = CHUNK
     while True:
