@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.measure.audit import COMPARING, READING, Audit, Auditing, audit
+from mlxspec.metrics import Progress
 from mlxspec.params import Penalties, SamplingParams, Verify
 
 WARM = SamplingParams(temperature=0.8, top_p=0.9, seed=4, verify="coupled")
@@ -225,7 +226,7 @@ def test_an_audit_that_is_ended_reports_what_it_compared() -> None:
     done = [one.done for one in told + rest if one.what == COMPARING]
     assert done == sorted(done)
     assert done[-1] == 50
-    assert told[0] == (READING, 0, 9, None)
+    assert told[0] == Progress(READING, 0, 9)
 
 
 @pytest.mark.parametrize("rule", ["token", "block", "relaxed"])
