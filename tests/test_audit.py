@@ -14,6 +14,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.measure.audit import COMPARING, READING, Audit, Auditing, audit
+from mlxspec.metrics import Progress
 from mlxspec.params import Penalties, SamplingParams, Verify
 
 WARM = SamplingParams(temperature=0.8, top_p=0.9, seed=4, verify="coupled")

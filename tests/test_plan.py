@@ -225,7 +225,7 @@ def test_a_schedule_goes_by_the_pace_of_the_part_that_runs(clock: Clock) -> None
     schedule = Schedule(60)
     assert schedule.begin("one", 4).left_s is None
     schedule.expect({"one": 4.0, "two": 10.0})
-    assert schedule.begin("one", 4) == ("one", 0, 4, 14.0)
+    assert schedule.begin("one", 4) == Progress("one", 0, 4, 14.0)
     clock.now_s += 2
     assert schedule.after(1).left_s == pytest.approx(6 + 10, abs=0.01)
     assert not schedule.late()

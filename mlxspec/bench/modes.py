@@ -47,7 +47,7 @@ from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import AUTO, DEFAULT_PAIR, MODEL
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.history import History
-from mlxspec.measure.timing import halves, in_turns, round_seconds, stepper
+from mlxspec.measure.timing import begun, halves, in_turns, round_seconds, stepper
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers
 from mlxspec.pairs.loading import load
@@ -139,9 +139,7 @@ def profile(engine: Engine, prompt: list[int], count: int) -> dict[str, float]:
     The halves without the passes are sampling and the verdict; a round without its halves is the
     host's time, less what overlaps with it.
     """
-    session = engine.session(prompt, draft_tokens=count)
-    for _ in range(2):  # the first one proposes nothing
-        session.step()
+    session = begun(engine, prompt, draft_tokens=count)
     draft_s, verify_s = halves(session, count, REPEATS)
     state, length = session.ahead(1)
     target, draft = engine.models

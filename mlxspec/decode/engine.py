@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from mlxspec.control.estimates import Learned
@@ -298,6 +299,21 @@ class Engine:
         return self.rounds.build_kernels(
             self.request([0], sampling=sampling, draft_tokens=draft_tokens)
         )
+
+
+def alone(engine: Engine, name: str) -> Engine:
+    """The engine with one of its draft models, and no other drafter.
+
+    Its models are not tried again, which would take a dozen passes of each.
+    """
+    one = copy(engine)
+    target, draft = engine.models[0], engine.models[1 + list(engine.drafts).index(name)]
+    one.models, one.drafts = [target, draft], {name: engine.drafts[name]}
+    one.heads, one.texts, one.learned = {}, (), Learned()
+    drafter = ModelDrafter(draft, target.vocabulary)
+    one.rounds = Rounds(one.models, {name: drafter}, from_text=False, compiled=engine.compiles)
+    one._maker = Maker(one)
+    return one
 
 
 def _by_name(one: Any) -> dict[str, Any]:

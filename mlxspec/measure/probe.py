@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from mlxspec.control.estimates import Learned
-from mlxspec.decode.engine import Engine
+from mlxspec.decode.engine import Engine, alone
 from mlxspec.decode.request import Prompt
-from mlxspec.decode.rounds import Rounds
 from mlxspec.defaults import BUDGET_S, MAX_AUTO_TOKENS, DraftTokens
-from mlxspec.drafters.graph import ModelDrafter
 from mlxspec.errors import NothingDrafts
 from mlxspec.measure import acceptance, plan
 from mlxspec.measure.acceptance import Text
@@ -32,7 +28,7 @@ from mlxspec.measure.forecast import Contender, MeasuredDrafter
 from mlxspec.measure.passes import Passes
 from mlxspec.measure.plan import ALL, DRAFTED, Chosen, Plan, Trial
 from mlxspec.measure.schedule import Schedule
-from mlxspec.measure.timing import Key, Value, halves, round_seconds, turns
+from mlxspec.measure.timing import Key, Value, begun, halves, round_seconds, turns
 from mlxspec.metrics import Progress
 
 ROUNDS_OF_TEXT = 3  # that the longest K may fill a text with: of fewer, nothing can be told
@@ -178,11 +174,14 @@ class Probe:
         drafters = {}
         yield self._schedule.begin(plan.STEPS, len(self._engines))
         for done, (name, engine) in enumerate(self._engines.items(), 1):
-            first_s, later_s = _drafting(engine, start, taken.repeats)
+            drafting = _drafting(engine, start, taken.repeats)
+            yield self._schedule.after(done)
+            if drafting is None:
+                continue
+            first_s, later_s = drafting
             host_s = median(running[name]) - found.pass_s[DRAFTED + 1] - first_s - later_s
             rounds = acceptance.of_model(engine.models[1], texts, min(most, MAX_AUTO_TOKENS))
             drafters[name] = MeasuredDrafter(first_s, later_s / (DRAFTED - 1), host_s, rounds)
-            yield self._schedule.after(done)
         for make in self._engine.texts:
             rounds = acceptance.of_text(make, texts, most)
             drafters[make().name] = MeasuredDrafter(0.0, 0.0, 0.0, rounds)
@@ -246,32 +245,15 @@ def probe(
     return measuring.findings
 
 
-def alone(engine: Engine, name: str) -> Engine:
-    """The engine with one of its draft models, and no other drafter.
-
-    Its models are not tried again, which would take a dozen passes.
-    """
-    models = [engine.models[0], engine.models[1 + list(engine.drafts).index(name)]]
-    one = copy(engine)
-    one.models, one.drafts = models, {name: engine.drafts[name]}
-    one.heads, one.texts, one.learned = {}, (), Learned()
-    drafter = ModelDrafter(models[1], models[0].vocabulary)
-    one.rounds = Rounds(models, {name: drafter}, from_text=False, compiled=engine.compiles)
-    return one
-
-
 def spent(
     engine: Engine, prompt: Sequence[int], draft_tokens: DraftTokens, tokens: int
 ) -> tuple[int, float]:
     """Decode greedily and to token ids only. The engine learns for the next text.
 
     Returns:
-        The number of tokens after the first rounds, and their seconds: in the first one the target
-        reads the prompt, and in the second one a draft.
+        The number of tokens after the first rounds, in which the prompt is read, and their seconds.
     """
-    session = engine.session(prompt, max_tokens=tokens, draft_tokens=draft_tokens)
-    for _ in range(2):
-        session.step()
+    session = begun(engine, prompt, draft_tokens=draft_tokens, max_tokens=tokens)
     first, started = len(session.text), time.perf_counter()
     while session.step().tokens:
         pass
@@ -294,11 +276,14 @@ def _speeds(
     }
 
 
-def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> tuple[float, float]:
-    """Seconds of the first draft step, and of all later ones of a round with DRAFTED proposals."""
-    session = engine.session(start, draft_tokens=DRAFTED)
-    for _ in range(2):  # the first round proposes nothing
-        session.step()
+def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> tuple[float, float] | None:
+    """Seconds of the first draft step, and of all later ones of a round with DRAFTED proposals.
+
+    None where the draft was left out.
+    """
+    session = begun(engine, start, draft_tokens=DRAFTED)
+    if not session.drafted:
+        return None
     (name,) = engine.drafts
     first_s, _ = halves(session, 1, repeats, name)
     all_s, _ = halves(session, DRAFTED, repeats, name)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -14,13 +14,14 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
-from mlxspec.defaults import MODEL
+from mlxspec.defaults import AUTO, MODEL, DraftTokens
 from mlxspec.metrics import Split
 from mlxspec.models.prefill import finished
 
 SLOW_ROUND_S = 0.05
 ROUNDS = 30  # rounds of a running text that are timed
 REPEATS = 7
+MOST_BEGINNING = 64  # rounds until a draft has read a prompt, at most
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -74,6 +75,23 @@ def halves(
     return median(draft_s[1:]), median(verify_s[1:])
 
 
+def begun(
+    engine: Engine, prompt: Sequence[int], *, draft_tokens: DraftTokens, **options: Any
+) -> Session:
+    """A session after its first rounds, in which nothing is proposed until a draft has read.
+
+    With `auto` a draft may read later, or never. `session.drafted` is empty then, and also where a
+    draft is not worth its reading.
+    """
+    session = engine.session(prompt, draft_tokens=draft_tokens, **options)
+    waits = draft_tokens not in (0, AUTO) and engine.drafts
+    for done in range(MOST_BEGINNING):
+        if done >= 2 and (session.drafted or not waits):
+            break
+        session.step()
+    return session
+
+
 def round_seconds(
     engine: Engine,
     prompt: Sequence[int],
@@ -83,10 +101,8 @@ def round_seconds(
     rounds: int = ROUNDS,
 ) -> float:
     """Median seconds of a round of a running text, the next one always in flight."""
-    session = engine.session(prompt, draft_tokens=draft_tokens, capacity=capacity)
+    session = begun(engine, prompt, draft_tokens=draft_tokens, capacity=capacity)
     times = []
-    for _ in range(2):  # the first one proposes nothing, and then the draft reads the prompt
-        session.step()
     for _ in range(rounds):
         started = time.perf_counter()
         session.step()
