@@ -22,6 +22,7 @@ from mlxspec.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlxspec.decode.batch import Batch, Row
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "BackendMissing",
+    "Batch",
     "BrokenOutput",
     "Committed",
     "Engine",
@@ -59,6 +61,7 @@ __all__ = [
     "PromptError",
     "Proposal",
     "Request",
+    "Row",
     "Run",
     "SamplingParams",
     "Session",
@@ -80,10 +83,12 @@ __all__ = [
 host.guard()
 
 _HOMES = {
+    "decode.batch": ("Batch", "Row"),
     "decode.engine": ("Engine",),
     "decode.request": ("Request",),
     "decode.run": ("Run",),
-    "decode.session": ("Committed", "Session"),
+    "decode.session": ("Session",),
+    "decode.track": ("Committed",),
     "drafters.graph": ("Head", "Picks"),
     "drafters.history": ("History", "Prediction"),
     "drafters.proposals": ("Proposal", "TextDrafter"),

@@ -65,13 +65,14 @@ class Progress(NamedTuple):
     """`done` of `total` steps of a part of a measurement are over.
 
     what: the part, in words. left_s: seconds until the whole measurement is likely to be over;
-        None where that is not known yet.
+        None where that is not known yet. detail: what else is known at this moment.
     """
 
     what: str
     done: int
     total: int
     left_s: float | None = None
+    detail: str = ""
 
 
 class PrefillProgress(NamedTuple):

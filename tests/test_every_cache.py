@@ -6,7 +6,7 @@ every length of acceptance occurs with every kind of cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from itertools import cycle, islice
 from typing import Any, NamedTuple
@@ -28,12 +28,14 @@ from mlxspec.decode.track import Track
 from mlxspec.defaults import MODEL
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ModelDrafter, Past
+from mlxspec.metrics import PrefillProgress
 from mlxspec.models.cached_model import HostedModel, cached_model_of
 from mlxspec.models.caches.hosted import HostedLayers
 from mlxspec.models.caches.layers import flat
 from mlxspec.models.caches.original import Model, fresh_cache, quantized
 from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, QuantizedLayer, RingLayer
 from mlxspec.models.caches.recurrent import RecurrentLayer
+from mlxspec.models.pace import Pace
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
@@ -109,6 +111,7 @@ class Script:
     def __init__(self, text: Sequence[int], kept: Callable[[], int]) -> None:
         self.model: Any = None
         self.vocabulary = VOCABULARY
+        self.pace = Pace()
         self._text = mx.array([*text, *[0] * 80])
         self._kept = kept
         self._left = 0
@@ -150,7 +153,10 @@ def nothing() -> Past:
 class Scripted(Reader):
     """Reads a text for the target, and for a script."""
 
-    def draft(self, name: str, tokens: Sequence[int], start: int) -> Past:
+    def draft(
+        self, name: str, tokens: Sequence[int], start: int
+    ) -> Generator[PrefillProgress, None, Past]:
+        yield from ()
         return nothing()
 
 

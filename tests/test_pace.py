@@ -123,3 +123,11 @@ def test_a_hiccup_slows_down_no_later_text_for_long() -> None:
         pace.took(sizes[-1], {8: 0.14, 32: 0.3}.get(sizes[-1], 1.2))
     assert sizes[0] == 8
     assert sizes[-1] == 32
+
+
+def test_pieces_have_a_size_even_where_the_largest_were_slow_by_chance() -> None:
+    pace = Pace()
+    for rows, seconds in [(1, 1.0), (1, 0.001), (32, 0.01), (128, 0.02), (512, 9.0)]:
+        pace.took(rows, seconds)
+    for budget in (0.001, 0.4, 100.0):
+        assert pace.rows(budget, first=32, strict=False) in SIZES

@@ -72,7 +72,7 @@ def test_a_slow_pair_is_measured_within_the_budget(clock: Clock, pass_s: float) 
     assert set(findings.tried) >= ({PLAIN_DECODING, LEFT_TO_AUTO} if pass_s < 0.5 else set())
 
 
-@pytest.mark.parametrize("pass_s", [0.05, 1.0, 5.0])
+@pytest.mark.parametrize("pass_s", [0.05, 1.0, 8.0])
 def test_nothing_more_is_measured_where_nothing_can_pay(clock: Clock, pass_s: float) -> None:
     pair = Pair(clock, growing(pass_s, 0.93 * pass_s), growing(pass_s / 10, pass_s / 10))
     findings, took_s = pair.probed()
@@ -182,6 +182,14 @@ def test_each_plan_takes_less_than_the_one_before() -> None:
     assert trials[0] == max(trials)
     assert trials[-1] == min(trials) < trials[0] / 50
     assert list(plan.trials([PLAIN_DECODING, LEFT_TO_AUTO], 4, 96))
+
+
+def test_a_trial_without_a_warm_up_is_for_slow_models() -> None:
+    *_, least = plan.trials([PLAIN_DECODING, LEFT_TO_AUTO], 4, 96)
+    assert not least.warm_up
+    assert least.bears(building_s=0.1, plain_s=0.5)
+    assert not least.bears(building_s=0.1, plain_s=0.01)
+    assert replace(least, warm_up=True).bears(building_s=0.1, plain_s=0.01)
 
 
 # --- progress ---------------------------------------------------------------------------

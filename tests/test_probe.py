@@ -173,7 +173,7 @@ def findings(found: Forecast, **tried: float) -> Findings:
         names.get(name) or Contender(MODEL, int(name.removeprefix(MODEL))): speed
         for name, speed in tried.items()
     }
-    return Findings(forecast=found, is_whole=True, tried=speeds)
+    return Findings(forecast=found, is_whole=True, tried=speeds, is_over=True)
 
 
 def test_a_verdict_is_what_was_tried() -> None:
@@ -450,6 +450,7 @@ def test_an_interrupted_tuning_prints_and_keeps_what_it_measured(
     assert "Traceback" not in ended.err
     assert "a round brings" in ended.out
     assert "(expected, not tried)" in ended.out.splitlines()[-1]
+    assert "The measurement was ended before it was complete." in ended.out
     shown = run("pairs", "show", "mine", "--models", str(table), "--json")
     (kept,) = json.loads(shown.out)["learned"]
     assert f"remembered: {Recommendation(**kept['verdict'])}" == ended.out.splitlines()[-1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from mlxspec.cli import engines, options, streams
+from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import INTERRUPTED, leaving
 from mlxspec.cli.options import (
@@ -51,9 +52,17 @@ def generate(
     checks: CheckOptions,
     output: OutputOptions,
     shown: ReasoningOptions,
+    many: BatchOptions,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
     out = Output(output.as_json, output.quiet, shown.reasoning)
+    many.require_alone(
+        **{"A prompt": prompt, "--audit": checks.audit, "--compare": checks.compare},
+        **{"--cache": text.cache, "--prediction": text.prediction},
+    )
+    if many.batch is not None:
+        _write_many(many, text, models, sampling, out)
+        return
     _write(prompt, text, models, sampling, out, checks, shown=True)
 
 
@@ -73,6 +82,43 @@ def audit_text(
     """
     out = Output(output.as_json, output.quiet)
     _write(prompt, text, models, sampling, out, CheckOptions(audit=True), shown=False)
+
+
+def _write_many(
+    many: BatchOptions,
+    text: TextOptions,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    out: Output,
+) -> None:
+    """Write a text for every line of a file."""
+    from mlxspec.cli.many import Many, work_of, write_many
+
+    pair = models.chosen()
+    text.require_free()
+    usual = {
+        "max_tokens": text.max_tokens,
+        "draft_tokens": models.draft_tokens,
+        "sampling": sampling.params(pair.sampling),
+        "raw": text.raw,
+        **text.texts(),
+    }
+    streams.exactly()
+    work = work_of(many)
+    out = replace(out, as_json=True)
+    with out.display(text=False) as display:
+        engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
+        request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
+        record = engines.recall(pair, engine, display) if request.auto else None
+        engines.build_kernels(engine, request, display)
+        drafts = pair.draft_name if engine.drafts else None
+        about = {"pair": pair.name, "target": pair.target, "draft": drafts}
+        lines = Many(engine, usual, work, many, out, about)
+        try:
+            write_many(lines, display, out)
+        finally:
+            if record is not None:
+                records.remember(replace(record, learned=engine.learned), display.note)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ def show(findings: Findings, console: Console) -> None:
         _show_expected(found, console)
     if findings.tried:
         console.print(_trial(found, findings.tried))
-    if findings.left_out:
+    if not findings.is_over:
+        console.print("The measurement was ended before it was complete.")
+    elif findings.left_out:
         console.print(
             f"Measured to stay within {findings.budget_s:.0f} s: {'; '.join(findings.left_out)}. "
             f"--budget {enough(findings.whole_s)} leaves the time to measure all.",

@@ -90,7 +90,7 @@ class LiveWaiting(Waiting):
                 self._bars.start()
         self._bars.update(
             self._bars.task_ids[0],
-            description=progress.what,
+            description=" · ".join(filter(None, (progress.what, progress.detail))),
             completed=progress.done,
             total=progress.total,
             left=_left(progress.left_s),
@@ -142,7 +142,7 @@ class SpokenWaiting(Waiting):
         if now_s < self._due_s:
             return
         far = f"{progress.done} of {progress.total}" if progress.done else ""
-        parts = ", ".join(part for part in (far, _left(progress.left_s)) if part)
+        parts = ", ".join(filter(None, (far, progress.detail, _left(progress.left_s))))
         self._due_s = now_s + LINES_EVERY_S
         self._say(f"{progress.what}: {parts}" if parts else progress.what)
 

@@ -148,9 +148,10 @@ class Engine:
             sampling: `SamplingParams`, greedy unless given. "auto" verifies with the coupled rule
                 unless another is named: the seed alone then decides the text, whatever is
                 proposed.
-            stop: the text ends before the first of these strings.
+            stop: the text ends before the first of these strings, or of one; in the reasoning too.
             ignore_eos: go on after the end of the text, for measurements.
-            system, raw, template_args: see `encode_prompt`.
+            system, raw, template_args: see `encode_prompt`. `raw` also leaves the marks of
+                a reasoning in the text.
             eos: names of tokens that end the text too.
             processors: a caller's own logits processors, as mlx-lm takes them. They see every
                 proposal, kept or not, so they must depend on their arguments alone; and they run

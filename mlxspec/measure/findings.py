@@ -39,8 +39,8 @@ class Findings:
     forecast: None before the first passes are timed.
     is_whole: whether everything that the forecast rests on is measured.
     tried: tokens per second of each contender; none before all of them had a turn.
-    left_out: what was measured in place of all, in words. whole_s: seconds that all would take.
-    ended: why it ended before it was settled.
+    left_out: what is measured in place of all, in words. whole_s: seconds that all would take.
+    is_over: whether nothing was left to measure. ended: why nothing is settled then.
     """
 
     budget_s: float = BUDGET_S
@@ -49,6 +49,7 @@ class Findings:
     tried: dict[Contender, float] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     whole_s: float = 0.0
+    is_over: bool = False
     ended: str = INTERRUPTED
 
     @property

@@ -20,6 +20,7 @@ DRAFTED = 4  # proposals in the round whose draft steps and host's share are mea
 PARTS_SHARE, LEAST_SHARE = 0.5, 0.9
 AUTO_COST = 1.3  # of a token of `auto`, in plain ones, for a trial that must not take too long
 UNLIMITED = 2**31 - 1
+BUILDING_SHARE = 0.05  # of a text's time, for building a round in a trial without a warm-up
 WHOLE_REPEATS = 3  # of a trial
 LEAST_TOKENS = 12  # of a text that is decoded in a trial
 
@@ -177,6 +178,14 @@ class Trial:
         reading = len(self.contenders) * sum(reading_s[: self.texts])
         written = self.texts * self.tokens
         return turns * (reading + written * sum(per_token[one] for one in self.contenders))
+
+    def bears(self, building_s: float, plain_s: float) -> bool:
+        """Whether building a round, once, does not change what is measured.
+
+        Args:
+            building_s: seconds of that. plain_s: of a plain round.
+        """
+        return self.warm_up or building_s <= BUILDING_SHARE * self.tokens * plain_s
 
 
 def trials(contenders: Sequence[Contender], texts: int, tokens: int) -> Iterator[Trial]:

@@ -84,6 +84,10 @@ class Probe:
         return next(self._steps)
 
     def _measured(self) -> Iterator[Progress]:
+        yield from self._parts()
+        self.findings.is_over = True
+
+    def _parts(self) -> Iterator[Progress]:
         self._schedule = Schedule(self.findings.budget_s)
         self._passes = Passes(self._engine, self._schedule)
         yield from self._passes.look()
@@ -199,9 +203,10 @@ class Probe:
         reading_s = [self._passes.pace.reading_s(len(prompt)) for prompt, _ in texts]
         whole, *less = plan.trials(found.contenders(self._candidates), len(texts), tokens)
         self.findings.whole_s += whole.seconds(reading_s, per_token)
-        left_s = self._schedule.left_s
-        trials = (one for one in [whole, *less] if one.seconds(reading_s, per_token) <= left_s)
-        trial = next(trials, None)
+        left_s, building_s = self._schedule.left_s, self._passes.pace.building_s
+        fits = (one for one in [whole, *less] if one.seconds(reading_s, per_token) <= left_s)
+        # Without a turn that warms up, what is built must not count for much.
+        trial = next((one for one in fits if one.bears(building_s, found.plain_s)), None)
         if trial is not None:
             self._schedule.expect({plan.TRIAL: trial.seconds(reading_s, per_token)})
         self.findings.left_out = plan.left_out(taken, trial, whole, len(self._prompts))

@@ -1,0 +1,59 @@
+"""The options of many texts in one run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlxspec.errors import UsageError
+
+_batch = partial(typer.Option, rich_help_panel="Many texts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """Many texts in one run."""
+
+    batch: Annotated[
+        Path | None,
+        _batch(
+            metavar="FILE",
+            help="Write a text for each line of a file, several at a time; - is stdin. A line is a "
+            "JSON string, or an object with prompt or messages, and optionally id, system, "
+            "max_tokens, stop, seed, prediction and the sampling options. stdout gets a JSON "
+            "object for each as soon as it is done.",
+        ),
+    ] = None
+    max_rows: Annotated[
+        int, _batch(min=1, max=32, help="The most texts that are written at a time.")
+    ] = 8
+    ordered: Annotated[bool, _batch("--ordered", help="Keep the order of the lines.")] = False
+    resume: Annotated[
+        Path | None,
+        _batch(metavar="FILE", help="Leave out the texts that this file of earlier results has."),
+    ] = None
+
+    @property
+    def file(self) -> Path:
+        assert self.batch is not None
+        return self.batch
+
+    def require_alone(self, **others: object) -> None:
+        """Raise UsageError where options do not go together.
+
+        Args:
+            others: what was given of the options that hold for one text, by name.
+        """
+        idle = [] if self.batch is not None else ["--ordered"] * self.ordered
+        idle += ["--resume"] if self.batch is None and self.resume is not None else []
+        for name in idle:
+            raise UsageError(f"{name} says nothing without --batch.", hint="Add --batch FILE.")
+        for name, given in others.items():
+            if given and self.batch is not None:
+                raise UsageError(
+                    f"{name} is for one text, and --batch writes many.", hint="Leave one out."
+                )
