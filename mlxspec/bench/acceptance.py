@@ -151,7 +151,10 @@ def show(found: dict[str, dict[str, Any]], console: Console) -> None:
     """Print the acceptance rates and the tokens per round at K = SHOWN."""
     console.print(f"acceptance rate, and tokens per round, at K = {SHOWN}; greedy")
     names = dict.fromkeys(name for kind in found.values() for name in kind if name != "tokens")
-    table = Table("", *found, box=SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(no_wrap=True)
+    for kind in found:
+        table.add_column(kind)
     for name in names:
         cells = [kind[name][str(SHOWN)] if name in kind else None for kind in found.values()]
         table.add_row(name, *("" if cell is None else _cell(cell) for cell in cells))
