@@ -12,7 +12,7 @@ import typer
 from mlxspec.cli import engines, options, streams
 from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.grouping import grouped
-from mlxspec.cli.interrupts import INTERRUPTED, leaving
+from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import (
     CheckOptions,
     ModelOptions,
@@ -24,6 +24,7 @@ from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
 from mlxspec.control import records
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs.table import Pair
 
