@@ -15,3 +15,5 @@ MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more ro
 MODEL = "model"  # the name of the one draft model, among drafters
 HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
 BUDGET_S = 60.0  # seconds that measuring a pair may take
+
+INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count

@@ -486,7 +486,7 @@ def test_a_comparison_that_is_ended_takes_nothing_from_the_text(generate, monkey
     monkeypatch.setattr(Engine, "generate", ended)
     run = generate("def f(x):", "--compare")
     assert (run.code, run.out) == (130, text)
-    assert "output: 24 tokens in " in run.err
+    assert "output: 12 tokens in " in run.err
     run = generate("def f(x):", "--compare", "--json")
     assert (run.code, json.loads(run.out)["text"]) == (130, text.removesuffix("\n"))
 

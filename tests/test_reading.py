@@ -23,6 +23,11 @@ LENGTH = 60
 GOOD = {MODEL: Knowledge((1.0, 1.05, 1.1, 1.15), (0.9, 0.9, 0.9))}
 
 
+@pytest.fixture(autouse=True)
+def drafts_may_read() -> None:
+    """Only as far as it pays, unlike elsewhere in the tests."""
+
+
 class Planted(Pace):
     """Says that a row takes a given time, whatever it took; its clock agrees."""
 

@@ -14,10 +14,11 @@ from mlxspec.cli import streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
-from mlxspec.cli.interrupts import INTERRUPTED, answered, leaving
+from mlxspec.cli.interrupts import answered, leaving
 from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError, UsageError
 from mlxspec.host import allow_open_files
 

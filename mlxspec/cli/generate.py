@@ -12,7 +12,7 @@ import typer
 from mlxspec.cli import engines, options, streams
 from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.grouping import grouped
-from mlxspec.cli.interrupts import INTERRUPTED, leaving
+from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import (
     CheckOptions,
     ModelOptions,
@@ -24,6 +24,7 @@ from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
 from mlxspec.control import records
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs.table import Pair
 
@@ -110,7 +111,7 @@ def _write_many(
         engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
         request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
         record = engines.recall(pair, engine, display) if request.auto else None
-        engines.build_kernels(engine, request, display)
+        engines.build_kernels(engine, request, display, beside=many.max_rows > 1)
         drafts = pair.draft_name if engine.drafts else None
         about = {"pair": pair.name, "target": pair.target, "draft": drafts}
         lines = Many(engine, usual, work, many, out, about)

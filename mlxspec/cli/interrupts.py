@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+from mlxspec.defaults import INTERRUPTED
+
 PATIENCE_S = 0.35
 
 _leaving: list[Callable[[], None]] = []

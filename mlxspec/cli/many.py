@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import typer
 
 from mlxspec.cli.entries import Entry, read_entries, written_in
-from mlxspec.cli.interrupts import INTERRUPTED, leaving
+from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.output import Output
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Progress, speed
 

@@ -10,11 +10,11 @@ import typer
 
 from mlxspec.cli import engines, options
 from mlxspec.cli.grouping import grouped
-from mlxspec.cli.interrupts import INTERRUPTED, leaving
+from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import ModelOptions, OutputOptions
 from mlxspec.cli.output import Output
 from mlxspec.control import records
-from mlxspec.defaults import AUTO, BUDGET_S
+from mlxspec.defaults import AUTO, BUDGET_S, INTERRUPTED
 from mlxspec.errors import NothingDrafts
 from mlxspec.pairs.table import Pair
 
