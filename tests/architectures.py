@@ -37,6 +37,7 @@ from mlxspec.decode.run import Run
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import UnsupportedModel
 from mlxspec.measure.audit import audit
+from mlxspec.models.cached_model import cached_model_of
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "architectures.md"
@@ -153,7 +154,7 @@ def attempt(name: str, tokens: int = TOKENS) -> Result:
         "a draft that half agrees": (Contrary(model, 3), 3),
         "a draft of another architecture": (other, 2),
     }
-    cached = Engine(model).models[0]
+    cached = cached_model_of(model)
     path, why, differs = "fused" if cached.fused else "hosted", cached.obstacle, []
     for what, (draft, count) in drafts.items():
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import architectures
 import mlx.core as mx
 import pytest
@@ -39,7 +41,10 @@ def test_every_architecture_has_a_configuration() -> None:
 
 def test_what_is_silently_wrong_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its masks are wrong for passes of several rows, and nobody tries it first.
-    monkeypatch.setattr("mlxspec.decode.engine.cached_model_of", FusedModel)
+    def untried(model: Any, kv: None, *, speculates: bool) -> FusedModel:
+        return FusedModel(model, kv)
+
+    monkeypatch.setattr("mlxspec.decode.engine.cached_model_of", untried)
     result = attempt("phi3small", tokens=24)
     assert "no draft" in result.differs
     monkeypatch.setattr(architectures, "_attempted", lambda *_: result)

@@ -45,7 +45,7 @@ FOREVER = ("--max-tokens", "100000")
 @pytest.fixture(autouse=True)
 def models_are_trusted(monkeypatch):
     """That a model's cache suits it is tried in other tests, and would be most of the time here."""
-    monkeypatch.setattr(cached_model, "agrees", lambda cached: True)
+    monkeypatch.setattr(cached_model, "agrees", lambda *_: True)
 
 
 @pytest.fixture

@@ -658,6 +658,26 @@ def test_a_wait_is_told_in_a_line_where_that_is_all_there_is(
     assert stderr.getvalue() == ""
 
 
+@pytest.mark.parametrize("is_live", [True, False])
+def test_a_wait_says_what_it_does_where_that_takes_a_while(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, is_live: bool
+) -> None:
+    monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 0)
+    display, stderr = (on(terminal).display, None) if is_live else spoken(measures=True)
+
+    def text() -> str:
+        return terminal.text() if stderr is None else stderr.getvalue()
+
+    for after_s in (60, 0):
+        monkeypatch.setattr(waiting_module, "DOING_AFTER_S", after_s)
+        with display.status("loading") as doing:
+            doing("trying [it]")
+            deadline = time.monotonic() + (0.1 if after_s else 5)
+            while "trying" not in text() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert ("loading: trying [it]" in text()) == (not after_s)
+
+
 def seen(terminal: Terminal, *parts: str) -> bool:
     """Whether the screen shows all of `parts` before long."""
     deadline = time.monotonic() + 5

@@ -39,7 +39,7 @@ from mlxspec.cli.terminal import (
     visible,
 )
 from mlxspec.cli.waiting import SPINNER_AFTER_S, LiveWaiting, SpokenWaiting, Waiting
-from mlxspec.metrics import Event, Generation, Progress, Split
+from mlxspec.metrics import Event, Generation, Progress, Split, Tell
 
 
 class Display:
@@ -87,12 +87,12 @@ class Display:
 
     def status(
         self, message: str, *, timed: bool = False, aloud: bool | None = None
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[Tell]:
         """Say `message` while a block runs; see `Waiting.status`."""
         self._waiting.end()
         return self._waiting.status(message, timed=timed, aloud=aloud)
 
-    def told(self, message: str) -> AbstractContextManager[None]:
+    def told(self, message: str) -> AbstractContextManager[object]:
         """Say `message` while a block runs that shows something live itself."""
         return self._waiting.told(message)
 

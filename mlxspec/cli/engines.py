@@ -32,7 +32,7 @@ def load_engine(
         from mlxspec.pairs.folders import fetch
     hears = tell if models.falls_back else None
     folders = fetch(pair, speculation=models.speculates, tell=hears)
-    with display.status(f"loading {pair.name}"):
+    with display.status(f"loading {pair.name}") as doing:
         engine: Engine = loading.load(
             pair,
             folders=folders,
@@ -41,6 +41,7 @@ def load_engine(
             kv=models.kv(),
             trust_remote_code=models.trust_remote_code,
             tell=hears,
+            doing=doing,
         )
     from mlxspec.models.scales import why_slow
 

@@ -20,9 +20,10 @@ from rich.status import Status
 from rich.text import Text
 
 from mlxspec.cli.terminal import ASIDE, GONE, visible
-from mlxspec.metrics import Progress
+from mlxspec.metrics import Progress, Tell
 
 SPINNER_AFTER_S = 0.3
+DOING_AFTER_S = 1.0
 LINES_EVERY_S = 10.0  # about one part of a measurement
 
 
@@ -32,17 +33,19 @@ class Waiting:
     @contextmanager
     def status(
         self, message: str, *, timed: bool = False, aloud: bool | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[Tell]:
         """Say `message` while the block runs, unless that is over in no time.
+
+        The block may say what it does from then on, which is added if it takes a while.
 
         Args:
             timed: it counts seconds, where that can be seen.
             aloud: whether it is worth a line where nothing is live; None leaves that to the
                 command.
         """
-        yield
+        yield lambda doing: None
 
-    def told(self, message: str) -> AbstractContextManager[None]:
+    def told(self, message: str) -> AbstractContextManager[object]:
         """Say `message` while the block runs, unless that shows something live itself."""
         return nullcontext()
 
@@ -63,14 +66,18 @@ class LiveWaiting(Waiting):
     @contextmanager
     def status(
         self, message: str, *, timed: bool = False, aloud: bool | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[Tell]:
         spinner = _spinner(self._console, Text(visible(message)), timed=timed)
-        timer = _after(SPINNER_AFTER_S, spinner.start)
+        timers = [_after(SPINNER_AFTER_S, spinner.start)]
+
+        def more(doing: str) -> None:
+            words = Text(visible(f"{message}: {doing}"))
+            timers.append(_after(DOING_AFTER_S, lambda: _reword(spinner, words)))
+
         try:
-            yield
+            yield more
         finally:
-            timer.cancel()
-            timer.join()
+            _ended(timers)
             with suppress(*GONE):
                 spinner.stop()
 
@@ -118,18 +125,22 @@ class SpokenWaiting(Waiting):
     @contextmanager
     def status(
         self, message: str, *, timed: bool = False, aloud: bool | None = None
-    ) -> Iterator[None]:
+    ) -> Iterator[Tell]:
         if not (self._everything if aloud is None else aloud):
-            yield
+            yield lambda doing: None
             return
-        timer = _after(SPINNER_AFTER_S, lambda: self._say(message))
-        try:
-            yield
-        finally:
-            timer.cancel()
-            timer.join()
+        timers = [_after(SPINNER_AFTER_S, lambda: self._say(message))]
 
-    def told(self, message: str) -> AbstractContextManager[None]:
+        def more(doing: str) -> None:
+            line = f"{message}: {doing}"
+            timers.append(_after(DOING_AFTER_S, lambda: self._say(line)))
+
+        try:
+            yield more
+        finally:
+            _ended(timers)
+
+    def told(self, message: str) -> AbstractContextManager[object]:
         return self.status(message)
 
     def show(self, progress: Progress) -> None:
@@ -160,6 +171,19 @@ def _after(seconds: float, then: Callable[[], None]) -> Timer:
     timer.daemon = True
     timer.start()
     return timer
+
+
+def _ended(timers: list[Timer]) -> None:
+    for timer in timers:
+        timer.cancel()
+        timer.join()
+
+
+def _reword(spinner: Status | Bars, words: Text) -> None:
+    if isinstance(spinner, Status):
+        spinner.update(words)
+    else:
+        spinner.update(spinner.task_ids[0], description=words.plain)
 
 
 def _spinner(console: Console, message: Text, *, timed: bool) -> Status | Bars:

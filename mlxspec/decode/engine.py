@@ -88,6 +88,8 @@ class Engine:
         self.learned = Learned()
         self.load_s = 0.0
         self.notes: tuple[str, ...] = ()
+        drafts = bool(_by_name(draft) or self.heads)
+        self._speculates = bool(drafts or texts)
         self.models = [self._cached(target)]  # the drafts' behind the target's
         self._vocabulary = self.models[0].vocabulary
         self.shared = _by_name(shared)
@@ -98,8 +100,7 @@ class Engine:
             for name, model in _by_name(draft).items()
         }
         self.models += [self._cached(model) for model in self.drafts.values()]
-        drafts = bool(self.drafts or self.heads)
-        if drafts or texts:
+        if self._speculates:
             for cached in self.models:
                 require_exact(cached)
         self._requests = Requests(
@@ -121,7 +122,7 @@ class Engine:
     def _cached(self, model: Model) -> CachedModel:
         if self.kv is not None:
             require_quantizable(model, self.kv)
-        return cached_model_of(model, self.kv)
+        return cached_model_of(model, self.kv, speculates=self._speculates)
 
     @property
     def draft(self) -> Model | None:
@@ -169,9 +170,13 @@ class Engine:
 
         Raises:
             UsageError: a value is out of its range, or `cache` is a folder. PromptError: the prompt
-            is empty or too long.
+            is empty or too long. UnsupportedModel: there is a prediction, and the model cannot
+            speculate exactly.
         """
-        return self._requests.make(prompt, **options)
+        request = self._requests.make(prompt, **options)
+        if request.prediction:  # an engine without drafters has not tried its model yet
+            require_exact(self.models[0])
+        return request
 
     def generate(self, prompt: Prompt | Request, **options: Any) -> Generation:
         """Run to the end and return the whole result, with the arguments of `run`."""
@@ -317,7 +322,7 @@ class Engine:
 def alone(engine: Engine, name: str) -> Engine:
     """The engine with one of its draft models, and no other drafter.
 
-    Its models are not tried again, which would take a dozen passes of each.
+    Its models are not tried again, which would take ten passes of each.
     """
     one = copy(engine)
     target, draft = engine.models[0], engine.models[1 + list(engine.drafts).index(name)]

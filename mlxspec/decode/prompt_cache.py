@@ -19,7 +19,7 @@ from mlxspec.decode import prompt_file
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
 from mlxspec.metrics import TARGET, Tell
-from mlxspec.models.cached_model import agrees
+from mlxspec.models.cached_model import is_exact
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
 from mlxspec.models.prefill import CHUNK, Begun, Reading, afresh
@@ -219,7 +219,7 @@ def _can_go_on(reading: Reading, read: int) -> bool:
     # The first chunk attends to keys and values that are not quantised yet.
     if cached.kv is not None and read < CHUNK:
         return False
-    return cached.fused or agrees(cached)
+    return is_exact(cached)
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -7,7 +7,8 @@ exactly. `cached_model_of` tries a model and chooses.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -35,6 +36,7 @@ class CachedModel(Protocol):
     fused: whether its passes can be part of a graph that never waits for the host.
     obstacle: the reason why they cannot, in words; empty where they can.
     pace: the speed at which it was seen to read.
+    exact: whether it was seen to take rows back exactly; None before that was tried.
     """
 
     model: Model
@@ -43,6 +45,7 @@ class CachedModel(Protocol):
     fused: bool
     obstacle: str
     pace: Pace
+    exact: bool | None
 
     def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
         """Layers from mlx-lm caches that have read `read` tokens, with room for `capacity`."""
@@ -77,6 +80,7 @@ class FusedModel:
         self.model = model
         self.kv = kv
         self.pace = Pace()
+        self.exact: bool | None = None
         self._hooks = hooks_of(model, RECURRENCES)
         # A cache has no shape before its first row, and a state's kind shows in the second.
         row = mx.zeros((1, 1), mx.int32)
@@ -125,6 +129,7 @@ class HostedModel:
         self.model = model
         self.kv = kv
         self.pace = Pace()
+        self.exact: bool | None = None
         self.obstacle = obstacle
         rows = mx.zeros((1, 1), mx.int32)
         self.vocabulary = int(model(rows, cache=fresh_cache(model, kv)).shape[-1])
@@ -163,53 +168,99 @@ class HostedModel:
         return [HostedLayers(after.caches)]
 
 
-def cached_model_of(model: Model, kv: KVQuantization | None = None) -> CachedModel:
+def cached_model_of(
+    model: Model, kv: KVQuantization | None = None, *, speculates: bool = True
+) -> CachedModel:
     """The cached model that runs `model` exactly, fused if it can be.
 
     A model with known caches is tried: passes whose rows are partly taken back must give the
     logits of plain decoding. So neither an unknown use of a cache nor a wrongly recorded
     recurrence can go unnoticed.
+
+    Args:
+        speculates: False leaves out what plain decoding never does: several rows in a pass, and
+            taking rows back. `is_exact` tries it when it is asked for.
     """
     guard_tables(model)
+    oracle = Oracle(model, kv)
     strangers = unknown(fresh_cache(model, kv))
     if strangers:
-        return HostedModel(model, kv, f"its past is kept in {', '.join(strangers)}")
-    if why := obstacle_of(model):
-        return HostedModel(model, kv, why)
-    try:
-        cached = FusedModel(model, kv)
-        cached.trace()
-        if agrees(cached):
-            return cached
-        why = "rounds of it would differ from plain decoding"
-    except Unrecognised:
-        why = "its recurrence is not one that can be recorded"
-    except (TypeError, ValueError, AttributeError) as error:
-        # Where a model computes with a cache's numbers instead of arrays, anything may be raised.
-        why = f"it asks for numbers while a round is built ({type(error).__name__})"
-    return HostedModel(model, kv, why)
+        why = f"its past is kept in {', '.join(strangers)}"
+    elif not (why := obstacle_of(model)):
+        try:
+            fused = FusedModel(model, kv)
+            fused.trace()
+            if agrees(fused, oracle, SPECULATING if speculates else PLAIN):
+                fused.exact = True if speculates else None
+                return fused
+            why = "rounds of it would differ from plain decoding"
+        except Unrecognised:
+            why = "its recurrence is not one that can be recorded"
+        except (TypeError, ValueError, AttributeError) as error:
+            # Where a model computes with a cache's numbers instead of arrays, anything is raised.
+            why = f"it asks for numbers while a round is built ({type(error).__name__})"
+    hosted = HostedModel(model, kv, why)
+    if speculates:
+        hosted.exact = agrees(hosted, oracle, SPECULATING)
+    return hosted
 
 
-def agrees(cached: CachedModel) -> bool:
-    """Whether passes of several rows, and taking rows back, give the logits of plain decoding."""
-    tokens = mx.array([[(7 * i + 1) % cached.vocabulary for i in range(7)]], mx.int32)
-    caches = fresh_cache(cached.model, cached.kv)
-    rows = [cached.model(tokens[:, i : i + 1], cache=caches) for i in range(tokens.shape[1])]
-    plain = mx.concatenate(rows, axis=1)
+class Step(NamedTuple):
+    """Passes of so many rows each from the position `start` on, of which `kept` rows stay."""
+
+    start: int
+    passes: tuple[int, ...]
+    kept: int
+
+
+# The steps of a trial, in parts that are judged one by one. Three rows: in one pass, as a target
+# runs them; in two, as a draft does; in one again.
+SPECULATING = ((Step(0, (3,), 1),), (Step(1, (2, 1), 2),), (Step(3, (3,), 1),))
+PLAIN = (tuple(Step(at, (1,), 1) for at in range(3)),)
+
+
+class Oracle:
+    """The logits of plain decoding, on mlx-lm's own caches: a row is computed once, when asked."""
+
+    def __init__(self, model: Model, kv: KVQuantization | None) -> None:
+        self._model = model
+        self._caches = fresh_cache(model, kv)
+        self._rows: list[mx.array] = []
+
+    def rows(self, tokens: mx.array, start: int, stop: int) -> mx.array:
+        """Logits [1, stop - start, V] at these places of a text that begins with `tokens`."""
+        for at in range(len(self._rows), stop):
+            self._rows.append(self._model(tokens[:, at : at + 1], cache=self._caches))
+        return mx.concatenate(self._rows[start:stop], axis=1)
+
+
+def agrees(cached: CachedModel, oracle: Oracle, parts: Sequence[Sequence[Step]]) -> bool:
+    """Whether passes of these steps, and taking rows back, give the logits of plain decoding."""
+    count = max(step.start + sum(step.passes) for part in parts for step in part)
+    tokens = mx.array([[(7 * i + 1) % cached.vocabulary for i in range(count)]], mx.int32)
     layers = cached.adopt(fresh_cache(cached.model, cached.kv), 0, _TRIAL_ENTRIES)
-    # Three rows: in one pass, as a target runs them; in two, as a draft does; in one again.
-    for start, passes, kept in ((0, (3,), 2), (2, (2, 1), 2), (4, (3,), 1)):
+    for part in parts:
         found: list[mx.array] = []
-        for count in passes:
-            at = start + sum(logits.shape[1] for logits in found)
-            logits, layers = cached.forward(
-                tokens[:, at : at + count], layers, mx.array([at], mx.int32), _TRIAL_ENTRIES
-            )
-            found.append(logits)
-        layers = cached.commit(layers, mx.array([kept], mx.int32))
-        if not _close(mx.concatenate(found, axis=1), plain[:, start : start + 3]):
+        expected: list[mx.array] = []
+        for step in part:
+            at = step.start
+            for rows in step.passes:
+                fed, offset = tokens[:, at : at + rows], mx.array([at], mx.int32)
+                logits, layers = cached.forward(fed, layers, offset, _TRIAL_ENTRIES)
+                found.append(logits)
+                at += rows
+            expected.append(oracle.rows(tokens, step.start, at))
+            layers = cached.commit(layers, mx.array([step.kept], mx.int32))
+        if not _close(mx.concatenate(found, axis=1), mx.concatenate(expected, axis=1)):
             return False
     return True
+
+
+def is_exact(cached: CachedModel) -> bool:
+    """Whether the model takes rows back exactly. It is tried once."""
+    if cached.exact is None:
+        cached.exact = agrees(cached, Oracle(cached.model, cached.kv), SPECULATING)
+    return cached.exact
 
 
 def _close(found: mx.array, expected: mx.array) -> bool:
@@ -227,8 +278,7 @@ def _close(found: mx.array, expected: mx.array) -> bool:
 
 def require_exact(cached: CachedModel) -> None:
     """Raise UnsupportedModel unless the model can take proposals back exactly."""
-    # A fused model was tried when it was chosen.
-    if not cached.fused and not agrees(cached):
+    if not is_exact(cached):
         raise UnsupportedModel(
             f"{_type_of(cached.model)} says something else when it is fed several tokens at once, "
             "so that it cannot speculate exactly.",

@@ -48,6 +48,7 @@ def load(
     kv: KVQuantization | None = None,
     folders: Folders | None = None,
     tell: Tell | None = None,
+    doing: Tell | None = None,
 ) -> Engine:
     """Load a pair's models and tokenizer.
 
@@ -62,6 +63,7 @@ def load(
         folders: the result of `fetch`, where that was called before.
         tell: called with why a draft that cannot be used is left out; None leaves none out, and
             raises.
+        doing: called with what is done from now on, in words.
 
     Raises:
         UnknownPair, TableError: the table has no such pair, or is not valid.
@@ -81,16 +83,13 @@ def load(
         folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust_remote_code
     )
 
-    options: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "draft_tokens": pair.draft_tokens,
-        "compiled": compiled,
-        "kv": kv,
-        "context": context_of(target, loaded.config),
-    }
+    options: dict[str, Any] = {"draft_tokens": pair.draft_tokens, "compiled": compiled, "kv": kv}
+    options |= {"tokenizer": tokenizer, "context": context_of(target, loaded.config)}
     found = _Drafters()
     if speculation:
         found = _drafters_of(pair, folders, target, tokenizer, tell, trust_remote_code)
+    if doing is not None:
+        doing("trying the caches of its models")  # their first passes, which also read the weights
     engine = _engine(pair, target, found, options, tell)
     engine.notes = (*loaded.notes, *adapters.note_beside(folders.target, applied))
     engine.load_s = time.perf_counter() - started
