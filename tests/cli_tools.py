@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import mlx.core as mx
 from conftest import build
@@ -199,24 +200,44 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """What huggingface-hub asks of a server, on loopback.
 
-    `models` are folders by repository; `refused` gives a status and an error code to a
-    repository, or (0, "") to close its connections unanswered.
+    `models` are folders by repository, or by repository@revision for all but the main branch;
+    `refused` gives a status and an error code to a repository, or (0, "") to close its connections
+    unanswered.
     """
 
     models: dict[str, Path]
     refused: dict[str, tuple[int, str]]
     endpoint: str = ""
 
-    def listing(self, repository: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "type": "file",
-                "path": path.name,
-                "size": path.stat().st_size,
-                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
-            }
-            for path in sorted(self.models[repository].iterdir())
-        ]
+    def at(self, repository: str, revision: str) -> tuple[str, Path] | None:
+        """The commit and the folder of a branch or a commit; None where there is none."""
+        for name, folder in self.models.items():
+            known, _, branch = name.partition("@")
+            commit = hashlib.sha1(branch.encode()).hexdigest() if branch else COMMIT
+            if known == repository and revision in (branch or "main", commit):
+                return commit, folder
+        return None
+
+    def error(self, repository: str, revision: str) -> tuple[int, str] | None:
+        """The status and the code of a refusal, or None."""
+        if repository in self.refused:
+            return self.refused[repository]
+        if all(name.partition("@")[0] != repository for name in self.models):
+            return 404, "RepoNotFound"
+        return None if self.at(repository, revision) else (404, "RevisionNotFound")
+
+
+def listing(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": "file",
+            "path": str(path.relative_to(folder)),
+            "size": path.stat().st_size,
+            "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
 
 
 @contextmanager
@@ -227,22 +248,26 @@ def serving(hub: Hub) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0].removeprefix("/api/models").strip("/")
             organisation, name, *rest = path.split("/")
-            repository = f"{organisation}/{name}"
-            if repository in hub.refused or repository not in hub.models:
-                status, code = hub.refused.get(repository, (404, "RepoNotFound"))
+            repository, revision = f"{organisation}/{name}", unquote(rest[1]) if rest else "main"
+            if refusal := hub.error(repository, revision):
+                status, code = refusal
                 if not status:
                     self.close_connection = True
                     return
                 self.answer(status, b"{}", {"X-Error-Code": code})
-            elif not rest or rest[0] == "revision":
-                about = {"id": repository, "sha": COMMIT, "siblings": []}
+                return
+            found = hub.at(repository, revision)
+            assert found is not None
+            commit, folder = found
+            if not rest or rest[0] == "revision":
+                about = {"id": repository, "sha": commit, "siblings": []}
                 self.answer(200, json.dumps(about).encode())
             elif rest[0] == "tree":
-                self.answer(200, json.dumps(hub.listing(repository)).encode())
+                self.answer(200, json.dumps(listing(folder)).encode())
             else:  # resolve, commit, file
-                content = (hub.models[repository] / rest[2]).read_bytes()
+                content = Path(folder, *rest[2:]).read_bytes()
                 etag = hashlib.sha1(content).hexdigest()
-                self.answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+                self.answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": commit})
 
         do_HEAD = do_GET
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
+from cli_tools import save_model
 from conftest import build, plain, prompt_of
 from mlx_lm.models import gpt2
 
-from mlxspec.decode.engine import Engine
+from mlxspec.decode.engine import Engine, alone
+from mlxspec.defaults import MODEL
 from mlxspec.errors import PromptError
 from mlxspec.models.context import context_of, guard_tables, position_tables
+from mlxspec.pairs.loading import load
+from mlxspec.pairs.table import Pair
 
 POSITIONS = 64
 
@@ -165,4 +170,26 @@ def test_a_draft_is_read_within_its_context(length, monkeypatch):
     made = engine.generate(prompt_of(length), max_tokens=150, draft_tokens=3)
     assert made.tokens == plain(target, prompt_of(length), 150)
     assert made.speculation.rounds > 0
+    assert POSITIONS // 4 < max(ends) <= POSITIONS
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_draft_is_read_within_the_context_of_its_file(is_alone, tmp_path, monkeypatch):
+    """A Gemma 2, whose arguments in mlx-lm have no length."""
+    target, folder = save_model(tmp_path / "target"), save_model(tmp_path / "draft", name="gemma2")
+    config = json.loads((folder / "config.json").read_text())
+    assert context_of(SimpleNamespace(args=SimpleNamespace(**config))) is None
+    config["max_position_embeddings"] = POSITIONS
+    (folder / "config.json").write_text(json.dumps(config))
+    engine = load(Pair("mine", str(target), str(folder)), compiled=False)
+    cached, ends = engine.models[1], []
+    forward = cached.forward
+
+    def seen(tokens: mx.array, layers: Any, offset: mx.array, length: int) -> Any:
+        ends.append(int(offset.max()) + tokens.shape[1])
+        return forward(tokens, layers, offset, length)
+
+    monkeypatch.setattr(cached, "forward", seen)
+    asked = alone(engine, MODEL) if is_alone else engine
+    asked.generate([1, 2, 3] * 33, max_tokens=150, draft_tokens=3)
     assert POSITIONS // 4 < max(ends) <= POSITIONS

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from cli_tools import COMMIT, Hub, is_one_error, save_model, serving
+from cli_tools import COMMIT, Hub, environment, is_one_error, mlxspec, save_model, serving
 from huggingface_hub import close_session, constants
 from mlx_lm.utils import load_adapters, load_model
 
@@ -411,13 +411,19 @@ def hub(whole, tmp_path, monkeypatch):
         ("https://huggingface.co/org/name/tree/v1.0", "org/name", "v1.0"),
         ("https://huggingface.co/org/name/blob/main/config.json", "org/name", "main"),
         ("hf://org/name", "org/name", None),
+        ("hf://org/name@v1", "org/name", "v1"),
+        ("org/name@v1", "org/name", "v1"),
+        ("org/name@refs/pr/1", "org/name", "refs/pr/1"),
+        ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1", "org/name", "refs/pr/1"),
     ],
 )
 def test_a_repository_goes_by_its_name_and_its_address(location, name, revision):
     assert repository_of(location) == Repository(name, revision)
 
 
-@pytest.mark.parametrize("location", ["./org", "/org/name", "~/name", "name", "a/b/c", "../a/b"])
+@pytest.mark.parametrize(
+    "location", ["./org", "/org/name", "~/name", "name", "a/b/c", "../a/b", "./a/b@c", "a@b/c"]
+)
 def test_a_path_is_no_repository(location):
     assert repository_of(location) is None
 
@@ -443,6 +449,89 @@ def test_only_the_files_that_matter_need_be_here_offline(hub, whole, tmp_path, m
     here.unlink()
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert text_of("org/model") == text_of(whole)
+
+
+def other_formats(tmp_path, **contents):
+    folder = tmp_path / "elsewhere"
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model-Q4_K_M.gguf", "are GGUF (model-Q4_K_M.gguf)"),
+        ("Q8_0/model.gguf", "are GGUF (Q8_0/model.gguf)"),
+        ("weights.00.npz", "are MLX's old npz format (weights.00.npz)"),
+        ("pytorch_model.bin", "are PyTorch's format (pytorch_model.bin)"),
+        ("gptq_model-4bit-128g.safetensors", "are GPTQ's own layout (gptq_model-4bit-128g.safe"),
+        ("unet/model.safetensors", "are in folders of their own (unet/model.safetensors)"),
+    ],
+)
+@pytest.mark.parametrize("config", [{}, {"config.json": "{}"}])
+def test_a_repository_of_other_formats_is_named(hub, tmp_path, file, said, config):
+    hub.models["org/other"] = other_formats(tmp_path, **{file: "x", "README.md": ""}, **config)
+    error = refused("org/other")
+    assert error.message.startswith(f"The weights in org/other {said}")
+    assert "mlx_lm.convert" in error.hint
+
+
+def test_a_repository_without_a_model_is_named(hub, tmp_path):
+    hub.models["org/other"] = other_formats(tmp_path, **{"README.md": ""})
+    assert refused("org/other").message == "org/other has no file of a model."
+
+
+def test_the_command_names_another_format_in_one_error(hub, tmp_path):
+    hub.models["org/other"] = other_formats(tmp_path, **{"m.gguf": "x"})
+    changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    env = environment(**changes, HF_ENDPOINT=hub.endpoint)
+    run = mlxspec("generate", "abc", "--target", "org/other", env=env)
+    assert (run.returncode, run.stdout) == (1, b"")
+    assert is_one_error(run.stderr)
+    assert b"org/other are GGUF (m.gguf)" in run.stderr
+
+
+def test_a_hub_that_gives_no_listing_leaves_the_error_as_it_was(hub, tmp_path, monkeypatch):
+    hub.models["org/other"] = other_formats(tmp_path, **{"m.gguf": "x", "config.json": "{}"})
+    refused("org/other")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "has no tokenizer.json" in refused("org/other").message
+
+
+def test_a_repository_of_a_peft_adapter_is_named(hub, tmp_path, whole):
+    files = {"adapter_config.json": "{}", "adapter_model.safetensors": "x"}
+    hub.models["org/peft"] = other_formats(tmp_path, **files)
+    assert "in org/peft is one of PEFT" in refused(whole, adapter="org/peft").message
+    assert "org/model has no adapter" in refused(whole, adapter="org/model").message
+
+
+def test_targets_and_drafts_have_revisions_of_their_own(hub, whole, tmp_path, invoke):
+    changed = hub.models["org/model@v2"] = save_model(tmp_path / "changed", seed=2)
+    assert text_of("org/model@v2") == text_of(changed) != text_of(whole)
+    assert text_of("org/model") == text_of(whole)
+    assert text_of("org/model@main", revision="v2") == text_of(changed)
+    names = "org/model@v2", "https://huggingface.co/org/model/tree/main"
+    engine = load(Pair("mine", "org/model", names))
+    for name, folder in (("model@v2", changed), ("model@main", whole)):
+        weights = engine.drafts[name].model.embed_tokens.weight
+        assert mx.array_equal(weights, weights_of(folder)["model.embed_tokens.weight"])
+    table = tmp_path / "models.toml"
+    table.write_text('[mine]\ntarget = "org/model@v2"\ndraft = "org/model@main"\n')
+    arguments = ["generate", "abc", "--no-compile", "-q", "--max-tokens", "8"]
+    for more in (
+        ["--models", str(table), "--pair", "mine", "--no-fallback"],
+        ["--target", "org/model@v2", "--draft", "org/model@main"],
+    ):
+        assert invoke(*arguments, *more).out == text_of(changed)
+
+
+@pytest.mark.parametrize("draft", ["org/model@v9", "hf.co/org/model/tree/v9"])
+def test_a_revision_that_a_repository_lacks_is_named(hub, whole, draft):
+    assert "org/model (of the pair mine) has no revision v9" in refused("org/model@v9").message
+    with pytest.raises(LoadError, match="has no revision v9"):
+        load(Pair("mine", str(whole), draft))
 
 
 def test_a_revision_is_one_of_a_repository(whole):

@@ -53,6 +53,7 @@ class Engine:
         kv: quantises keys and values. This changes the target's text, with and without a draft
             alike.
         context: tokens that the target can read; None takes the length that its arguments give.
+        draft_contexts: the same of draft models, by name.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
     it to an engine with the same models on the same machine. `notes` are told in every run: how
@@ -75,9 +76,11 @@ class Engine:
         compiled: bool | None = None,
         kv: KVQuantization | None = None,
         context: int | None = None,
+        draft_contexts: Mapping[str, int | None] | None = None,
     ) -> None:
         self.target = target
         self._context = context
+        self._draft_contexts = dict(draft_contexts or {})
         self.texts = tuple(texts)
         self.heads = dict(heads or {})
         self.tokenizer = tokenizer
@@ -108,7 +111,7 @@ class Engine:
             texts=bool(texts),
         )
         drafters: dict[str, GraphDrafter] = {
-            name: ModelDrafter(cached, self._vocabulary)
+            name: ModelDrafter(cached, self._vocabulary, self._draft_contexts.get(name))
             for name, cached in zip(self.drafts, self.models[1:], strict=True)
         }
         drafters |= {name: HeadDrafter(head) for name, head in self.heads.items()}
@@ -320,7 +323,7 @@ def alone(engine: Engine, name: str) -> Engine:
     target, draft = engine.models[0], engine.models[1 + list(engine.drafts).index(name)]
     one.models, one.drafts = [target, draft], {name: engine.drafts[name]}
     one.heads, one.texts, one.learned = {}, (), Learned()
-    drafter = ModelDrafter(draft, target.vocabulary)
+    drafter = ModelDrafter(draft, target.vocabulary, one._draft_contexts.get(name))
     one.rounds = Rounds(one.models, {name: drafter}, from_text=False, compiled=engine.compiles)
     one._maker = Maker(one)
     return one

@@ -220,15 +220,16 @@ class ModelDrafter:
         cached: the model. It proposes from the part of its vocabulary that it shares with the
             target, and reads its last id in place of an id that it lacks.
         vocabulary: V, of the target.
+        context: tokens that it can read; None takes the length that its arguments give.
     """
 
     taps: Sequence[str] = ()
     most = MAX_AUTO_TOKENS
     follows = False
 
-    def __init__(self, cached: CachedModel, vocabulary: int) -> None:
+    def __init__(self, cached: CachedModel, vocabulary: int, context: int | None = None) -> None:
         self.cached = cached
-        self.context = context_of(cached.model)
+        self.context = context or context_of(cached.model)
         self._own = cached.vocabulary
         self._common = min(self._own, vocabulary)
         self._clamps = self._own < vocabulary

@@ -10,7 +10,7 @@ from mlx_lm.utils import load_adapters
 
 from mlxspec.errors import LoadError
 from mlxspec.models.caches.original import Model
-from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, in_one_line, read_json
+from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, in_one_line, require_adapter
 
 _LEAVES = {"lora_a", "lora_b", "m"}
 
@@ -21,7 +21,7 @@ def applied(model: Model, folder: Path) -> Model:
     Raises:
         LoadError: the folder has no such adapter, or it is one of another model.
     """
-    _require_adapter(folder)
+    require_adapter(folder)
     try:
         model = load_adapters(model, str(folder))
         model.eval()
@@ -55,17 +55,3 @@ def note_beside(folder: Path, adapter: Path | None) -> tuple[str, ...]:
         f"the adapter beside the weights is not applied: --adapter {folder}, or adapter= in "
         "Python, applies it",
     )
-
-
-def _require_adapter(folder: Path) -> None:
-    if (folder / "adapter_model.safetensors").exists() and not (folder / ADAPTERS).exists():
-        raise LoadError(
-            f"The adapter in {folder} is one of PEFT, which mlx-lm does not apply.",
-            hint="Merge it into its model with PEFT, or train it with mlx-lm.",
-        )
-    if not (folder / ADAPTERS).exists() or not (folder / ADAPTER_CONFIG).exists():
-        raise LoadError(
-            f"{folder} has no adapter.",
-            hint=f"Give a folder with {ADAPTER_CONFIG} and {ADAPTERS}.",
-        )
-    read_json(folder / ADAPTER_CONFIG)

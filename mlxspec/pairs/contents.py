@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import Any
 
@@ -14,6 +14,7 @@ from mlxspec.errors import LoadError
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTERS = "adapter_config.json", "adapters.safetensors"
+PEFT_ADAPTERS = "adapter_model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -33,24 +34,40 @@ _OTHERS = {
     "*.pth": "PyTorch's format",
     "*.pt": "PyTorch's format",
     "consolidated*.safetensors": "Mistral's own layout",
-    "adapter_model.safetensors": "an adapter of PEFT",
+    PEFT_ADAPTERS: "an adapter of PEFT",
     "*.msgpack": "Flax's format",
     "*.h5": "TensorFlow's format",
     "*.onnx": "ONNX",
+    "gptq_model*.safetensors": "GPTQ's own layout",
+    "*/*.safetensors": "in folders of their own",
     "*.safetensors": "files that are not named model*.safetensors",
 }
 _CONVERT = "Take a repository of safetensors, or convert the original with `mlx_lm.convert`."
 
 
-def require_complete(folder: Path) -> None:
-    """Raise LoadError unless a folder has a configuration, a tokenizer and weights."""
-    if not folder.is_dir():
+def require_complete(
+    folder: Path, name: str | None = None, others: Callable[[], Collection[str]] = tuple
+) -> None:
+    """Raise LoadError unless a folder has a configuration, a tokenizer and weights.
+
+    Args:
+        name: what the folder is called in an error; None is its path.
+        others: called where the folder has no weights. It gives the files that were left where the
+            folder comes from, by their paths there.
+    """
+    if name is None and not folder.is_dir():
         raise no_folder(folder)
     weights = weight_files(folder)
     if (folder / ADAPTER_CONFIG).exists() and not (weights and (folder / CONFIG).exists()):
         raise _adapter_alone(folder)
     if not weights:
-        _name_other_formats(folder)
+        names = {path.name for path in folder.glob("*")} | set(others())
+        _require_no_other_format(name or str(folder), names)
+    if not folder.is_dir():  # the folder of a repository of which nothing was downloaded
+        raise LoadError(
+            f"{name} has no file of a model.",
+            hint="Give a repository with a config.json and model*.safetensors.",
+        )
     read_json(folder / CONFIG)
     found = [path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
     if not any(path.exists() for path in found):
@@ -58,6 +75,29 @@ def require_complete(folder: Path) -> None:
     if not weights:
         gone = sorted(path for path in folder.glob("model*.safetensors"))
         raise incomplete(gone[0] if gone else folder / "model.safetensors")
+
+
+def require_adapter(
+    folder: Path, name: str | None = None, others: Callable[[], Collection[str]] = tuple
+) -> None:
+    """Raise LoadError unless a folder has an adapter in mlx-lm's layout.
+
+    Args:
+        name, others: as for `require_complete`.
+    """
+    place = name or str(folder)
+    here = folder / ADAPTERS
+    if not here.exists() and ((folder / PEFT_ADAPTERS).exists() or PEFT_ADAPTERS in others()):
+        raise LoadError(
+            f"The adapter in {place} is one of PEFT, which mlx-lm does not apply.",
+            hint="Merge it into its model with PEFT, or train it with mlx-lm.",
+        )
+    if not here.exists() or not (folder / ADAPTER_CONFIG).exists():
+        raise LoadError(
+            f"{place} has no adapter.",
+            hint=f"Give a folder or a repository with {ADAPTER_CONFIG} and {ADAPTERS}.",
+        )
+    read_json(folder / ADAPTER_CONFIG)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -144,13 +184,15 @@ def _adapter_alone(folder: Path) -> LoadError:
     )
 
 
-def _name_other_formats(folder: Path) -> None:
-    """Raise LoadError where a folder has weights, but none that mlx-lm loads."""
-    if any(folder.glob("model*.safetensors")):  # links to nothing
-        return
+def _require_no_other_format(place: str, names: Collection[str]) -> None:
+    """Raise LoadError where the files of a place are weights, but none that mlx-lm loads."""
+    paths = [PurePosixPath(name) for name in sorted(names)]
+    if any(path.match("model*.safetensors") and path.name == str(path) for path in paths):
+        return  # links to nothing, or files that were not downloaded
     for pattern, kind in _OTHERS.items():
-        for path in sorted(folder.glob(pattern)):
-            raise LoadError(
-                f"The weights in {folder} are {kind} ({path.name}), which mlx-lm does not load.",
-                hint=_CONVERT,
-            )
+        for path in paths:
+            if path.match(pattern):
+                raise LoadError(
+                    f"The weights in {place} are {kind} ({path}), which mlx-lm does not load.",
+                    hint=_CONVERT,
+                )

@@ -14,8 +14,14 @@ from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
 from mlxspec.errors import LoadError, OutOfMemory, TableError, UsageError, VocabularyMismatch
 from mlxspec.metrics import Tell
-from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS, no_folder, require_complete
-from mlxspec.pairs.hub import MODEL_FILES, Repository, download, repository_of
+from mlxspec.pairs.contents import (
+    ADAPTER_CONFIG,
+    ADAPTERS,
+    no_folder,
+    require_adapter,
+    require_complete,
+)
+from mlxspec.pairs.hub import MODEL_FILES, Repository, download, listing, repository_of
 from mlxspec.pairs.table import Pair, load_pairs, package_folder
 
 T = TypeVar("T")
@@ -55,11 +61,11 @@ def adapter_folder(pair: Pair) -> Path | None:
     """The folder of the pair's adapter; None where it has none.
 
     Raises:
-        LoadError: there is no such folder or repository.
+        LoadError: there is no such folder or repository, or no adapter in it.
     """
     if pair.adapter is None:
         return None
-    return _folder(pair.adapter, pair, None, (ADAPTER_CONFIG, ADAPTERS))
+    return _whole(_located(pair.adapter), pair, (ADAPTER_CONFIG, ADAPTERS), require_adapter)
 
 
 def named(pair: Pair) -> dict[str, str]:
@@ -67,11 +73,19 @@ def named(pair: Pair) -> dict[str, str]:
     locations = [location for location in pair.models if location not in plugins.installed()]
     if len(locations) == 1:
         return {MODEL: locations[0]}
-    names = [Path(location).name for location in locations]
+    names = [_short_name(location) for location in locations]
     return {
         name if names.count(name) == 1 else location: location
         for name, location in zip(names, locations, strict=True)
     }
+
+
+def _short_name(location: str) -> str:
+    with suppress(LoadError):  # what is wrong with an address is said where it is looked for
+        repository = repository_of(location)
+        if repository is not None:
+            return repository.short_name
+    return Path(location).name
 
 
 def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
@@ -87,12 +101,26 @@ def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
 
 
 def _model_folder(location: str, pair: Pair, revision: str | None = None) -> Path:
-    folder = _folder(location, pair, revision, MODEL_FILES)
-    require_complete(folder)
+    return _whole(_located(location, revision), pair, MODEL_FILES, require_complete)
+
+
+def _whole(
+    at: Path | Repository,
+    pair: Pair,
+    patterns: Sequence[str],
+    require: Callable[[Path, str | None, Callable[[], Sequence[str]]], None],
+) -> Path:
+    """The folder of what was located, once it is there and holds what it must."""
+    if isinstance(at, Path):
+        require(at, None, tuple)
+        return at
+    folder = download(at, pair.name, patterns)
+    require(folder, at.name, partial(listing, at))
     return folder
 
 
-def _folder(location: str, pair: Pair, revision: str | None, patterns: Sequence[str]) -> Path:
+def _located(location: str, revision: str | None = None) -> Path | Repository:
+    """A folder of this machine, which may be missing, or a repository."""
     if not location.strip():
         raise UsageError("A model's name is empty.", hint="Give a folder or a repository.")
     inside = package_folder(location)
@@ -113,9 +141,7 @@ def _folder(location: str, pair: Pair, revision: str | None, patterns: Sequence[
                 hint=f"{location} is a pair: use --pair {location}, or load({location!r}).",
             )
         return folder
-    return download(
-        Repository(repository.name, revision or repository.revision), pair.name, patterns
-    )
+    return Repository(repository.name, revision or repository.revision)
 
 
 def _is_pair(name: str) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -24,7 +25,8 @@ from mlxspec.pairs.contents import in_one_line
 
 MODEL_FILES = (*DEFAULT_ALLOW_PATTERNS, "*.model")
 _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.*)|hf://(.*)")
-_PAGE = re.compile(r"([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/.*)?)?")
+_NAME = re.compile(r"([^/@]+/[^/@]+)(?:@(.+))?")
+_PAGE = re.compile(r"([^/@]+/[^/@]+)(?:@(.+)|/(?:tree|blob|resolve)/([^/]+)(?:/.*)?)?")
 _OTHER_KINDS = ("datasets/", "spaces/", "buckets/", "collections/")
 
 
@@ -35,9 +37,17 @@ class Repository:
     name: str
     revision: str | None = None
 
+    @property
+    def short_name(self) -> str:
+        """The name without the organisation, with the revision: name@revision."""
+        at = f"@{self.revision}" if self.revision is not None else ""
+        return self.name.rpartition("/")[2] + at
+
 
 def repository_of(location: str) -> Repository | None:
     """The repository that a location names, by name or by address; None for a folder.
+
+    A name may end in a revision: org/name@revision.
 
     Raises:
         LoadError: it is an address, but not of a model on the hub.
@@ -47,13 +57,13 @@ def repository_of(location: str) -> Repository | None:
         if "://" in location:
             raise _no_model_at(location)
         name = location.strip().rstrip("/")
-        is_path = name.startswith(("/", ".", "~", "package:"))
-        return None if is_path or name.count("/") != 1 else Repository(name)
+        found = None if name.startswith(("/", ".", "~", "package:")) else _NAME.fullmatch(name)
+        return found and Repository(found[1], found[2])
     path = re.split(r"[?#]", address[1] or address[2] or "")[0].strip("/")
     page = _PAGE.fullmatch(path.removeprefix("models/") if path.count("/") > 1 else path)
     if page is None or path.startswith(_OTHER_KINDS):
         raise _no_model_at(location)
-    return Repository(page[1], page[2])
+    return Repository(page[1], page[2] or (page[3] and unquote(page[3])))
 
 
 def download(repository: Repository, pair_name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
@@ -76,6 +86,15 @@ def download(repository: Repository, pair_name: str, patterns: Sequence[str] = M
             if not error.snapshot_path:
                 raise
             return Path(error.snapshot_path)
+
+
+def listing(repository: Repository) -> tuple[str, ...]:
+    """The paths of a repository's files on the hub; none where the hub does not tell."""
+    # It only makes an error clearer that is raised in any case.
+    with suppress(Exception):
+        files = HfApi().list_repo_files(repository.name, revision=repository.revision)
+        return tuple(files)
+    return ()
 
 
 def _no_model_at(location: str) -> LoadError:

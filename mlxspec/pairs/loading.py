@@ -29,7 +29,7 @@ from mlxspec.models.caches.original import Model
 from mlxspec.models.context import context_of
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
-from mlxspec.pairs.models import load_folder
+from mlxspec.pairs.models import Loaded, load_folder
 from mlxspec.pairs.table import Pair, find_pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.params import KVQuantization
@@ -120,6 +120,7 @@ def _engine(
             target,
             drafters.drafts,
             shared=drafters.shared,
+            draft_contexts=drafters.contexts,
             texts=drafters.texts,
             heads=drafters.heads,
             **options,
@@ -140,10 +141,11 @@ def _engine(
 
 @dataclass
 class _Drafters:
-    """The drafters for a target: models, with the tokens that they share, and others."""
+    """The drafters for a target: models, with what is known of them by name, and others."""
 
     drafts: dict[str, Model] = field(default_factory=dict)
     shared: dict[str, Shared] = field(default_factory=dict)
+    contexts: dict[str, int | None] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     texts: list[Callable[[], TextDrafter]] = field(default_factory=list)
 
@@ -160,7 +162,9 @@ def _drafters_of(
     for name in folders.drafts:
         loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair, trust), tell)
         if loaded is not None:
-            found.drafts[name], shared = loaded
+            draft, shared = loaded
+            found.drafts[name] = draft.model
+            found.contexts[name] = context_of(draft.model, draft.config)
             found.shared |= {} if shared is None else {name: shared}
     for name in pair.models:
         if name in plugins.installed():
@@ -175,7 +179,7 @@ def _drafters_of(
 
 def _draft(
     name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair, trust: bool
-) -> tuple[Model, Shared | None]:
+) -> tuple[Loaded, Shared | None]:
     folder = folders.drafts[name]
     shared = _shared(tokenizer, folders.target, folder, trust)
     if shared is not None and shared.overlap < ENOUGH:
@@ -184,7 +188,7 @@ def _draft(
             f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
             hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-    return load_folder(folder, trust_remote_code=trust).model, shared
+    return load_folder(folder, trust_remote_code=trust), shared
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:

@@ -29,11 +29,12 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 class Pair:
     """A target and what drafts for it.
 
-    `target` and `draft` are Hugging Face repositories, folders, or `package:FOLDER` for what is
-    inside this package. `draft` may also be several of them, of which the best is used, or HISTORY,
-    which needs no model and is what None comes to. `sampling`, numbers by `params.NAMES`, and
-    `prompt` hold where a command line says nothing. `adapter` is a folder or repository of LoRA
-    weights for the target, and `revision` the target's branch, tag or commit on the hub.
+    `target` and `draft` are Hugging Face repositories, as org/name or org/name@revision, folders,
+    or `package:FOLDER` for what is inside this package. `draft` may also be several of them, of
+    which the best is used, or HISTORY, which needs no model and is what None comes to. `sampling`,
+    numbers by `params.NAMES`, and `prompt` hold where a command line says nothing. `adapter` is
+    a folder or repository of LoRA weights for the target, and `revision` the target's branch, tag
+    or commit on the hub, in place of one in its name.
     """
 
     name: str
