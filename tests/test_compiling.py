@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxspec.device import kernels
-from mlxspec.device.compiling import Compiling, Kind
+from mlxspec.device.compiling import MIXED, Compiling, Kind
 from mlxspec.params import SamplingParams
 
 GREEDY = SamplingParams().with_seed().method(None)
@@ -43,6 +43,9 @@ def test_what_the_text_proposes_comes_between_plain_rounds() -> None:
     assert compiling(texts=True).kinds(5, auto=False) == [PLAIN, TEXT]
     both = compiling(models=True, texts=True)
     assert both.kinds(5, auto=True) == [PLAIN, steps(1), steps(2), TEXT]
+    alone = [PLAIN, steps(1), steps(2), TEXT]
+    beside = [kind._replace(beside=True) for kind in alone]
+    assert both.kinds(5, auto=True, beside=True) == [*alone, *beside, MIXED]
 
 
 @pytest.fixture

@@ -58,14 +58,20 @@ def recall(pair: Pair, engine: Engine, display: Display) -> Record:
     return record
 
 
-def build_kernels(engine: Engine, request: Request, display: Display) -> None:
-    """Build the kernels that a request's rounds lack, and say how long it takes."""
+def build_kernels(
+    engine: Engine, request: Request, display: Display, *, beside: bool = False
+) -> None:
+    """Build the kernels that a request's rounds lack, and say how long it takes.
+
+    Args:
+        beside: also those of rounds of several texts.
+    """
     rounds = engine.rounds
-    if not rounds.kernels_missing(request):
+    if not rounds.kernels_missing(request, beside=beside):
         return
     what = "building CPU kernels, once; --no-compile skips it"
     with display.status(what, timed=True, aloud=True):
-        built = rounds.build_kernels(request)
+        built = rounds.build_kernels(request, beside=beside)
     if built.kernels:
         display.note(f"built {built.kernels} CPU kernels in {built.seconds:.1f} s; they are kept")
 

@@ -111,7 +111,7 @@ def _write_many(
         engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
         request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
         record = engines.recall(pair, engine, display) if request.auto else None
-        engines.build_kernels(engine, request, display)
+        engines.build_kernels(engine, request, display, beside=many.max_rows > 1)
         drafts = pair.draft_name if engine.drafts else None
         about = {"pair": pair.name, "target": pair.target, "draft": drafts}
         lines = Many(engine, usual, work, many, out, about)

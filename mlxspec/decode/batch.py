@@ -267,7 +267,7 @@ class Batch:
 
     def _lane_for(self, row: Row) -> Lane:
         """The lane for texts of that kind; each has its own where rounds wait for the host."""
-        request, rounds = row.request, self._maker.rounds_of(row.request)
+        request, rounds = row.request, self._maker.rounds_beside(row.request)
         key: Any = row if rounds.waits else (rounds, request.auto, request.draft_tokens)
         self._lanes = {one: lane for one, lane in self._lanes.items() if lane.tracks or one == key}
         if key not in self._lanes:

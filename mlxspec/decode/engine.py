@@ -285,20 +285,30 @@ class Engine:
         return state
 
     def kernels_missing(
-        self, sampling: SamplingParams = GREEDY, draft_tokens: DraftTokens | None = None
+        self,
+        sampling: SamplingParams = GREEDY,
+        draft_tokens: DraftTokens | None = None,
+        *,
+        beside: bool = False,
     ) -> bool:
         """Whether `build_kernels` would make such rounds faster from now on."""
-        return self.rounds.kernels_missing(
-            self.request([0], sampling=sampling, draft_tokens=draft_tokens)
-        )
+        request = self.request([0], sampling=sampling, draft_tokens=draft_tokens)
+        return self.rounds.kernels_missing(request, beside=beside)
 
     def build_kernels(
-        self, sampling: SamplingParams = GREEDY, draft_tokens: DraftTokens | None = None
+        self,
+        sampling: SamplingParams = GREEDY,
+        draft_tokens: DraftTokens | None = None,
+        *,
+        beside: bool = False,
     ) -> Built:
-        """Build the kernels that such rounds need once compiled: seconds on a CPU."""
-        return self.rounds.build_kernels(
-            self.request([0], sampling=sampling, draft_tokens=draft_tokens)
-        )
+        """Build the kernels that such rounds need once compiled: seconds on a CPU.
+
+        Args:
+            beside: also those of rounds of several texts, for a batch.
+        """
+        request = self.request([0], sampling=sampling, draft_tokens=draft_tokens)
+        return self.rounds.build_kernels(request, beside=beside)
 
 
 def alone(engine: Engine, name: str) -> Engine:

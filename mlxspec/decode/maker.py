@@ -76,8 +76,9 @@ class Maker:
     def writer(self, request: Request) -> Writer:
         return Writer(request, self._parts.tokenizer)
 
-    def rounds_of(self, request: Request) -> FusedRound:
-        return self._parts.rounds.of(request)
+    def rounds_beside(self, request: Request) -> FusedRound:
+        """The rounds of a text beside others."""
+        return self._parts.rounds.of(request, beside=True)
 
     def _notes(self, request: Request) -> list[str]:
         """Notes for the user before the first round."""

@@ -8,16 +8,18 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from mlxspec.control.policy import FixedPolicy
+from mlxspec.decode.lane import Lane
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound
-from mlxspec.decode.session import Session
 from mlxspec.decode.track import Track
 from mlxspec.device import kernels
-from mlxspec.device.compiling import Compiling, Kind
+from mlxspec.device.compiling import MIXED, Compiling, Kind
 from mlxspec.drafters.graph import GraphDrafter
 from mlxspec.drafters.proposals import Proposal
 from mlxspec.models.cached_model import CachedModel, kind_of
+from mlxspec.models.prefill import finished
 from mlxspec.params import Method
 from mlxspec.sampling.sampler import Processor, Sampler
 
@@ -59,35 +61,40 @@ class Rounds:
         )
         self._built = lru_cache(maxsize=16)(self._build)
 
-    def of(self, request: Request) -> FusedRound:
-        """The rounds that a request runs."""
+    def of(self, request: Request, *, beside: bool = False) -> FusedRound:
+        """The rounds that a request runs.
+
+        Args:
+            beside: beside other texts.
+        """
         if request.processors:
             return self._build(request.method, False, request.processors)
-        return self._built(request.method, self.are_compiled(request))
+        return self._built(request.method, self.are_compiled(request, beside=beside))
 
     def with_sampler(self, sampler: Sampler, *, compiled: bool = False) -> FusedRound:
         """Rounds with a given sampler, for a program that drives rounds itself."""
         return FusedRound(self._target, self._drafters, sampler, compiled=compiled)
 
-    def are_compiled(self, request: Request) -> bool:
+    def are_compiled(self, request: Request, *, beside: bool = False) -> bool:
         """Whether the rounds of a request are compiled."""
         return self._compiling.holds(
-            _for_any_length(request), request.draft_tokens, auto=request.auto
+            _for_any_length(request), request.draft_tokens, auto=request.auto, beside=beside
         )
 
-    def kernels_missing(self, request: Request) -> bool:
+    def kernels_missing(self, request: Request, *, beside: bool = False) -> bool:
         """Whether `build_kernels` would make the rounds of a request faster from now on."""
         return self._compiling.would_hold(
-            _for_any_length(request), request.draft_tokens, auto=request.auto
+            _for_any_length(request), request.draft_tokens, auto=request.auto, beside=beside
         )
 
-    def build_kernels(self, request: Request) -> Built:
+    def build_kernels(self, request: Request, *, beside: bool = False) -> Built:
         """Run three compiled rounds of each kind, so that MLX builds every kernel they need."""
         started, before = time.perf_counter(), kernels.count_built()
         method = _for_any_length(request)
         rounds = self._built(method, True)
+        kinds = self._compiling.kinds(request.draft_tokens, auto=request.auto, beside=beside)
         with kernels.quick_builds():
-            for kind in self._compiling.kinds(request.draft_tokens, auto=request.auto):
+            for kind in kinds:
                 self._run_three(rounds, request, kind)
                 self._compiling.built(method, kind)
         return Built(kernels.count_built() - before, time.perf_counter() - started)
@@ -95,10 +102,17 @@ class Rounds:
     @staticmethod
     def _run_three(rounds: FusedRound, request: Request, kind: Kind) -> None:
         some = replace(request, tokens=(0, 0), limit=64, draft_tokens=kind.draft_tokens, cache=None)
-        texts = [_Zeros()] if kind.from_text else []
-        session = Session(rounds, Track(rounds, Reader(rounds, some), some, texts=texts))
+        drafts = kind == MIXED or not kind.from_text
+        policy = FixedPolicy(rounds.drafters if drafts else (), kind.draft_tokens)
+        lane = Lane(rounds, lambda _: policy)
+        for row in range(1 + kind.beside):
+            # Beside a text that follows what it wrote, a model drafts for another.
+            texts = [_Zeros()] if kind.from_text and (row == 0 or not drafts) else []
+            track = Track(rounds, Reader(rounds, some), some, policy, texts=texts)
+            lane.join(track, finished(track.read()))
+            lane.step()
         for _ in range(3):
-            session.step()
+            lane.step()
 
     def _build(
         self, method: Method, compiled: bool, processors: tuple[Processor, ...] = ()

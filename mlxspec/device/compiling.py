@@ -11,10 +11,18 @@ MANY = 2  # draft steps: rounds with more use the same operations
 
 
 class Kind(NamedTuple):
-    """Rounds with the same operations: `draft_tokens` draft steps, or proposals from the text."""
+    """Rounds with the same operations: `draft_tokens` draft steps, or proposals from the text.
+
+    beside: of several texts, each with a limit of its own. There, 2 draft steps and proposals from
+        the text are rounds in which some rows take the one and some the other.
+    """
 
     draft_tokens: int
     from_text: bool
+    beside: bool = False
+
+
+MIXED = Kind(MANY, True, beside=True)
 
 
 class Compiling:
@@ -35,33 +43,48 @@ class Compiling:
         self._text_drafts = text_drafts
         self._asked = asked
 
-    def holds(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
-        """Whether rounds of `draft_tokens` proposals are compiled, and with `auto` of fewer too."""
+    def holds(self, method: Method, draft_tokens: int, *, auto: bool, beside: bool = False) -> bool:
+        """Whether rounds of `draft_tokens` proposals are compiled.
+
+        Args:
+            auto: and of fewer too. beside: and those of several texts.
+        """
         if self._asked is not None:
             return self._asked
-        return kernels.can_compile() and not self._unbuilt(method, draft_tokens, auto=auto)
+        kinds = self.kinds(draft_tokens, auto=auto, beside=beside)
+        return kernels.can_compile() and not self._unbuilt(method, kinds)
 
-    def would_hold(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
+    def would_hold(
+        self, method: Method, draft_tokens: int, *, auto: bool, beside: bool = False
+    ) -> bool:
         """Whether such rounds are not compiled yet, but would be once their kernels are built."""
         may = self._asked is None and kernels.can_compile()
-        return may and self._unbuilt(method, draft_tokens, auto=auto)
+        return may and self._unbuilt(method, self.kinds(draft_tokens, auto=auto, beside=beside))
 
     def built(self, method: Method, kind: Kind) -> None:
         """Note that the kernels of this kind of round are built."""
         kernels.mark_built(self._name(method, kind))
 
-    def kinds(self, draft_tokens: int, *, auto: bool) -> list[Kind]:
+    def kinds(self, draft_tokens: int, *, auto: bool, beside: bool = False) -> list[Kind]:
         """All kinds of rounds that may run."""
         counts = range(min(draft_tokens, MANY) + 1) if auto else [draft_tokens]
         kinds = [Kind(count, False) for count in counts if count == 0 or self._models_draft]
         if draft_tokens and self._text_drafts:
             kinds += [Kind(0, False), Kind(1, True)]
+        if beside:
+            # A text that has just joined proposes nothing, so others may be plain rounds too.
+            kinds += [
+                Kind(0, False),
+                *(kind._replace(beside=True) for kind in (*kinds, Kind(0, False))),
+            ]
+            mixes = draft_tokens and self._text_drafts and self._models_draft
+            kinds += [MIXED] if mixes else []
         return list(dict.fromkeys(kinds))
 
-    def _unbuilt(self, method: Method, draft_tokens: int, *, auto: bool) -> bool:
-        kinds = self.kinds(draft_tokens, auto=auto)
+    def _unbuilt(self, method: Method, kinds: list[Kind]) -> bool:
         return not all(kernels.are_built(self._name(method, kind)) for kind in kinds)
 
     def _name(self, method: Method, kind: Kind) -> str:
-        what = "text" if kind.from_text else min(kind.draft_tokens, MANY)
-        return f"{self._models} {method} {what}"
+        steps = min(kind.draft_tokens, MANY)
+        what = "mixed" if kind == MIXED else "text" if kind.from_text else steps
+        return f"{self._models} {method} {what}{' beside' * kind.beside}"
