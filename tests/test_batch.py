@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
-from conftest import draft_for, model, plain, prompt_of
+from architectures import build
+from conftest import draft_for, foreign, model, plain, prompt_of, with_vocabulary
+from test_quantized import SHAPE
 
 from mlxspec.decode import lane
-from mlxspec.decode.batch import MAX_ROWS, Batch, Row
+from mlxspec.decode.batch import MAX_ROWS, TAKES_TURNS, Batch, Row
 from mlxspec.decode.engine import Engine
 from mlxspec.drafters.history import History
 from mlxspec.errors import BrokenOutput, MlxspecError, OutOfMemory, UsageError
 from mlxspec.metrics import Event
-from mlxspec.params import Penalties, SamplingParams
+from mlxspec.params import KVQuantization, Penalties, SamplingParams
 
 COUNT = 24
 SAMPLED = SamplingParams(temperature=0.8, seed=4)
-NAMES = ["llama", "gemma3_text", "qwen3_next", "recurrent_gemma", "llama4"]  # the last waits
+# The last two take turns: rounds of llama4 wait, and those of gemma2 are of one row.
+NAMES = ["llama", "gemma3_text", "qwen3_next", "recurrent_gemma", "llama4", "gemma2"]
 
 
 def engine_of(name: str = "llama", kind: str = "half", **options: Any) -> Engine:
@@ -42,6 +46,64 @@ def test_texts_are_the_plain_ones_whatever_their_length(name: str, draft_tokens:
     results = engine.generate_many(prompts, max_rows=4, max_tokens=COUNT, draft_tokens=draft_tokens)
     assert [one.tokens for one in results] == [plain(model(name), one, COUNT) for one in prompts]
     assert all(one.finish_reason == "length" for one in results)
+    takes_turns = name in ("llama4", "gemma2")
+    assert all((TAKES_TURNS in one.notes) == takes_turns for one in results)
+
+
+class Guess:
+    """A head that proposes what the target's output layer makes of its own features."""
+
+    taps, most = ("model.norm",), 3
+
+    def __init__(self, target: Any) -> None:
+        self._head = target.model.embed_tokens.as_linear
+
+    def begin(self, tokens: mx.array, features: Any, capacity: int) -> mx.array:
+        return features["model.norm"][:, -1:]
+
+    def grown(self, past: mx.array, capacity: int) -> mx.array:
+        return past
+
+    def propose(self, past: Any, last_two: Any, position: Any, picks: Any, count: int) -> Any:
+        for _ in range(count):
+            picks.pick(self._head(past))
+        return past
+
+    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: mx.array) -> Any:
+        return mx.take_along_axis(features["model.norm"], (kept - 1)[:, None, None], axis=1)
+
+
+@cache
+def engines() -> dict[str, Engine]:
+    target, wide = model("llama"), build("llama", **SHAPE)
+    other, shared = foreign(target)
+    return {
+        "quantised": Engine(wide, wide, kv=KVQuantization(8, 32), compiled=False),
+        "another tokenizer": Engine(target, other, shared=shared, compiled=False),
+        "two drafts": Engine(
+            target, {"one": draft_for(target, "half"), "two": target}, compiled=False
+        ),
+        "fewer tokens": Engine(target, with_vocabulary(target, 40), compiled=False),
+        "a head": Engine(target, heads={"guess": Guess(target)}, compiled=False),
+        "compiled": Engine(target, draft_for(target, "half"), texts=[History], compiled=True),
+    }
+
+
+ENGINES = ["quantised", "another tokenizer", "two drafts", "fewer tokens", "a head", "compiled"]
+
+
+@pytest.mark.parametrize("kind", ENGINES)
+@pytest.mark.parametrize("draft_tokens", [2, "auto"])
+def test_whatever_drafts_drafts_beside_others(kind: str, draft_tokens: Any) -> None:
+    engine = engines()[kind]
+    prompts = [prompt_of(length, length) for length in (30, 1, 9, 4, 12)]
+    options = {"max_tokens": COUNT, "draft_tokens": draft_tokens}
+    for sampling in (SamplingParams(), SamplingParams(temperature=0.9, seed=3, verify="coupled")):
+        alone = [engine.generate(one, sampling=sampling, **options).tokens for one in prompts]
+        results = engine.generate_many(prompts, max_rows=3, sampling=sampling, **options)
+        assert [one.tokens for one in results] == alone
+        drafted = sum(one.speculation.drafted for one in results)
+        assert drafted > 0 or draft_tokens == "auto"  # which may find that it does not pay
 
 
 def test_ways_of_sampling_side_by_side() -> None:

@@ -335,6 +335,21 @@ def test_a_slow_text_has_its_speed_to_a_tenth(terminal: Terminal) -> None:
     assert " · 3.1 tok/s · " in terminal.rows()[1]
 
 
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((15, 6, 8), ["history 52%", "prediction 21%", "target 27%"]),
+        ((1, 1, 1), ["history 34%", "prediction 33%", "target 33%"]),
+        ((1, 0, 199), ["history 1%", "prediction 0%", "target 99%"]),
+        ((3, 3, 0), ["history 50%", "prediction 50%", "target 0%"]),
+    ],
+)
+def test_shares_add_up(counts: tuple[int, int, int], expected: list[str]) -> None:
+    generation = Generation(8, SpeculationStats(K, auto=True), SamplingParams())
+    generation.written_by = dict(zip(("history", "prediction", "target"), counts, strict=True))
+    assert dict(summary(generation, None))["written"] == expected
+
+
 def test_a_last_round_that_is_cut_short_is_said(terminal: Terminal) -> None:
     # It writes tokens, and its proposals are in no rate.
     generation = Generation(8, SpeculationStats(K, auto=True), SamplingParams())
@@ -1039,7 +1054,7 @@ def test_the_summary_tells_who_wrote_the_text() -> None:
     generation = auto_of(*[RoundStats(0, 0)] * 4, *[DRAFTING] * 3, history)
     rows = dict(summary(generation, None))
     # 4 rounds write 1 token each, 3 write 2 of 3 proposed and one of the target, one writes 16.
-    assert rows["written"] == ["history 52%", "model 21%", "target 28%"]
+    assert rows["written"] == ["history 52%", "model 21%", "target 27%"]
     assert rows["rounds"] == [
         "8 rounds",
         "3.62 tokens per round",

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import command, environment, is_one_error, save_model
+from cli_tools import (
+    TerminalRun,
+    command,
+    environment,
+    is_one_error,
+    save_model,
+    wait_for,
+)
 
 COUNT = 6
 
@@ -138,6 +145,21 @@ def test_empty_stdin_is_one_clear_line(invoke: Any, model: tuple[str, ...]) -> N
     ended = invoke("generate", *model, "--batch", "-", stdin=b"\n\n")
     assert is_one_error(ended.err)
     assert "no prompts in stdin" in ended.err
+
+
+def test_a_live_line_leaves_the_results_alone(model: tuple[str, ...], tmp_path: Path) -> None:
+    given, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    given.write_text('"abc"\n' * 40)
+    options = ("--batch", str(given), "--max-tokens", "30", "--max-rows", "2")
+    with out.open("wb") as stdout, TerminalRun("generate", *model, *options, stdout=stdout) as run:
+        run.read_until(lambda output: b"at a time" in output and b"/40" in output)
+        wait_for(lambda: out.read_bytes().count(b"\n") >= 2)
+        run.interrupt()
+        assert run.end() == 130
+    found = results(out.read_text())
+    assert 2 <= len(found) < 40
+    assert f"interrupted: {len(found)} of 40 texts are written" in run.text
+    assert '"index"' not in run.text
 
 
 def test_five_hundred_lines_a_kill_and_a_resume(model: tuple[str, ...], tmp_path: Path) -> None:

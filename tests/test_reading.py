@@ -102,6 +102,8 @@ def test_a_fixed_number_reads_everything_first(monkeypatch: pytest.MonkeyPatch) 
     rounds = fed_by_rounds(session, draft)
     assert rounds[0] == (0, 0)
     assert rounds[1][1] >= 39
+    # That is no part of any round, and can be told from their time.
+    assert session.draft_reading_s == pytest.approx(10.0 * 39)
     assert all(drafted for drafted, _ in rounds[1:-1])
 
 

@@ -6,6 +6,7 @@ from rich.console import Console
 
 BENCHES = {
     "acceptance": "How many proposals of each drafter are kept, by kind of text?",
+    "batch": "How fast are many texts at a time, beside mlx-lm's batch generator?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "long": "How much do long prompts and long texts cost?",
     "loops": "How many texts of a pair repeat themselves?",

@@ -273,8 +273,9 @@ def _split(run: Run) -> Any:
 
     if run.session is None:
         return None
-    generation = run.generation
-    return measure_split(run.session, generation.timing.decode_s / generation.speculation.rounds)
+    # A draft reads the text between rounds: that is no round's time, and not the host's.
+    rounds_s = run.generation.timing.decode_s - run.session.draft_reading_s
+    return measure_split(run.session, rounds_s / run.generation.speculation.rounds)
 
 
 def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:

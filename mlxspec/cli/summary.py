@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlxspec.metrics import (
@@ -108,9 +109,20 @@ def _output(generation: Generation) -> list[str]:
 
 def _written(generation: Generation) -> list[str]:
     """Each author's share of the tokens, the drafters' first."""
-    count = len(generation.tokens)
     authors = sorted(generation.written_by.items(), key=lambda one: (one[0] == TARGET, -one[1]))
-    return [f"{name} {tokens / count:.0%}" for name, tokens in authors]
+    shares = _percents([tokens for _, tokens in authors])
+    return [f"{name} {share}%" for (name, _), share in zip(authors, shares, strict=True)]
+
+
+def _percents(counts: Sequence[int]) -> list[int]:
+    """Shares in whole percents that add up to 100."""
+    exact = [100 * count / sum(counts) for count in counts]
+    shares = [int(one) for one in exact]
+    # What is left goes to those that rounding down took most from.
+    by_loss = sorted(range(len(counts)), key=lambda at: shares[at] - exact[at])
+    for at in by_loss[: 100 - sum(shares)]:
+        shares[at] += 1
+    return shares
 
 
 def _rounds(stats: SpeculationStats) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -91,6 +92,8 @@ class LiveWaiting(Waiting):
                 TextColumn("{task.fields[left]}", style=ASIDE),
                 console=self._console,
                 transient=True,
+                # Rich would write to the terminal what is meant for a file.
+                redirect_stdout=sys.stdout.isatty(),
             )
             self._bars.add_task("", left="")
             with suppress(*GONE):

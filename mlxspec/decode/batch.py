@@ -25,6 +25,7 @@ from mlxspec.models.prefill import PIECE_S
 MAX_ROWS = 32
 # The seconds that a newcomer may read between two rounds of the others.
 BETWEEN_S = 0.1
+TAKES_TURNS = "this text takes turns with the others: its rounds cannot be shared"
 BEGUN = 3  # tokens of a text of which target and drafts have read something
 
 
@@ -154,6 +155,8 @@ class Batch:
         if row._lane is None or row._track is None:
             row._lane = self._lane_for(row)
             row._track = self._maker.track(row.request, row._lane.rounds, row._lane.policy)
+            if row._lane.rounds.takes_one and self._max_rows > 1:
+                row._track.notes.append(TAKES_TURNS)
         row._reading = row._track.read(BETWEEN_S if self.running else PIECE_S)
         return row
 
@@ -168,7 +171,7 @@ class Batch:
             generation.cached_prompt_tokens = track.cached_tokens
         self._rows[track] = row
         events: list[tuple[Row, Event]] = []
-        if len(track.text) < BEGUN and not lane.rounds.waits:
+        if len(track.text) < BEGUN and not lane.rounds.takes_one:
             # Recurrent states have no shape yet: its first rounds run alone.
             alone = Lane(lane.rounds, lambda _: lane.policy, ahead=False)
             alone.join(track, state)
@@ -268,7 +271,7 @@ class Batch:
     def _lane_for(self, row: Row) -> Lane:
         """The lane for texts of that kind; each has its own where rounds wait for the host."""
         request, rounds = row.request, self._maker.rounds_beside(row.request)
-        key: Any = row if rounds.waits else (rounds, request.auto, request.draft_tokens)
+        key: Any = row if rounds.takes_one else (rounds, request.auto, request.draft_tokens)
         self._lanes = {one: lane for one, lane in self._lanes.items() if lane.tracks or one == key}
         if key not in self._lanes:
             policy_of = cache(lambda rows: self._maker.policy(request, rounds, rows))

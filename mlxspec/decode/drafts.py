@@ -86,6 +86,11 @@ class Drafts:
         return list(self._reached)
 
     @property
+    def reading_s(self) -> float:
+        """The seconds that draft models have read for, while the text waited."""
+        return sum(self._spent_s.values())
+
+    @property
     def models(self) -> list[str]:
         """The draft models, which read the text for themselves."""
         return [name for name in self.names if not self._rounds.drafters[name].follows]

@@ -65,6 +65,12 @@ class FusedRound:
         self._of_shape = cache(self._build)
         self._shapes: set[Shape] = set()
 
+    @property
+    def takes_one(self) -> bool:
+        """Whether the rounds are of one row alone: no text stands beside another."""
+        drafters = self.drafters.values()
+        return self.waits or not (self.target.beside and all(one.beside for one in drafters))
+
     def __call__(
         self,
         state: RoundState,

@@ -62,6 +62,11 @@ class Session:
         return self._track.drafts.read
 
     @property
+    def draft_reading_s(self) -> float:
+        """The seconds that draft models have read the text for, between rounds."""
+        return self._track.drafts.reading_s
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of the prompt that came from a file."""
         return self._track.cached_tokens

@@ -133,6 +133,7 @@ class GraphDrafter(Protocol):
     follows: whether it is told of every round, whichever drafter proposed. One that does not
         follow is told only of its own rounds, and reads what it missed before the next one.
     fused: whether its passes can be part of a graph that never waits for the host.
+    beside: whether its passes over several texts give each what it would get alone.
     """
 
     taps: Sequence[str]
@@ -141,6 +142,9 @@ class GraphDrafter(Protocol):
 
     @property
     def fused(self) -> bool: ...
+
+    @property
+    def beside(self) -> bool: ...
 
     def typed(self, past: Any) -> Any:
         """The past with its types, which `mx.compile` turns into plain tuples."""
@@ -176,6 +180,7 @@ class HeadDrafter:
 
     follows = True
     fused = True
+    beside = True
 
     def __init__(self, head: Head) -> None:
         self._head = head
@@ -232,6 +237,10 @@ class ModelDrafter:
     @property
     def fused(self) -> bool:
         return self.cached.fused
+
+    @property
+    def beside(self) -> bool:
+        return self.cached.beside
 
     def typed(self, past: Any) -> Past:
         return Past(*past)

@@ -8,6 +8,7 @@ exactly. `cached_model_of` tries a model and chooses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, cast
 
 import mlx.core as mx
@@ -15,7 +16,17 @@ from mlx.utils import tree_flatten
 
 from mlxspec.errors import UnsupportedModel
 from mlxspec.models.caches.hosted import HostedLayers, Pass
-from mlxspec.models.caches.layers import Layers, adopt, commit, each, flat, grow, unknown, unread
+from mlxspec.models.caches.layers import (
+    Layers,
+    adopt,
+    commit,
+    each,
+    flat,
+    grow,
+    stack,
+    unknown,
+    unread,
+)
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
 from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
@@ -34,6 +45,7 @@ class CachedModel(Protocol):
     model: the mlx-lm model. kv: the quantisation of its keys and values, or None.
     vocabulary: V, the number of logits in a row.
     fused: whether its passes can be part of a graph that never waits for the host.
+    beside: whether a pass over several texts gives each what it would get alone; tried once.
     obstacle: the reason why they cannot, in words; empty where they can.
     pace: the speed at which it was seen to read.
     exact: whether it was seen to take rows back exactly; None before that was tried.
@@ -46,6 +58,9 @@ class CachedModel(Protocol):
     obstacle: str
     pace: Pace
     exact: bool | None
+
+    @property
+    def beside(self) -> bool: ...
 
     def adopt(self, caches: list[Any], read: int, capacity: int) -> Layers:
         """Layers from mlx-lm caches that have read `read` tokens, with room for `capacity`."""
@@ -108,6 +123,13 @@ class FusedModel:
     def commit(self, layers: Layers, kept: mx.array | None) -> Layers:
         return commit(layers, kept)
 
+    @cached_property
+    def beside(self) -> bool:
+        try:
+            return _is_the_same_beside(self)
+        except ValueError:  # MLX's, for shapes that do not fit
+            return False
+
     def trace(self) -> None:
         """Trace a pass as a compiled round does; raises where a model needs a value on the host."""
 
@@ -122,6 +144,7 @@ class HostedModel:
     """Keeps a model's past in mlx-lm's own caches, for one sequence."""
 
     fused = False
+    beside = False
 
     def __init__(
         self, model: Model, kv: KVQuantization | None = None, obstacle: str = "it was asked for"
@@ -261,6 +284,23 @@ def is_exact(cached: CachedModel) -> bool:
     if cached.exact is None:
         cached.exact = agrees(cached, Oracle(cached.model, cached.kv), SPECULATING)
     return cached.exact
+
+
+def _is_the_same_beside(cached: CachedModel) -> bool:
+    """Whether a pass over two texts at different places gives the logits of each alone."""
+    texts = [[(5 * i + 1) % cached.vocabulary for i in range(count)] for count in (5, 3)]
+    alone, pasts = [], []
+    for text in texts:
+        layers = cached.adopt(fresh_cache(cached.model, cached.kv), 0, _TRIAL_ENTRIES)
+        rows, at = mx.array([text], mx.int32), len(text) - 2
+        _, layers = cached.forward(rows[:, :at], layers, mx.array([0]), _TRIAL_ENTRIES)
+        pasts.append(cached.commit(layers, None))
+        logits, _ = cached.forward(rows[:, at:], pasts[-1], mx.array([at]), _TRIAL_ENTRIES)
+        alone.append(logits)
+    last = mx.array([text[-2:] for text in texts], mx.int32)
+    offsets = mx.array([len(text) - 2 for text in texts], mx.int32)
+    beside, _ = cached.forward(last, stack(pasts), offsets, _TRIAL_ENTRIES)
+    return all(_close(beside[row : row + 1], one) for row, one in enumerate(alone))
 
 
 def _close(found: mx.array, expected: mx.array) -> bool:

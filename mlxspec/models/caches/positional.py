@@ -13,10 +13,15 @@ from typing import Generic, NamedTuple, TypeVar
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
+from mlxspec.device.machine import backend
+
 # Slots of a ring beyond its window, at least the rows of one round. It is constant, so that the
 # window follows from the ring's size, and no number has to accompany the arrays.
 SPARE = 65
 UNBOUNDED = 2**31 - 1
+# Rows of a batch that one scatter writes sooner than a write for each; both write in place. On CUDA
+# a scatter into a large buffer takes far longer.
+SCATTERED = 4
 
 
 class FullLayer(NamedTuple):
@@ -240,9 +245,14 @@ class RingCache(_Opened[RingLayer]):
 
 
 def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
-    if buffer.shape[0] == 1:
+    """The buffer with rows [B, heads, N, dimension] written at `offset`, int32 [B]."""
+    batch, count = buffer.shape[0], rows.shape[2]
+    if batch == 1:
         return mx.slice_update(buffer, rows, offset, axes=(2,))
-    for row in range(buffer.shape[0]):
+    if batch >= SCATTERED and backend() != "cuda":
+        places = (offset[:, None] + mx.arange(count))[:, None, :, None]
+        return mx.put_along_axis(buffer, places, rows, axis=2)
+    for row in range(batch):
         start = mx.concatenate([mx.array([row], offset.dtype), offset[row : row + 1]])
         buffer = mx.slice_update(buffer, rows[row : row + 1], start, axes=(0, 2))
     return buffer
