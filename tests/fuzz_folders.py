@@ -45,15 +45,20 @@ class Mutation:
 
 
 def edited(name: str) -> Callable[[Path, random.Random], None]:
-    """Change a key of a JSON file to anything, or leave it out."""
+    """Change a key of a JSON file, at any depth, to anything, or leave it out."""
 
     def change(folder: Path, rng: random.Random) -> None:
         path = folder / name
         content = json.loads(path.read_text()) if path.exists() else {}
-        key = rng.choice(sorted(content) + KEYS)
-        content[key] = rng.choice(VALUES)
+        place = content
+        while (inner := [one for one in place.values() if isinstance(one, dict)]) and (
+            rng.random() < 0.5
+        ):
+            place = rng.choice(inner)
+        key = rng.choice(sorted(place) + KEYS)
+        place[key] = rng.choice(VALUES)
         if rng.random() < 0.3:
-            del content[key]
+            del place[key]
         path.write_text(json.dumps(content))
 
     return change
