@@ -91,7 +91,7 @@ def fed(engine: Engine, prompt: Sequence[int], path: Path) -> list[int]:
     for cached in engine.models:
         cached.model._fed = 0
     request = engine.request(prompt, cache=path)
-    reader = Reader(engine.rounds.of(request), request, cache=engine._prompt_cache(request))
+    reader = Reader(engine.rounds.of(request), request, cache=engine._maker._prompt_cache(request))
     finished(reader.state(prompt))
     for name in engine.drafts:
         finished(reader.draft(name, prompt[:-1], 0))  # once the first token is there
