@@ -122,7 +122,7 @@ def test_a_draft_slower_than_the_target_is_given_up(monkeypatch: pytest.MonkeyPa
 
 def test_much_that_others_wrote_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, draft = engine_with(monkeypatch, 1e-3, known=True)
-    monkeypatch.setattr(drafts, "DRAFT_PIECE_S", 0.0)
+    monkeypatch.setattr(drafts, "BETWEEN_S", 0.0)
     session = engine.session(prompt_of(5), max_tokens=700, draft_tokens=AUTO)
     turns = [Choice(MODEL, 2)] * 20 + [PLAIN] * 300 + [Choice(MODEL, 2)] * 400
     session.policy.choose = lambda *_: turns.pop(0)  # type: ignore[method-assign]

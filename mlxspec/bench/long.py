@@ -48,7 +48,7 @@ from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
-from mlxspec.models.prefill import CHUNK, PIECE_S
+from mlxspec.models.prefill import CHUNK
 from mlxspec.pairs.loading import load
 
 LENGTHS = (1_000, 4_000, 16_000)
@@ -84,16 +84,16 @@ class MadeUp(Reader):
     """A reader that makes caches up in place of reading."""
 
     def state(
-        self, tokens: Sequence[int], piece_s: float = PIECE_S
+        self, tokens: Sequence[int], *, beside: bool = False
     ) -> Generator[PrefillProgress, None, RoundState]:
-        few = yield from super().state(tokens[-2:], piece_s)
+        few = yield from super().state(tokens[-2:])
         read = len(tokens) - 1
         room = lengths.attended(len(tokens) + (STEPS + 4) * (DRAFTED + 1))
         layers = self._target.adopt(made_up(self._target.model, read), read, room)
         return few._replace(position=mx.array([read], mx.int32), target=layers)
 
     def draft(
-        self, name: str, tokens: Sequence[int], start: int
+        self, name: str, tokens: Sequence[int], start: int, *, at_once: bool = True
     ) -> Generator[PrefillProgress, None, Past]:
         cached, read = self._rounds.model(name).cached, len(tokens)
         layers = cached.adopt(made_up(cached.model, read), read, read + MAX_DRAFT_TOKENS)

@@ -20,11 +20,8 @@ from mlxspec.decode.track import Committed, Track
 from mlxspec.decode.writer import Writer
 from mlxspec.errors import MlxspecError, OutOfMemory, UsageError
 from mlxspec.metrics import Event, Generation, PrefillProgress
-from mlxspec.models.prefill import PIECE_S
 
 MAX_ROWS = 32
-# The seconds that a newcomer may read between two rounds of the others.
-BETWEEN_S = 0.1
 TAKES_TURNS = "this text takes turns with the others: its rounds cannot be shared"
 BEGUN = 3  # tokens of a text of which target and drafts have read something
 
@@ -157,7 +154,7 @@ class Batch:
             row._track = self._maker.track(row.request, row._lane.rounds, row._lane.policy)
             if row._lane.rounds.takes_one and self._max_rows > 1:
                 row._track.notes.append(TAKES_TURNS)
-        row._reading = row._track.read(BETWEEN_S if self.running else PIECE_S)
+        row._reading = row._track.read(beside=self.running > 0)
         return row
 
     def _join(self, row: Row, state: RoundState) -> list[tuple[Row, Event]]:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlxspec.control.policy import Need, Permit, Policy
-from mlxspec.decode.reader import DRAFT_PIECE_S, Reader
+from mlxspec.decode.reader import BETWEEN_S, Reader
 from mlxspec.decode.round import FusedRound
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import ROWS, Past
@@ -151,16 +151,17 @@ class Drafts:
         Args:
             past: what it had, of one row; None before it has read anything.
         """
-        until = time.perf_counter() + DRAFT_PIECE_S
+        until = time.perf_counter() + BETWEEN_S
+        at_once = policy.permit(name, self._need(name, text, policy, left_s)) is Permit.ALL
         try:
-            past = self._read_on(past, name, text)
+            past = self._read_on(past, name, text, at_once)
             while self._is_left(name, text):
                 need = self._need(name, text, policy, left_s)
                 permit = policy.permit(name, need)
                 fits = time.perf_counter() + need.piece_s < until
                 if permit is not Permit.ALL and not (permit is Permit.PIECE and fits):
                     break
-                past = self._read_on(past, name, text)
+                past = self._read_on(past, name, text, at_once)
         except OutOfMemory:
             self.leave_out(name, "memory does not hold its cache")
         return past
@@ -169,18 +170,22 @@ class Drafts:
         """The number of entries that a text of `bound` tokens has in a drafter's caches."""
         return bound - self._reached[name].start if name in self._reached else bound
 
-    def _read_on(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
+    def _read_on(
+        self, past: Past | None, name: str, text: Sequence[int], at_once: bool
+    ) -> Past | None:
         started = time.perf_counter()
         if past is None or name in self._readings or self._must_read(name, text):
-            past = self._read_anew(past, name, text)
+            past = self._read_anew(past, name, text, at_once)
         else:
             past = self._read_missed(past, name, text)
         self._spent_s[name] += time.perf_counter() - started
         return past
 
-    def _read_anew(self, past: Past | None, name: str, text: Sequence[int]) -> Past | None:
+    def _read_anew(
+        self, past: Past | None, name: str, text: Sequence[int], at_once: bool
+    ) -> Past | None:
         if name not in self._readings:
-            self._readings[name] = self._begun(name, text)
+            self._readings[name] = self._begun(name, text, at_once)
         reading = self._readings[name]
         try:
             reading.at = reading.start + next(reading.steps).read
@@ -191,20 +196,21 @@ class Drafts:
         self._reached[name] = _Reach(reading.start, reading.end)
         return past
 
-    def _begun(self, name: str, text: Sequence[int]) -> _Reading:
+    def _begun(self, name: str, text: Sequence[int], at_once: bool) -> _Reading:
         end, window = len(text) - 2, self._window(name)
         # Start at whole windows, so that a text that grew a little has the same start.
         start = max(end // window - 1, 0) * window
         if self._reader.keeps and start == 0:
             end = min(end, self._prompt - 1)  # a file keeps the prompt and no more
-        return _Reading(self._reader.draft(name, text[start:end], start), start, start, end)
+        steps = self._reader.draft(name, text[start:end], start, at_once=at_once)
+        return _Reading(steps, start, start, end)
 
     def _read_missed(self, past: Past, name: str, text: Sequence[int]) -> Past:
         """Read what others wrote: little at once and unseen, much in pieces that are waited for."""
         drafter, reach = self._rounds.model(name), self._reached[name]
         missed = text[reach.end : -2]
         if len(missed) > ROWS:
-            missed = missed[: max(drafter.cached.pace.rows(DRAFT_PIECE_S, ROWS), ROWS)]
+            missed = missed[: max(drafter.cached.pace.rows(BETWEEN_S, ROWS), ROWS)]
         at = reach.end - reach.start
         length = lengths.attended(at + len(missed))
         if length > capacity_of(past.layers):
@@ -222,8 +228,8 @@ class Drafts:
     def _need(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Need:
         pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
         return Need(
-            cost_s=pace.reading_s(tokens, DRAFT_PIECE_S),
-            piece_s=pace.piece_s(tokens, DRAFT_PIECE_S),
+            cost_s=pace.reading_s(tokens, BETWEEN_S),
+            piece_s=pace.piece_s(tokens, BETWEEN_S),
             spent_s=self._spent_s[name],
             pass_s=pace.pass_s,
             plain_s=policy.seconds(PLAIN),

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlxspec.control.policy import Permit, Plan, Policy, planned
 from mlxspec.control.stopwatch import Marks, Stopwatch
-from mlxspec.decode.reader import DRAFT_PIECE_S
+from mlxspec.decode.reader import BETWEEN_S
 from mlxspec.decode.round import BROKEN, FusedRound
 from mlxspec.decode.slots import Slots
 from mlxspec.decode.state import NOTHING, Given, RoundState
@@ -252,7 +252,7 @@ class Lane:
     def _catch_up(self, permits: dict[Track, Permit], name: str) -> None:
         """Let a draft model read on, for as long as the other texts may wait."""
         self._stopwatch.stop()
-        until = time.perf_counter() + DRAFT_PIECE_S
+        until = time.perf_counter() + BETWEEN_S
         for track, permit in permits.items():
             if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
                 past = self._slots.past(track, name)

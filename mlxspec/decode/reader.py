@@ -15,13 +15,13 @@ from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
-from mlxspec.models.prefill import PIECE_S, Begin, Reading, afresh, prefill
+from mlxspec.models.prefill import Begin, Reading, afresh, alone_s, prefill
 from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
 
-# The seconds that a draft reads between two rounds: a text that grows must not seem to stop.
-DRAFT_PIECE_S = 0.1
+# The seconds that anything is read between two rounds: a text that grows must not seem to stop.
+BETWEEN_S = 0.1
 
 
 class Reader:
@@ -51,17 +51,21 @@ class Reader:
         self._follows = any(one.follows for one in rounds.drafters.values())
 
     def state(
-        self, tokens: Sequence[int], piece_s: float = PIECE_S
+        self, tokens: Sequence[int], *, beside: bool = False
     ) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
         Yields the progress of reading, after every piece but the last.
+
+        Args:
+            beside: others wait for the next piece.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
         """
         # The next round feeds the target the last token.
         read = tokens[:-1]
+        piece_s = BETWEEN_S if beside else alone_s()
         caches, features = yield from self._target_read(Reading(self._target, read), piece_s)
         room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
         capacity = max(self._request.capacity, room)
@@ -81,11 +85,14 @@ class Reader:
         )
 
     def draft(
-        self, name: str, tokens: Sequence[int], start: int
+        self, name: str, tokens: Sequence[int], start: int, *, at_once: bool = True
     ) -> Generator[PrefillProgress, None, Past]:
         """The past of a draft model once it has read tokens of a text, from `start` on.
 
         Yields the progress of reading, after every piece but the last.
+
+        Args:
+            at_once: nothing happens between two pieces.
 
         Raises:
             OutOfMemory: its caches do not fit.
@@ -96,9 +103,9 @@ class Reader:
             reading,
             begin=self._begin(name, start),
             tell=self._tell,
-            piece_s=DRAFT_PIECE_S,
+            piece_s=alone_s() if at_once else BETWEEN_S,
             first=1,
-            strict=True,
+            strict=not at_once,
         )
         if self._cache is not None:
             self._cache.has_read(name, reading, caches, start)
@@ -121,7 +128,7 @@ class Reader:
             self._cache.keep(self._tell)
 
     def _target_read(
-        self, reading: Reading, piece_s: float
+        self, reading: Reading, piece_s: float | None
     ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
         # A file holds no features, so with a head the target reads the whole text.
         begin = afresh if self._follows else self._begin(TARGET)

@@ -15,7 +15,6 @@ from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
 from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import PrefillProgress, RoundStats
-from mlxspec.models.prefill import PIECE_S
 
 
 @dataclass(frozen=True)
@@ -82,16 +81,16 @@ class Track:
         """Tokens of the prompt that came from a file."""
         return self._reader.cached_tokens
 
-    def read(self, piece_s: float = PIECE_S) -> Generator[PrefillProgress, None, RoundState]:
+    def read(self, *, beside: bool = False) -> Generator[PrefillProgress, None, RoundState]:
         """Let the target read the text; returns the state of one row before its next round.
 
         Args:
-            piece_s: the seconds that a piece may take.
+            beside: others wait for the next piece.
 
         Raises:
             OutOfMemory: the target's caches do not fit.
         """
-        state = yield from self._reader.state(self.text, piece_s)
+        state = yield from self._reader.state(self.text, beside=beside)
         self.is_first = True
         self.drafts.forget()
         for name in list(self.drafts.names):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 
+from mlxspec.device.kernels import on_cpu
 from mlxspec.device.memory import watched
 from mlxspec.errors import OutOfMemory
 from mlxspec.metrics import PrefillProgress, Tell, silent
@@ -56,7 +56,7 @@ def prefill(
     begin: Begin = afresh,
     tell: Tell = silent,
     taps: Taps | None = None,
-    piece_s: float = PIECE_S,
+    piece_s: float | None = None,
     first: int = FIRST,
     strict: bool = False,
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
@@ -70,7 +70,8 @@ def prefill(
             reading begins.
         tell: called with notes for the user.
         taps: modules that are watched while it reads.
-        piece_s: seconds that a piece should take. first: rows of a piece before any was timed.
+        piece_s: seconds that a piece should take; None reads CHUNK rows at a time. first: rows of a
+            piece before any was timed.
         strict: no piece may take longer, however much that slows down the whole.
 
     Yields:
@@ -82,8 +83,12 @@ def prefill(
     Raises:
         OutOfMemory: not even the smallest piece fits.
     """
-    reading.cached.pace.begin()
-    most = partial(reading.cached.pace.rows, piece_s, first, strict=strict)
+    pace = reading.cached.pace
+    pace.begin()
+
+    def most() -> int:
+        return CHUNK if piece_s is None else pace.rows(piece_s, first, strict=strict)
+
     chunk = CHUNK
     while True:
         try:
@@ -93,6 +98,15 @@ def prefill(
             if chunk < SMALLEST_CHUNK:
                 raise
         tell(f"memory ran out while reading the prompt: reading {chunk} tokens at a time")
+
+
+def alone_s() -> float | None:
+    """The seconds of a piece of a text that is read while nobody else waits.
+
+    None on a GPU, where the number of rows may decide how a pass rounds: the same text is read in
+    the same pieces every time, so that its seed writes it again. On a CPU it is the same in any.
+    """
+    return PIECE_S if on_cpu() else None
 
 
 def finished(steps: Generator[Any, None, T]) -> T:
