@@ -30,7 +30,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.graph import ModelDrafter
-from mlxspec.metrics import Event, Generation
+from mlxspec.metrics import Generation
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
@@ -97,7 +97,7 @@ def engine_of(kind: str) -> Engine:
 def written(engine: Engine, prompt: Sequence[int], **options: Any) -> Generation:
     """The result of a run, whose events are found to add up to it."""
     run = engine.run(prompt, **options)
-    events: list[Event] = list(run)
+    events = [event for event in run if event.prefill is None]
     result = run.generation
     assert [token for event in events for token in event.tokens] == result.tokens
     assert "".join(event.text for event in events) == result.text
