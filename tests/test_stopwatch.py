@@ -85,14 +85,16 @@ def test_after_a_stop_it_begins_anew() -> None:
 def test_a_session_calls_no_round_fair_for_which_something_was_built(monkeypatch) -> None:
     target = model("llama")
     session = Engine(target, target, compiled=False).session(prompt_of(5), draft_tokens=3)
-    session.draft_tokens = 2
+    session._track.draft_tokens = 2
     told = []
     monkeypatch.setattr(
         Stopwatch, "took", lambda self, marks, *, fair: told.append((session.draft_tokens, fair))
     )
     for _ in range(5):
         session.step()
-    session.draft_tokens = 3  # built while the one round in flight runs, which that makes unfair
+    session._track.draft_tokens = (
+        3  # built while the one round in flight runs, which that makes unfair
+    )
     for _ in range(4):
         session.step()
     fair = [one for _, one in told]
