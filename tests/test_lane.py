@@ -134,3 +134,24 @@ def test_a_seed_gives_a_text_its_own_whoever_is_beside(
         beside.step()
     beside.finish()
     assert [written(track) for track in beside.tracks] == alone
+
+
+def test_rows_are_as_many_as_texts_need() -> None:
+    engine = Engine(model("llama"), compiled=False)
+    beside = Beside(engine, lambda _: FixedPolicy([], 0), draft_tokens=0)
+    for seed, count in enumerate((60, 4, 4, 60, 4)):
+        beside.join(prompt_of(9, seed), count)
+    assert beside.lane.rows == 8
+    seen = []
+    while beside.lane.tracks:
+        beside.step()
+        seen.append((len(beside.lane.tracks), beside.lane.rows))
+    # Two are left of five: four rows go after a while, and not at once.
+    first = next(place for place, (texts, _) in enumerate(seen) if texts == 2)
+    assert seen[first] == (2, 8)
+    assert (2, 4) in seen
+    assert (2, 2) in seen
+    assert (2, 1) not in seen
+    for track in beside.tracks:
+        count = track.request.limit - 9
+        assert written(track) == plain(model("llama"), track.text[:9], count)

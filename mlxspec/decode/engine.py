@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from copy import copy
 from typing import Any
 
@@ -232,10 +233,11 @@ class Engine:
         """
         batch = self.batch(max_rows)
         rows = [batch.add(prompt, **options) for prompt in prompts]
-        while not batch.done:
-            for row, _ in batch.step():
-                if row.error is not None:
-                    raise row.error
+        with closing(batch):
+            while not batch.done:
+                for row, _ in batch.step():
+                    if row.error is not None:
+                        raise row.error
         return [row.generation for row in rows]
 
     def batch(self, max_rows: int = 8) -> Batch:

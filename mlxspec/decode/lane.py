@@ -1,8 +1,7 @@
 """Texts that share rounds, side by side, with the host always one round behind the device.
 
-A text has a row of its own. Rows come in powers of two, each a graph of its own, so that texts may
-join and leave while the others go on: one that joins is written into a free row, and the row of
-one that has left stays where it is until another takes it.
+A text has a row of its own. There are a power of two of them, each number a graph of its own, so
+that texts may join and leave while the others go on.
 """
 
 from __future__ import annotations
@@ -188,6 +187,8 @@ class Lane:
                 track.close()  # all have read its prompt: keep it now, for its memory
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
+        if self._chosen is None and self._slots.shrink():
+            self._changed()
         rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
         plan = self._chosen or self._planned(rows)
         if behind := self._behind(plan, rows):

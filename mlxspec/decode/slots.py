@@ -18,6 +18,8 @@ from mlxspec.device import lengths
 from mlxspec.drafters.graph import UNREAD
 from mlxspec.models.caches.layers import capacity_of
 
+PATIENCE = 4
+
 
 class Slots:
     """The device's latest state, and the text in each of its rows.
@@ -30,6 +32,7 @@ class Slots:
         self.tracks: list[Track | None] = []  # by row
         self._rounds = rounds
         self._state: RoundState | None = None
+        self._idle = 0  # rounds in a row in which half of the rows were free
 
     @property
     def count(self) -> int:
@@ -56,13 +59,22 @@ class Slots:
         """Free a text's row."""
         row = self.tracks.index(track)
         self.tracks[row] = None
-        left = self.count - self.tracks.count(None)
-        if left == 0:
-            self.clear()
-        elif 2 * left <= self.count:
-            self._resize(self.count // 2)
-        else:
+        if any(track is not None for track in self.tracks):
             self._reset(row)
+        else:
+            self.clear()
+
+    def shrink(self) -> bool:
+        """Note a round, and do with half the rows once half of them were free for PATIENCE rounds.
+
+        Others may be about to join; and a number of rows is a graph to trace.
+        """
+        taken = self.count - self.tracks.count(None)
+        self._idle = self._idle + 1 if 2 * taken <= self.count and self.count > 1 else 0
+        if self._idle <= PATIENCE:
+            return False
+        self._resize(self.count // 2)
+        return True
 
     def clear(self) -> None:
         """Free every row, and drop the state."""
@@ -117,6 +129,7 @@ class Slots:
 
     def _resize(self, count: int) -> None:
         """Go on with another number of rows, the texts first."""
+        self._idle = 0
         kept = [row for row, track in enumerate(self.tracks) if track is not None]
         state, self._state = self.state, None
         self._state = chosen(state, (kept + [kept[0]] * count)[:count])
