@@ -154,7 +154,7 @@ class Scripted(Reader):
     """Reads a text for the target, and for a script."""
 
     def draft(
-        self, name: str, tokens: Sequence[int], start: int
+        self, name: str, tokens: Sequence[int], start: int, *, at_once: bool = True
     ) -> Generator[PrefillProgress, None, Past]:
         yield from ()
         return nothing()
