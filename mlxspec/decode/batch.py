@@ -117,8 +117,8 @@ class Batch:
         """
         events = self._end_cancelled()
         events += self._read()
-        for lane in list(self._lanes.values()):
-            if lane.tracks:
+        for lane in {row._lane: None for row in self._rows.values()}:
+            if lane is not None:
                 events += self._round(lane)
         return events
 
