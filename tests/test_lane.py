@@ -146,6 +146,10 @@ def test_rows_are_as_many_as_texts_need() -> None:
     while beside.lane.tracks:
         beside.step()
         seen.append((len(beside.lane.tracks), beside.lane.rows))
+        # A free row stays at 0, where its writes have room, however long the others become.
+        slots = beside.lane._slots
+        places = slots.state.position.tolist() if slots.tracks else []
+        assert not any(at for at, one in zip(places, slots.tracks, strict=True) if one is None)
     # Two are left of five: four rows go after a while, and not at once.
     first = next(place for place, (texts, _) in enumerate(seen) if texts == 2)
     assert seen[first] == (2, 8)
