@@ -14,6 +14,7 @@ MAX_DRAFT_TOKENS = 64
 MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
 MODEL = "model"  # the name of the one draft model, among drafters
 HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
+PREDICTION = "prediction"  # the drafter that proposes an expected output
 BUDGET_S = 60.0  # seconds that measuring a pair may take
 
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count

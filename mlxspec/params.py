@@ -325,6 +325,22 @@ def sampling_params(values: Mapping[str, float], **others: Any) -> SamplingParam
     return SamplingParams(**direct, **others, penalties=Penalties(**penalties))
 
 
+def changed(usual: SamplingParams, values: Mapping[str, float], **others: Any) -> SamplingParams:
+    """Sampling parameters with some values of their own.
+
+    Args:
+        values: numbers by NAMES.
+        others: further arguments of `SamplingParams`; None leaves one as it is.
+
+    Raises:
+        UsageError: see `SamplingParams`.
+    """
+    names = ("seed", "logit_bias", "verify", "acceptance_threshold")
+    kept = {name: getattr(usual, name) for name in names}
+    kept |= {name: value for name, value in others.items() if value is not None}
+    return sampling_params(usual.as_dict() | dict(values), **kept)
+
+
 def _named(params: SamplingParams, name: str) -> float:
     owner = params.penalties if name in _PENALTY_NAMES else params
     value: float = getattr(owner, _PENALTY_NAMES.get(name, name))

@@ -21,6 +21,7 @@ DECODE = DRAFTERS | {"drafters", "control"}
 PAIRS = DECODE | {"decode"}
 MEASURE = PAIRS
 BENCH = PAIRS | {"pairs", "measure"}
+SERVE = BENCH
 USES: dict[str, set[str]] = {
     "device": set(),
     "sampling": set(),
@@ -31,7 +32,8 @@ USES: dict[str, set[str]] = {
     "pairs": PAIRS,
     "measure": MEASURE,
     "bench": BENCH,
-    "cli": BENCH,
+    "serve": SERVE,
+    "cli": SERVE | {"serve"},
 }
 ROOT = {
     "_version",

@@ -13,7 +13,7 @@ from typing import Any
 from mlxspec.cli.prompts import read_text, turns_of
 from mlxspec.cli.streams import not_utf8
 from mlxspec.errors import MlxspecError, PromptError, UsageError
-from mlxspec.params import NAMES, SamplingParams, sampling_params
+from mlxspec.params import NAMES, SamplingParams, changed
 
 # What a line may have, beside the names of the sampling parameters.
 TEXTS = ("prompt", "messages", "system", "prediction")
@@ -161,19 +161,11 @@ def _prompt_of(own: Mapping[str, Any]) -> dict[str, Any]:
 def _sampling_of(own: Mapping[str, Any], usual: SamplingParams) -> SamplingParams:
     """The sampling parameters of a line: its own values over the usual ones."""
     given = {name: own[name] for name in NAMES if name in own}
-    if not given and "seed" not in own and "logit_bias" not in own:
-        return usual
     try:
         biases = {int(token): float(bias) for token, bias in own.get("logit_bias", {}).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise _unusable('its logit_bias is not like {"42": -5}') from error
-    return sampling_params(
-        usual.as_dict() | given,
-        seed=own.get("seed", usual.seed),
-        logit_bias=biases or usual.logit_bias,
-        verify=usual.verify,
-        acceptance_threshold=usual.acceptance_threshold,
-    )
+    return changed(usual, given, seed=own.get("seed"), logit_bias=biases or None)
 
 
 def _unusable(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
+from mlxspec.defaults import PREDICTION
 from mlxspec.drafters.following import Follower
 from mlxspec.drafters.proposals import MOST, Proposal, grade
 from mlxspec.drafters.suffix import CAPACITY, Match, SuffixIndex
@@ -150,6 +151,6 @@ class Prediction(History):
     """
 
     def __init__(
-        self, expected: Sequence[int], *, name: str = "prediction", most: int = MOST
+        self, expected: Sequence[int], *, name: str = PREDICTION, most: int = MOST
     ) -> None:
         super().__init__(name=name, most=most, source=Follower(expected))

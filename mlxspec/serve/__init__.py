@@ -1,0 +1,1 @@
+"""A server that speaks OpenAI's and Anthropic's protocols, on a batch of rows."""

@@ -1,0 +1,53 @@
+"""What the server says of itself: models, health, and whether it should be asked now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from mlxspec.serve.answers import now
+from mlxspec.serve.service import Asked
+
+router = APIRouter(tags=["The server"])
+
+_STARTED = now()
+
+
+@router.get("/v1/models")
+async def models(service: Asked) -> dict[str, Any]:
+    """The one model that is loaded. A request may name any: it is always answered by this one."""
+    return {"object": "list", "data": [_model(service)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, service: Asked) -> dict[str, Any]:
+    """The model that is loaded."""
+    return _model(service)
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """200 as long as the process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(service: Asked) -> Response:
+    """Whether a request would be taken now: 503 while loading, full, stuck or shutting down."""
+    why = service.unready
+    if why is not None:
+        return JSONResponse({"ready": False, "reason": f"the server {why}"}, 503)
+    return JSONResponse({"ready": True})
+
+
+def _model(service: Asked) -> dict[str, Any]:
+    settings, engine = service.settings, service.worker.engine
+    return {
+        "id": settings.name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "mlxspec",
+        "context_length": engine.context if engine is not None else None,
+    }

@@ -1,0 +1,83 @@
+"""The application: its routes, and what becomes of errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as Http
+from starlette.types import ASGIApp
+
+from mlxspec._version import __version__
+from mlxspec.serve import about, chat, completions
+from mlxspec.serve.gate import Gate
+from mlxspec.serve.refusal import Refusal, error_response
+from mlxspec.serve.service import Service
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application of a service, open to everybody."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="mlxspec",
+        version=__version__,
+        lifespan=lifespan,
+        max_body_size=service.settings.max_body_bytes,
+        docs_url=None,  # its pages would load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    for module in (about, chat, completions):
+        app.include_router(module.router)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _broken)
+    return app
+
+
+def make_served(service: Service) -> ASGIApp:
+    """The application behind its gate, for an ASGI server with one process."""
+    settings = service.settings
+    return Gate(make_app(service), key=settings.key, most=settings.max_body_bytes)
+
+
+async def _refused(http: Http, error: Exception) -> Response:
+    assert isinstance(error, Refusal)
+    return error_response(http.url.path, error)
+
+
+async def _invalid(http: Http, error: Exception) -> Response:
+    """A field of a wrong type or range, by its name."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    # Alternatives of a type are named behind the field, in words of pydantic.
+    place = [str(part) for part in first["loc"][1:] if str(part).isidentifier()]
+    param = ".".join(place) or None
+    message = f"{param or 'The body'}: {first['msg']}."
+    if first["type"] == "json_invalid":
+        param, message = None, f"The body is no JSON: {first.get('ctx', {}).get('error', '')}."
+    return error_response(http.url.path, Refusal(400, message, param=param))
+
+
+async def _http(http: Http, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    refusal = Refusal(error.status_code, str(error.detail), headers=error.headers or {})
+    if error.status_code == 404:
+        refusal.message = f"There is nothing at {http.url.path}; /openapi.json lists what there is."
+    return error_response(http.url.path, refusal)
+
+
+async def _broken(http: Http, error: Exception) -> Response:
+    message = "The server failed on this request; its log says where."
+    return error_response(http.url.path, Refusal(500, message, kind="server_error"))

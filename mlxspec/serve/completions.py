@@ -1,0 +1,103 @@
+"""OpenAI's `/v1/completions`: text goes on where a prompt ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import Field
+from starlette.requests import Request as Http
+
+from mlxspec.metrics import Event, Generation
+from mlxspec.serve.answering import answer, choices
+from mlxspec.serve.answers import name_of, now, timings, usage
+from mlxspec.serve.fields import MaxTokens, SamplingFields, StreamOptions, Token
+from mlxspec.serve.listening import DONE, sse
+from mlxspec.serve.refusal import Refusal, openai_error
+from mlxspec.serve.service import Asked
+
+router = APIRouter(tags=["OpenAI"])
+
+Prompt = str | Annotated[list[Token], Field(min_length=1)]
+
+
+class Completion(SamplingFields):
+    """The body of a request."""
+
+    prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
+    model: str | None = None
+    max_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1)] = 1
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+    @property
+    def prompts(self) -> list[Any]:
+        """One prompt, or several, as a list."""
+        several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
+        return list(self.prompt) if several else [self.prompt]
+
+
+@router.post("/v1/completions")
+async def complete(body: Completion, service: Asked, http: Http) -> Response:
+    """Write on from a prompt, without a chat template; token ids are taken as they are."""
+    options = body.options(service) | {"raw": True, "stop": body.stop or ()}
+    if body.max_tokens is not None:
+        options["max_tokens"] = body.max_tokens
+    prompts, most = body.prompts, service.settings.max_choices
+    if body.n * len(prompts) > most:
+        raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
+    requests = [
+        one
+        for prompt in prompts
+        for one in choices(await service.request(prompt=prompt, **options), body.n)
+    ]
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    form = CompletionForm(service.settings.name, with_usage=with_usage)
+    return await answer(service, http, requests, form, stream=body.stream)
+
+
+class CompletionForm:
+    """The form of a completion; its chunks are of the same kind as the whole."""
+
+    def __init__(self, model: str, *, with_usage: bool) -> None:
+        self._with_usage = with_usage
+        self._base = {
+            "id": name_of("cmpl"),
+            "object": "text_completion",
+            "created": now(),
+            "model": model,
+        }
+
+    def whole(self, generations: list[Generation]) -> dict[str, Any]:
+        texts = [
+            _choice(index, one.text, one.finish_reason) for index, one in enumerate(generations)
+        ]
+        counts = {"usage": usage(generations), "timings": timings(generations[0])}
+        return self._base | {"choices": texts} | counts
+
+    def begin(self) -> Iterator[bytes]:
+        yield from ()
+
+    def event(self, index: int, event: Event, generation: Generation) -> Iterator[bytes]:
+        if event.text or event.finish_reason:
+            choice = _choice(index, event.text, event.finish_reason)
+            beside = {"timings": timings(generation)} if event.finish_reason else {}
+            yield sse(self._base | {"choices": [choice]} | beside)
+
+    def end(self, generations: list[Generation]) -> Iterator[bytes]:
+        if self._with_usage:
+            counts = {"usage": usage(generations), "timings": timings(generations[0])}
+            yield sse(self._base | {"choices": []} | counts)
+        yield DONE
+
+    def error(self, refusal: Refusal) -> bytes:
+        return sse(openai_error(refusal))
+
+
+def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}

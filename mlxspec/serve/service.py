@@ -1,0 +1,146 @@
+"""Between the routes and the worker: requests are made, admitted and counted here."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from statistics import fmean
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends
+from starlette.requests import Request as Http
+
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import Request
+from mlxspec.errors import MlxspecError
+from mlxspec.serve.refusal import Refusal, full, refusal_of, unready
+from mlxspec.serve.settings import Settings
+from mlxspec.serve.ticket import Ticket
+from mlxspec.serve.worker import Worker
+
+LONGEST_RETRY_S = 60
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """What routes ask for texts; for the event loop.
+
+    Args:
+        settings: the choices that the server was started with.
+        worker: writes the texts.
+    """
+
+    def __init__(self, settings: Settings, worker: Worker) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.draining = False
+        # Tokenizers of the hub may be used by one thread at a time.
+        self._clerk = ThreadPoolExecutor(1, "clerk")
+        self._lasted_s: deque[float] = deque(maxlen=16)  # of the latest texts
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; raises Refusal while it is being loaded."""
+        if self.worker.engine is None:
+            raise unready("is loading its models")
+        return self.worker.engine
+
+    @property
+    def unready(self) -> str | None:
+        """Why the server should be sent nothing now; None where it is ready."""
+        if self.draining:
+            return "is shutting down"
+        if self.worker.engine is None:
+            return "is loading its models"
+        if self.worker.still_s > self.settings.stuck_s:
+            return f"has not ended a round for {self.worker.still_s:.0f} s"
+        if self._free() < 1:
+            return "is full"
+        return None
+
+    def _free(self) -> int:
+        load = self.worker.load
+        return self.settings.max_rows + self.settings.max_queue - load.running - load.waiting
+
+    async def aside(self, work: Callable[[], Result]) -> Result:
+        """Run what takes a while and needs no device, such as a tokenizer.
+
+        Raises:
+            Refusal: it raised one of our errors.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._clerk, work)
+        except MlxspecError as error:
+            raise refusal_of(error) from error
+
+    async def request(self, **options: Any) -> Request:
+        """A request for one text; see `Engine.request`, with `prompt` among the options.
+
+        Raises:
+            Refusal: it cannot be written as it is asked for.
+        """
+        engine, settings = self.engine, self.settings
+        options = {**settings.usual, **options}
+        most = settings.max_tokens
+        asked = options.setdefault("max_tokens", most)
+        if most is not None and asked is not None and asked > most:
+            raise Refusal(
+                400,
+                f"max_tokens is {asked:,}; this server writes {most:,} at most.",
+                param="max_tokens",
+            )
+        request = await self.aside(lambda: engine.request(**options))
+        longest, length = settings.max_prompt_tokens, len(request.tokens)
+        if longest is not None and length > longest:
+            raise Refusal(
+                400,
+                f"The prompt has {length:,} tokens; this server reads {longest:,} at most.",
+                code="context_length_exceeded",
+            )
+        return request
+
+    @contextmanager
+    def written(self, requests: Sequence[Request]) -> Iterator[list[Ticket]]:
+        """Let texts be written, until the block ends.
+
+        Raises:
+            Refusal: too many wait, or the server is shutting down.
+        """
+        if self.draining:
+            raise unready("is shutting down")
+        if self._free() < len(requests):
+            raise full(self._retry_s())
+        tickets = [Ticket(request, self.worker.cancel) for request in requests]
+        for ticket in tickets:
+            self.worker.ask(ticket)
+        try:
+            yield tickets
+        finally:
+            for ticket in tickets:
+                ticket.close()
+
+    def lasted(self, seconds: Iterable[float]) -> None:
+        """Note how long texts took, for those who are to come again later."""
+        self._lasted_s.extend(seconds)
+
+    def _retry_s(self) -> int:
+        """Seconds until a place is likely to be free."""
+        each_s = fmean(self._lasted_s) if self._lasted_s else 1.0
+        return min(max(1, math.ceil(each_s / self.settings.max_rows)), LONGEST_RETRY_S)
+
+    def close(self) -> None:
+        self._clerk.shutdown(wait=False, cancel_futures=True)
+
+
+def service_of(http: Http) -> Service:
+    """The service of the application that a request came to."""
+    service: Service = http.app.state.service
+    return service
+
+
+Asked = Annotated[Service, Depends(service_of)]  # a route's parameter

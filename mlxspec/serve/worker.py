@@ -1,0 +1,199 @@
+"""The thread that owns the device: it loads the models, and steps the batch."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxspec.decode.batch import Batch, Row
+from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import Request
+from mlxspec.errors import MlxspecError
+from mlxspec.metrics import Event, Tell
+from mlxspec.serve.ticket import Ticket
+
+Watcher = Callable[[Row, Event], None]
+
+
+class Load(NamedTuple):
+    """Texts that are written, and texts that wait."""
+
+    running: int
+    waiting: int
+
+
+class Worker:
+    """Writes the texts of tickets, on a thread of its own.
+
+    MLX is used from that thread alone, because two of them end a process on Metal. All methods
+    may be called from any thread.
+
+    Args:
+        prepare: makes the engine, on the worker's thread.
+        max_rows: texts that are written at a time.
+        tell: called with a line for the log.
+    """
+
+    def __init__(self, prepare: Callable[[], Engine], max_rows: int, tell: Tell) -> None:
+        self.engine: Engine | None = None
+        self.failure: BaseException | None = None  # why there is no engine
+        self.watchers: list[Watcher] = []  # called on the worker's thread, with every event
+        self._prepare = prepare
+        self._max_rows = max_rows
+        self._tell = tell
+        self._batch: Batch | None = None
+        self._tickets: dict[Row, Ticket] = {}
+        self._asked: deque[Ticket] = deque()
+        self._left: list[Ticket] = []  # by their clients
+        self._load = Load(0, 0)
+        self._stops = False
+        self._turn = threading.Condition()  # guards what is above, from `_asked` on
+        self._ready = threading.Event()
+        self._stepping_since_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+
+    # --- for everybody ------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to load; `wait` returns once that is over."""
+        self._thread.start()
+
+    def wait(self) -> Engine:
+        """The engine, once it is loaded.
+
+        Raises:
+            BaseException: what prevented it.
+        """
+        self._ready.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert self.engine is not None
+        return self.engine
+
+    @property
+    def load(self) -> Load:
+        """How many texts are written, and how many wait."""
+        with self._turn:
+            return Load(self._load.running, self._load.waiting + len(self._asked))
+
+    @property
+    def still_s(self) -> float:
+        """Seconds since the round that runs now was begun; 0 where none runs."""
+        since_s = self._stepping_since_s
+        return time.monotonic() - since_s if since_s is not None else 0.0
+
+    def ask(self, ticket: Ticket) -> None:
+        """Let a text be written as soon as there is room."""
+        with self._turn:
+            self._asked.append(ticket)
+            self._turn.notify()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """End a text before the next round."""
+        with self._turn:
+            self._left.append(ticket)
+            self._turn.notify()
+
+    def stop(self) -> None:
+        """End every text where it is, and the thread."""
+        with self._turn:
+            self._stops = True
+            self._turn.notify()
+        self._thread.join()
+
+    # --- the thread ---------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self.engine = self._prepare()
+        except BaseException as error:
+            self.failure = error
+        self._ready.set()
+        if self.engine is not None:
+            self._serve(self.engine)
+        mx.synchronize()
+        mx.clear_streams()
+
+    def _serve(self, engine: Engine) -> None:
+        batch = engine.batch(self._max_rows)
+        while self._take_in(batch):
+            self._stepping_since_s = time.monotonic()
+            try:
+                events = batch.step()
+            except Exception as error:
+                self._failed(error)
+                batch = engine.batch(self._max_rows)
+                continue
+            finally:
+                self._stepping_since_s = None
+            for row, event in events:
+                self._told(row, event)
+        self._end(batch)
+
+    def _take_in(self, batch: Batch) -> bool:
+        """Let new texts join, and wait while there are none; False once the thread is to end."""
+        with self._turn:
+            self._load = Load(batch.running, batch.waiting)
+            while batch.done and not (self._asked or self._stops):
+                self._turn.wait()
+            asked, self._asked = self._asked, deque()
+            left, self._left = self._left, []
+            self._load = Load(batch.running, batch.waiting + len(asked))
+            stops = self._stops
+        for ticket in asked:
+            ticket.row = batch.add(ticket.request)
+            self._tickets[ticket.row] = ticket
+        for ticket in left:
+            if ticket.row is not None:
+                ticket.row.cancel()
+        return not stops
+
+    def _told(self, row: Row, event: Event) -> None:
+        for watcher in self.watchers:
+            watcher(row, event)
+        ends = event.finish_reason is not None
+        ticket = self._tickets.pop(row) if ends else self._tickets[row]
+        ticket.tell(event)
+
+    def _failed(self, error: Exception) -> None:
+        """Something broke that is no single text's fault: end the texts, and go on with others."""
+        for line in traceback.format_exception(error):
+            self._tell(line.rstrip())
+        why = MlxspecError(
+            f"The server failed while writing: {type(error).__name__}: {error}",
+            hint="Send the request again; if it fails again, report the server's log.",
+        )
+        self._end_all(error if isinstance(error, MlxspecError) else why)
+
+    def _end(self, batch: Batch) -> None:
+        batch.close()
+        self._end_all(MlxspecError("The server was stopped.", hint="Send the request again."))
+
+    def _end_all(self, why: MlxspecError) -> None:
+        with self._turn:
+            tickets = [*self._tickets.values(), *(self._asked if self._stops else ())]
+        self._tickets.clear()
+        for ticket in tickets:
+            ticket.tell(why)
+
+
+def warm_up(engine: Engine, request: Request) -> float:
+    """Write a short text plainly, so that no client waits for what the first text builds.
+
+    Returns:
+        Median seconds of a plain round.
+    """
+    times: list[float] = []
+    before_s = time.perf_counter()
+    for event in engine.run(request):
+        now_s = time.perf_counter()
+        if event.round is not None:
+            times.append(now_s - before_s)
+        before_s = now_s
+    return sorted(times)[len(times) // 2]
