@@ -1,0 +1,72 @@
+"""Servers on loopback for tests, each in a thread of the process, with an engine of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from mlxspec.decode.engine import Engine
+from mlxspec.pairs.loading import load
+from mlxspec.serve.running import Server, listen
+from mlxspec.serve.service import Service
+from mlxspec.serve.settings import Settings
+from mlxspec.serve.worker import Worker
+
+WAIT_S = 60.0  # for an answer; a test that waits longer has found something
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs. `log` has its lines so far."""
+
+    url: str
+    service: Service
+    server: Server
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def engine(self) -> Engine:
+        return self.service.engine
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=WAIT_S)
+
+    def is_idle(self) -> bool:
+        """Whether no text is written and none waits."""
+        return self.service.worker.load == (0, 0)
+
+
+@contextmanager
+def served(
+    make: Callable[[], Engine] = load, *, wait: bool = True, drain_s: float = 1.0, **choices: object
+) -> Iterator[Served]:
+    """A server with these settings, until the block ends.
+
+    Args:
+        make: makes its engine, on the worker's thread.
+        wait: until it is loaded.
+    """
+    settings = Settings(**{"name": "demo"} | choices)  # type: ignore[arg-type]
+    log: list[str] = []
+    worker = Worker(make, settings.max_rows, log.append)
+    service = Service(settings, worker)
+    listening = listen("127.0.0.1", 0)
+    begun = threading.Event()
+    server = Server(service, listening, drain_s, begun.set)
+    thread = threading.Thread(target=server.serve_until_told)
+    worker.start()
+    thread.start()
+    try:
+        begun.wait()
+        if wait:
+            worker.wait()
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server, log)
+    finally:
+        server.tell_to_end()
+        thread.join()
+        worker.stop()

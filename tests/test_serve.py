@@ -1,0 +1,211 @@
+"""The server's bones: admission, limits, keys, errors, clients that go away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from cli_tools import wait_for
+from servers import Served, served
+
+from mlxspec.pairs.loading import load
+
+PROMPT = "def fibonacci(n):"
+ENDLESS = {"prompt": PROMPT, "max_tokens": 900, "temperature": 1, "logit_bias": {"0": -100}}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served() as one:
+        yield one
+
+
+@pytest.fixture
+def client(server: Served) -> Iterator[httpx.Client]:
+    with server.client() as one:
+        yield one
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The objects of a stream, until its end mark."""
+    lines = [line for line in response.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_a_completion_is_the_text_of_the_library(client: httpx.Client) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0}
+    answer = client.post("/v1/completions", json=body).json()
+    expected = load().generate(PROMPT, max_tokens=24, raw=True)
+    assert answer["choices"][0]["text"] == expected.text
+    assert answer["usage"]["completion_tokens"] == 24
+    assert answer["timings"]["draft_n"] >= answer["timings"]["draft_n_accepted"] > 0
+
+
+def test_a_stream_adds_up_to_the_whole(client: httpx.Client) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0.8, "seed": 3}
+    whole = client.post("/v1/completions", json=body).json()
+    streamed = body | {"stream": True, "stream_options": {"include_usage": True}}
+    with client.stream("POST", "/v1/completions", json=streamed) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        chunks = events(response)
+    text = "".join(one["choices"][0]["text"] for one in chunks if one["choices"])
+    assert text == whole["choices"][0]["text"]
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert [one["choices"][0]["finish_reason"] for one in chunks[:-1]][-1] == "length"
+
+
+def test_prompts_of_ids_and_several_of_them(client: httpx.Client, server: Served) -> None:
+    ids = server.engine.encode(PROMPT, raw=True)
+    body = {"max_tokens": 8, "temperature": 0}
+    one = client.post("/v1/completions", json=body | {"prompt": PROMPT}).json()
+    same = client.post("/v1/completions", json=body | {"prompt": ids}).json()
+    both = client.post("/v1/completions", json=body | {"prompt": [PROMPT, "import os"]}).json()
+    assert same["choices"] == one["choices"]
+    assert [choice["index"] for choice in both["choices"]] == [0, 1]
+    assert both["choices"][0]["text"] == one["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": PROMPT, "max_tokens": "8"}, "max_tokens"),
+        ({"prompt": PROMPT, "max_tokens": 0}, "max_tokens"),
+        ({"prompt": PROMPT, "temperature": -1}, "temperature"),
+        ({"prompt": PROMPT, "top_p": 2}, "top_p"),
+        ({"prompt": PROMPT, "n": 99}, "n"),
+        ({"prompt": PROMPT, "logit_bias": {"a": 1}}, "logit_bias"),
+        ({"prompt": PROMPT, "speculative": {"draft_tokens": 99}}, "speculative.draft_tokens"),
+        ({"prompt": PROMPT, "speculative": {"draft_model": "x"}}, "speculative.draft_model"),
+        ({"prompt": PROMPT, "echo": True}, "echo"),
+        ({"prompt": []}, "prompt"),
+        ({}, "prompt"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named(client: httpx.Client, body: Any, param: str) -> None:
+    answer = client.post("/v1/completions", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["param"] is not None
+    assert error["param"].startswith(param)
+    assert param in error["message"] or "texts" in error["message"]
+
+
+def test_an_unknown_field_is_ignored(client: httpx.Client) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 2, "user": "me", "store": False}
+    assert client.post("/v1/completions", json=body).status_code == 200
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_any_header(
+    client: httpx.Client,
+) -> None:
+    body = {"prompt": [1] * 5000, "stream": True}
+    answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert "5,000" in answer.json()["error"]["message"]
+
+
+def test_a_client_that_goes_away_frees_its_row(client: httpx.Client, server: Served) -> None:
+    with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as response:
+        next(response.iter_lines())
+        assert not server.is_idle()
+    wait_for(server.is_idle)
+
+
+def test_a_client_that_goes_away_unstreamed_frees_its_row(server: Served) -> None:
+    with httpx.Client(base_url=server.url, timeout=0.5) as hasty, pytest.raises(httpx.ReadTimeout):
+        hasty.post("/v1/completions", json=ENDLESS)
+    wait_for(server.is_idle)
+
+
+def test_one_request_too_many_is_told_to_come_again() -> None:
+    with served(max_rows=1, max_queue=1) as server, server.client() as client:
+        body = ENDLESS | {"stream": True, "n": 2}
+        with client.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_lines())
+            refused = client.post("/v1/completions", json={"prompt": PROMPT})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            assert client.get("/ready").status_code == 503
+            assert client.get("/health").status_code == 200
+        wait_for(server.is_idle)
+        answer = client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2})
+        assert answer.status_code == 200
+
+
+def test_a_key_is_asked_for_and_taken_in_both_headers() -> None:
+    with served(key="s3cret") as server, server.client() as client:
+        body = {"prompt": PROMPT, "max_tokens": 2}
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "s3cre"}):
+            answer = client.post("/v1/completions", json=body, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+        for headers in ({"Authorization": "Bearer s3cret"}, {"x-api-key": "s3cret"}):
+            assert client.post("/v1/completions", json=body, headers=headers).status_code == 200
+        assert client.get("/health").status_code == 200
+
+
+def test_a_body_that_is_too_long_is_refused() -> None:
+    with served(max_body_bytes=1000) as server, server.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": "x" * 2000})
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+        parts = (b"x" * 100 for _ in range(20))
+        headers = {"Content-Type": "application/json"}
+        unsized = client.post("/v1/completions", content=parts, headers=headers)
+        assert unsized.status_code == 413
+
+
+def test_limits_of_the_server_are_told() -> None:
+    with served(max_tokens=10, max_prompt_tokens=3) as server, server.client() as client:
+        long = client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 11})
+        assert long.json()["error"]["param"] == "max_tokens"
+        assert "10 at most" in long.json()["error"]["message"]
+        read = client.post("/v1/completions", json={"prompt": PROMPT})
+        assert read.json()["error"]["code"] == "context_length_exceeded"
+        answer = client.post("/v1/completions", json={"prompt": "x"})
+        assert answer.json()["usage"]["completion_tokens"] <= 10
+
+
+def test_a_server_that_loads_is_alive_and_not_ready() -> None:
+    goes_on = threading.Event()
+
+    def make() -> Any:
+        goes_on.wait()
+        return load()
+
+    with served(make, wait=False) as server, server.client() as client:
+        assert client.get("/health").status_code == 200
+        assert client.get("/ready").status_code == 503
+        answer = client.post("/v1/completions", json={"prompt": PROMPT})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        goes_on.set()
+        wait_for(lambda: client.get("/ready").status_code == 200)
+
+
+def test_texts_end_with_an_error_when_a_round_breaks_and_the_next_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as server, server.client() as client:
+        from mlxspec.decode.batch import Batch
+
+        step, broken = Batch.step, threading.Event()
+
+        def failing(batch: Batch) -> Any:
+            if not broken.is_set():
+                broken.set()
+                raise RuntimeError("planted")
+            return step(batch)
+
+        monkeypatch.setattr(Batch, "step", failing)
+        body = {"prompt": PROMPT, "max_tokens": 4}
+        answer = client.post("/v1/completions", json=body)
+        assert answer.status_code == 500
+        assert "planted" in answer.json()["error"]["message"]
+        assert any("planted" in line for line in server.log)
+        assert client.post("/v1/completions", json=body).status_code == 200
