@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import mlx.core as mx
 
 from mlxspec.control.policy import Permit, Plan, Policy, planned
 from mlxspec.control.stopwatch import Marks, Stopwatch
-from mlxspec.decode.reader import BETWEEN_S
+from mlxspec.decode.catching_up import CatchingUp
+from mlxspec.decode.in_flight import InFlight
 from mlxspec.decode.round import BROKEN, FusedRound
 from mlxspec.decode.slots import Slots
 from mlxspec.decode.state import NOTHING, Given, RoundState
@@ -23,26 +24,7 @@ from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import Parked, RoundStats
-
-
-class InFlight(NamedTuple):
-    """A round that was dispatched and not read yet.
-
-    tracks: the texts that take part, by row. plan: its rows are the choices of `tracks`.
-    synced: the texts whose draft model has read all before it, and reads along.
-    fair: whether its time includes no building that later rounds do not need.
-    dispatched_s, dispatching_s: see `Marks`.
-    """
-
-    tracks: tuple[Track | None, ...]
-    plan: Plan
-    synced: tuple[Track, ...]
-    result: mx.array
-    fair: bool
-    parked: Parked | None
-    dispatched_s: float
-    dispatching_s: float
+from mlxspec.metrics import RoundStats
 
 
 class Lane:
@@ -65,8 +47,8 @@ class Lane:
         self._count = 1  # of rows, for which the policy decides
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Plan | None = None  # for the next round, where it has to wait
+        self._catching_up = CatchingUp(self._slots, self._in_flight, self.policy)
         self._stopwatch = Stopwatch()
-        self._first_s = 0.0  # the time of the first round
 
     @property
     def tracks(self) -> list[Track]:
@@ -109,12 +91,12 @@ class Lane:
         self._chosen = None
         if self._slots.count not in (0, self._count):
             self._count = self._slots.count
-            self.policy = self._policy_of(self._count)
+            self.policy = self._catching_up.policy = self._policy_of(self._count)
         for track in self.tracks:
             track.policy = self.policy
         if self.tracks:
             for name in self.rounds.drafters:
-                self._forget_if_left_out(name)
+                self._catching_up.forget_if_left_out(name)
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -137,7 +119,8 @@ class Lane:
             results = cast(list[list[int]], one.result.tolist())
             read_s = time.perf_counter()
         del self._in_flight[0]
-        self._first_s = self._first_s or read_s - one.dispatched_s + one.dispatching_s
+        took_s = read_s - one.dispatched_s + one.dispatching_s
+        self._catching_up.first_s = self._catching_up.first_s or took_s
         committed = [
             (track, self._commit(track, one, row, results[row]))
             for row, track in enumerate(one.tracks)
@@ -191,15 +174,18 @@ class Lane:
             self._changed()
         rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
         plan = self._chosen or self._planned(rows)
-        if behind := self._behind(plan, rows):
-            permits = {track: self._permit(track, plan.whole.drafter) for track in behind}
+        name = plan.whole.drafter
+        if behind := self._catching_up.behind(plan, rows):
+            permits = {track: self._catching_up.permit(track, name) for track in behind}
             if any(one in (Permit.ALL, Permit.PIECE) for one in permits.values()):
                 if self._in_flight:
                     self._chosen = plan
                     return False
-                self._catch_up(permits, plan.whole.drafter)
+                self._stopwatch.stop()
+                self._catching_up.read(permits, name)
         self._chosen = None
-        self._send(self._ready(plan, rows), rows)
+        ready = self._catching_up.ready(plan, rows) if name in self.rounds.drafters else plan
+        self._send(ready, rows)
         return True
 
     def _planned(self, rows: Sequence[Track | None]) -> Plan:
@@ -229,68 +215,6 @@ class Lane:
         )
         return follows or any(self.policy.wants(track.offers()) for track in self.tracks)
 
-    # --- what draft models read ---------------------------------------------------------------
-
-    def _behind(self, plan: Plan, rows: Sequence[Track | None]) -> list[Track]:
-        """The texts that a model is to draft for, and of which it has not read all."""
-        name = plan.whole.drafter
-        both = zip(rows, plan.rows, strict=True)
-        wanted = [track for track, one in both if track is not None and one.drafter == name]
-        return [track for track in wanted if name and self._is_behind(track, name)]
-
-    def _is_behind(self, track: Track, name: str) -> bool:
-        latest = next((one for one in reversed(self._in_flight) if track in one.tracks), None)
-        before = None
-        if latest is not None:
-            before = latest.plan.whole.drafter if track in latest.synced else ""
-        return track.drafts.is_behind(name, track.text, before)
-
-    def _permit(self, track: Track, name: str) -> Permit:
-        permit = track.drafts.permit(name, track.text, self.policy, self._left_s(track))
-        self._forget_if_left_out(name)
-        return permit
-
-    def _catch_up(self, permits: dict[Track, Permit], name: str) -> None:
-        """Let a draft model read on, for as long as the other texts may wait."""
-        self._stopwatch.stop()
-        until = time.perf_counter() + BETWEEN_S
-        for track, permit in permits.items():
-            if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
-                past = self._slots.past(track, name)
-                after = track.drafts.caught_up(
-                    past, name, track.text, self.policy, self._left_s(track)
-                )
-                if after is not None and after is not past:
-                    self._slots.put(track, name, after)
-        self._forget_if_left_out(name)
-
-    def _forget_if_left_out(self, name: str) -> None:
-        if not any(name in track.drafts.names for track in self.tracks):
-            self.policy.leave_out(name)
-
-    def _ready(self, plan: Plan, rows: Sequence[Track | None]) -> Plan:
-        """The plan, in which texts propose nothing whose drafter has not caught up with them."""
-        name = plan.whole.drafter
-        if name not in self.rounds.drafters:
-            return plan
-
-        def choice(track: Track | None, one: Choice) -> Choice:
-            if one.drafter != name or track is None:
-                return one
-            has = name in track.drafts.names and not self._is_behind(track, name)
-            return one if has else PLAIN
-
-        ready = [choice(track, one) for track, one in zip(rows, plan.rows, strict=True)]
-        if not any(one.drafter == name for one in ready):
-            if any(name in track.drafts.names for track in self.tracks):
-                self.policy.postponed(plan.whole)
-            return planned(PLAIN, ready)
-        return planned(plan.whole, ready)
-
-    def _left_s(self, track: Track) -> float:
-        """The seconds that the rest of a text would take without a draft."""
-        return track.left * (self.policy.seconds(PLAIN) or self._first_s)
-
     # --- dispatching --------------------------------------------------------------------------
 
     def _send(self, plan: Plan, rows: Sequence[Track | None]) -> None:
@@ -303,13 +227,13 @@ class Lane:
         fair = not self.rounds.is_new(shape)
         if not fair:
             # The host builds while the device computes, and may be the slower one.
-            self._in_flight = [one._replace(fair=False) for one in self._in_flight]
-        synced = tuple(track for track in rows if track is not None and self._syncs(track, name))
+            self._in_flight[:] = [one._replace(fair=False) for one in self._in_flight]
+        moving = [track for track in rows if track is not None]
+        synced = tuple(track for track in moving if self._catching_up.syncs(track, name))
         result = self._slots.run(shape, given)
         built_s = time.perf_counter()
         mx.async_eval(result, self.state)
         now_s = time.perf_counter()
-        moving = [track for track in rows if track is not None]
         # First rounds are not the policy's choice.
         chose = count == 0 and not all(track.is_first for track in moving)
         parked = self.policy.parked() if chose else None
@@ -319,10 +243,6 @@ class Lane:
         for track, one in zip(rows, plan.rows, strict=True):
             if track is not None:
                 track.chose(one)
-
-    def _syncs(self, track: Track, name: str) -> bool:
-        """Whether the draft model of a round that is dispatched reads a text along with it."""
-        return name in track.drafts.read and not self._is_behind(track, name)
 
     def _given(self, plan: Plan, rows: Sequence[Track | None]) -> Given:
         """The host's part in the proposals."""
