@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import cast
 
 import mlx.core as mx
@@ -25,6 +26,10 @@ from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import RoundStats
+from mlxspec.params import Method
+from mlxspec.sampling.union import union
+
+PATIENCE = 64  # rounds: other texts may be about to join, and other steps are graphs to trace
 
 
 class Lane:
@@ -34,21 +39,35 @@ class Lane:
         rounds: the rounds that run; of one row only where they wait for the host.
         policy_of: the policy for a number of rows: chooses the drafter and K of every round.
         ahead: whether a round is dispatched before the one before it is read.
+        rounds_for: the rounds for other steps, so that texts may differ in those that they need;
+            None where they never do.
     """
 
     def __init__(
-        self, rounds: FusedRound, policy_of: Callable[[int], Policy], *, ahead: bool = True
+        self,
+        rounds: FusedRound,
+        policy_of: Callable[[int], Policy],
+        *,
+        ahead: bool = True,
+        rounds_for: Callable[[Method], FusedRound] | None = None,
     ) -> None:
-        self.rounds = rounds
         self._depth = 2 if ahead and not rounds.waits else 1
         self._policy_of = policy_of
         self.policy = policy_of(1)
         self._slots = Slots(rounds)
+        self._rounds_for = rounds_for
+        self._method = rounds.sampler.method  # the steps that its texts need
+        self._spare = 0  # rounds in a row that took more steps than that
         self._count = 1  # of rows, for which the policy decides
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Plan | None = None  # for the next round, where it has to wait
         self._catching_up = CatchingUp(self._slots, self._in_flight, self.policy)
         self._stopwatch = Stopwatch()
+
+    @property
+    def rounds(self) -> FusedRound:
+        """The rounds that run: their steps are those of all texts, and some that went."""
+        return self._slots.rounds
 
     @property
     def tracks(self) -> list[Track]:
@@ -67,8 +86,17 @@ class Lane:
 
     # --- joining and leaving ------------------------------------------------------------------
 
+    def takes(self, method: Method) -> bool:
+        """Whether a text that needs those steps may join."""
+        return not self.tracks or union(self._method, method) is not None
+
     def join(self, track: Track, state: RoundState) -> None:
         """Take in a text that was read, with its state of one row."""
+        method = track.request.method
+        if self.tracks:
+            # What others needed a while ago stays, unless it stands in the way.
+            method = union(self.rounds.sampler.method, method) or _united(self._method, method)
+        self._use(method)
         self._slots.join(track, state)
         self._changed()
 
@@ -95,8 +123,24 @@ class Lane:
         for track in self.tracks:
             track.policy = self.policy
         if self.tracks:
+            methods = [track.request.method for track in self.tracks]
+            self._method = reduce(_united, methods)
             for name in self.rounds.drafters:
                 self._catching_up.forget_if_left_out(name)
+
+    def _shrink(self) -> None:
+        """Do with fewer rows, and with fewer steps, once some were not needed for a while."""
+        if self._slots.shrink():
+            self._changed()
+        is_spare = self._method != self.rounds.sampler.method
+        self._spare = self._spare + 1 if is_spare else 0
+        if self._spare > PATIENCE:
+            self._use(self._method)
+
+    def _use(self, method: Method) -> None:
+        """Let rounds take these steps from now on."""
+        if self._rounds_for is not None and method != self.rounds.sampler.method:
+            self._slots.use(self._rounds_for(method))
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -170,8 +214,8 @@ class Lane:
                 track.close()  # all have read its prompt: keep it now, for its memory
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
-        if self._chosen is None and self._slots.shrink():
-            self._changed()
+        if self._chosen is None:
+            self._shrink()
         rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
         plan = self._chosen or self._planned(rows)
         name = plan.whole.drafter
@@ -268,3 +312,10 @@ def _cut(choice: Choice, most: int) -> Choice:
     """A choice of at most `most` tokens."""
     count = min(choice.draft_tokens, most)
     return replace(choice, draft_tokens=count) if count else PLAIN
+
+
+def _united(one: Method, other: Method) -> Method:
+    """The steps of texts that share rounds."""
+    method = union(one, other)
+    assert method is not None, "a text joined that the lane does not take"
+    return method
