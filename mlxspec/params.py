@@ -281,7 +281,10 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Method:
-    """The steps from logits to a token: the part of the parameters that shapes the graph."""
+    """The steps from logits to a token: the part of the parameters that shapes the graph.
+
+    by_row: whether rows differ in the steps that they need; see `sampling.union`.
+    """
 
     rule: Verify = "greedy"
     greedy: bool = True
@@ -292,6 +295,7 @@ class Method:
     top_k: int = 0
     xtc: bool = False
     xtc_special_tokens: tuple[int, ...] = ()
+    by_row: bool = False
 
 
 _PENALTY_NAMES = {

@@ -1,7 +1,7 @@
 """Many texts at once: they wait, are read in pieces between rounds, and are written side by side.
 
-Texts that are sampled in the same way share rounds. Others take turns, and so do all texts of a
-model whose rounds wait for the host.
+Texts share rounds unless they differ in their verification rule or in how much is proposed. Those
+take turns, and so do all texts of a model whose rounds wait for the host.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from mlxspec.decode.lane import Lane
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.request import Prompt, Request
+from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.decode.writer import Writer
@@ -23,6 +24,7 @@ from mlxspec.metrics import Event, Generation, PrefillProgress
 
 MAX_ROWS = 32
 TAKES_TURNS = "this text takes turns with the others: its rounds cannot be shared"
+UNLIKE = "this text takes turns with those that are proposed for or verified in another way"
 BEGUN = 3  # tokens of a text of which target and drafts have read something
 
 
@@ -41,8 +43,9 @@ class Row:
         self.done = False
         self._cancelled = False
         self._writer = writer
-        self._lane: Lane | None = None
+        self._rounds: FusedRound | None = None  # of such texts
         self._track: Track | None = None
+        self._lane: Lane | None = None
         self._reading: Generator[PrefillProgress, None, RoundState] | None = None
         self._begun_s = 0.0
         self._read_s = 0.0  # the moment at which the prompt was read
@@ -73,7 +76,7 @@ class Batch:
         self._max_rows = max_rows
         self._waiting: deque[Row] = deque()
         self._reading: Row | None = None
-        self._lanes: dict[Any, Lane] = {}  # by what their texts have in common
+        self._lanes: dict[Lane, Any] = {}  # with what their texts have in common
         self._rows: dict[Track, Row] = {}  # those that are written
         self._count = 0
 
@@ -149,18 +152,19 @@ class Batch:
         return self._join(row, state)
 
     def _begin(self, row: Row) -> Row:
-        if row._lane is None or row._track is None:
-            row._lane = self._lane_for(row)
-            row._track = self._maker.track(row.request, row._lane.rounds, row._lane.policy)
-            if row._lane.rounds.takes_one and self._max_rows > 1:
+        if row._track is None:
+            row._rounds = self._maker.rounds_beside(row.request)
+            row._track = self._maker.track(row.request, row._rounds)
+            if row._rounds.takes_one and self._max_rows > 1:
                 row._track.notes.append(TAKES_TURNS)
         row._reading = row._track.read(beside=self.running > 0)
         return row
 
     def _join(self, row: Row, state: RoundState) -> list[tuple[Row, Event]]:
-        lane, track = row._lane, row._track
-        assert lane is not None
+        rounds, track = row._rounds, row._track
+        assert rounds is not None
         assert track is not None
+        lane = row._lane = self._lane_for(row, rounds, track)
         generation, now_s = row.generation, time.perf_counter()
         if not row._read_s:
             row._read_s = now_s
@@ -168,9 +172,9 @@ class Batch:
             generation.cached_prompt_tokens = track.cached_tokens
         self._rows[track] = row
         events: list[tuple[Row, Event]] = []
-        if len(track.text) < BEGUN and not lane.rounds.takes_one:
+        if len(track.text) < BEGUN and not rounds.takes_one:
             # Recurrent states have no shape yet: its first rounds run alone.
-            alone = Lane(lane.rounds, lambda _: lane.policy, ahead=False)
+            alone = Lane(rounds, lambda _: lane.policy, ahead=False)
             alone.join(track, state)
             while len(track.text) < BEGUN and not row.done:
                 events += self._round(alone)
@@ -265,12 +269,21 @@ class Batch:
             events.append((row, event))
         return events
 
-    def _lane_for(self, row: Row) -> Lane:
-        """The lane for texts of that kind; each has its own where rounds wait for the host."""
-        request, rounds = row.request, self._maker.rounds_beside(row.request)
-        key: Any = row if rounds.takes_one else (rounds, request.auto, request.draft_tokens)
-        self._lanes = {one: lane for one, lane in self._lanes.items() if lane.tracks or one == key}
-        if key not in self._lanes:
-            policy_of = cache(lambda rows: self._maker.policy(request, rounds, rows))
-            self._lanes[key] = Lane(rounds, policy_of)
-        return self._lanes[key]
+    def _lane_for(self, row: Row, rounds: FusedRound, track: Track) -> Lane:
+        """A lane that can take a text; each has its own where rounds wait for the host."""
+        request = row.request
+        key: Any = row if rounds.takes_one else (request.auto, request.draft_tokens)
+        others = [lane for lane in self._lanes if lane.tracks]
+        self._lanes = {lane: of for lane, of in self._lanes.items() if lane.tracks or of == key}
+        for lane, of in self._lanes.items():
+            if of == key and lane.takes(request.method):
+                return lane
+        if others and not rounds.takes_one:
+            track.notes.append(UNLIKE)
+        lane = Lane(
+            rounds,
+            cache(lambda rows: self._maker.policy(request, rounds, rows)),
+            rounds_for=lambda method: self._maker.rounds_for(method, request),
+        )
+        self._lanes[lane] = key
+        return lane

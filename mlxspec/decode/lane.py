@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple, cast
+from functools import reduce
+from typing import cast
 
 import mlx.core as mx
 
 from mlxspec.control.policy import Permit, Plan, Policy, planned
 from mlxspec.control.stopwatch import Marks, Stopwatch
-from mlxspec.decode.reader import BETWEEN_S
+from mlxspec.decode.catching_up import CatchingUp
+from mlxspec.decode.in_flight import InFlight
 from mlxspec.decode.round import BROKEN, FusedRound
 from mlxspec.decode.slots import Slots
 from mlxspec.decode.state import NOTHING, Given, RoundState
@@ -23,26 +25,11 @@ from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import Parked, RoundStats
+from mlxspec.metrics import RoundStats
+from mlxspec.params import Method
+from mlxspec.sampling.union import union
 
-
-class InFlight(NamedTuple):
-    """A round that was dispatched and not read yet.
-
-    tracks: the texts that take part, by row. plan: its rows are the choices of `tracks`.
-    synced: the texts whose draft model has read all before it, and reads along.
-    fair: whether its time includes no building that later rounds do not need.
-    dispatched_s, dispatching_s: see `Marks`.
-    """
-
-    tracks: tuple[Track | None, ...]
-    plan: Plan
-    synced: tuple[Track, ...]
-    result: mx.array
-    fair: bool
-    parked: Parked | None
-    dispatched_s: float
-    dispatching_s: float
+PATIENCE = 64  # rounds: other texts may be about to join, and other steps are graphs to trace
 
 
 class Lane:
@@ -52,21 +39,35 @@ class Lane:
         rounds: the rounds that run; of one row only where they wait for the host.
         policy_of: the policy for a number of rows: chooses the drafter and K of every round.
         ahead: whether a round is dispatched before the one before it is read.
+        rounds_for: the rounds for other steps, so that texts may differ in those that they need;
+            None where they never do.
     """
 
     def __init__(
-        self, rounds: FusedRound, policy_of: Callable[[int], Policy], *, ahead: bool = True
+        self,
+        rounds: FusedRound,
+        policy_of: Callable[[int], Policy],
+        *,
+        ahead: bool = True,
+        rounds_for: Callable[[Method], FusedRound] | None = None,
     ) -> None:
-        self.rounds = rounds
         self._depth = 2 if ahead and not rounds.waits else 1
         self._policy_of = policy_of
         self.policy = policy_of(1)
         self._slots = Slots(rounds)
+        self._rounds_for = rounds_for
+        self._method = rounds.sampler.method  # the steps that its texts need
+        self._spare = 0  # rounds in a row that took more steps than that
         self._count = 1  # of rows, for which the policy decides
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Plan | None = None  # for the next round, where it has to wait
+        self._catching_up = CatchingUp(self._slots, self._in_flight, self.policy)
         self._stopwatch = Stopwatch()
-        self._first_s = 0.0  # the time of the first round
+
+    @property
+    def rounds(self) -> FusedRound:
+        """The rounds that run: their steps are those of all texts, and some that went."""
+        return self._slots.rounds
 
     @property
     def tracks(self) -> list[Track]:
@@ -85,8 +86,17 @@ class Lane:
 
     # --- joining and leaving ------------------------------------------------------------------
 
+    def takes(self, method: Method) -> bool:
+        """Whether a text that needs those steps may join."""
+        return not self.tracks or union(self._method, method) is not None
+
     def join(self, track: Track, state: RoundState) -> None:
         """Take in a text that was read, with its state of one row."""
+        method = track.request.method
+        if self.tracks:
+            # What others needed a while ago stays, unless it stands in the way.
+            method = union(self.rounds.sampler.method, method) or _united(self._method, method)
+        self._use(method)
         self._slots.join(track, state)
         self._changed()
 
@@ -109,12 +119,28 @@ class Lane:
         self._chosen = None
         if self._slots.count not in (0, self._count):
             self._count = self._slots.count
-            self.policy = self._policy_of(self._count)
+            self.policy = self._catching_up.policy = self._policy_of(self._count)
         for track in self.tracks:
             track.policy = self.policy
         if self.tracks:
+            methods = [track.request.method for track in self.tracks]
+            self._method = reduce(_united, methods)
             for name in self.rounds.drafters:
-                self._forget_if_left_out(name)
+                self._catching_up.forget_if_left_out(name)
+
+    def _shrink(self) -> None:
+        """Do with fewer rows, and with fewer steps, once some were not needed for a while."""
+        if self._slots.shrink():
+            self._changed()
+        is_spare = self._method != self.rounds.sampler.method
+        self._spare = self._spare + 1 if is_spare else 0
+        if self._spare > PATIENCE:
+            self._use(self._method)
+
+    def _use(self, method: Method) -> None:
+        """Let rounds take these steps from now on."""
+        if self._rounds_for is not None and method != self.rounds.sampler.method:
+            self._slots.use(self._rounds_for(method))
 
     # --- a round ------------------------------------------------------------------------------
 
@@ -137,7 +163,8 @@ class Lane:
             results = cast(list[list[int]], one.result.tolist())
             read_s = time.perf_counter()
         del self._in_flight[0]
-        self._first_s = self._first_s or read_s - one.dispatched_s + one.dispatching_s
+        took_s = read_s - one.dispatched_s + one.dispatching_s
+        self._catching_up.first_s = self._catching_up.first_s or took_s
         committed = [
             (track, self._commit(track, one, row, results[row]))
             for row, track in enumerate(one.tracks)
@@ -187,19 +214,22 @@ class Lane:
                 track.close()  # all have read its prompt: keep it now, for its memory
         if self._in_flight and self._chosen is None and self._wants_text():
             return False
-        if self._chosen is None and self._slots.shrink():
-            self._changed()
+        if self._chosen is None:
+            self._shrink()
         rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
         plan = self._chosen or self._planned(rows)
-        if behind := self._behind(plan, rows):
-            permits = {track: self._permit(track, plan.whole.drafter) for track in behind}
+        name = plan.whole.drafter
+        if behind := self._catching_up.behind(plan, rows):
+            permits = {track: self._catching_up.permit(track, name) for track in behind}
             if any(one in (Permit.ALL, Permit.PIECE) for one in permits.values()):
                 if self._in_flight:
                     self._chosen = plan
                     return False
-                self._catch_up(permits, plan.whole.drafter)
+                self._stopwatch.stop()
+                self._catching_up.read(permits, name)
         self._chosen = None
-        self._send(self._ready(plan, rows), rows)
+        ready = self._catching_up.ready(plan, rows) if name in self.rounds.drafters else plan
+        self._send(ready, rows)
         return True
 
     def _planned(self, rows: Sequence[Track | None]) -> Plan:
@@ -229,68 +259,6 @@ class Lane:
         )
         return follows or any(self.policy.wants(track.offers()) for track in self.tracks)
 
-    # --- what draft models read ---------------------------------------------------------------
-
-    def _behind(self, plan: Plan, rows: Sequence[Track | None]) -> list[Track]:
-        """The texts that a model is to draft for, and of which it has not read all."""
-        name = plan.whole.drafter
-        both = zip(rows, plan.rows, strict=True)
-        wanted = [track for track, one in both if track is not None and one.drafter == name]
-        return [track for track in wanted if name and self._is_behind(track, name)]
-
-    def _is_behind(self, track: Track, name: str) -> bool:
-        latest = next((one for one in reversed(self._in_flight) if track in one.tracks), None)
-        before = None
-        if latest is not None:
-            before = latest.plan.whole.drafter if track in latest.synced else ""
-        return track.drafts.is_behind(name, track.text, before)
-
-    def _permit(self, track: Track, name: str) -> Permit:
-        permit = track.drafts.permit(name, track.text, self.policy, self._left_s(track))
-        self._forget_if_left_out(name)
-        return permit
-
-    def _catch_up(self, permits: dict[Track, Permit], name: str) -> None:
-        """Let a draft model read on, for as long as the other texts may wait."""
-        self._stopwatch.stop()
-        until = time.perf_counter() + BETWEEN_S
-        for track, permit in permits.items():
-            if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
-                past = self._slots.past(track, name)
-                after = track.drafts.caught_up(
-                    past, name, track.text, self.policy, self._left_s(track)
-                )
-                if after is not None and after is not past:
-                    self._slots.put(track, name, after)
-        self._forget_if_left_out(name)
-
-    def _forget_if_left_out(self, name: str) -> None:
-        if not any(name in track.drafts.names for track in self.tracks):
-            self.policy.leave_out(name)
-
-    def _ready(self, plan: Plan, rows: Sequence[Track | None]) -> Plan:
-        """The plan, in which texts propose nothing whose drafter has not caught up with them."""
-        name = plan.whole.drafter
-        if name not in self.rounds.drafters:
-            return plan
-
-        def choice(track: Track | None, one: Choice) -> Choice:
-            if one.drafter != name or track is None:
-                return one
-            has = name in track.drafts.names and not self._is_behind(track, name)
-            return one if has else PLAIN
-
-        ready = [choice(track, one) for track, one in zip(rows, plan.rows, strict=True)]
-        if not any(one.drafter == name for one in ready):
-            if any(name in track.drafts.names for track in self.tracks):
-                self.policy.postponed(plan.whole)
-            return planned(PLAIN, ready)
-        return planned(plan.whole, ready)
-
-    def _left_s(self, track: Track) -> float:
-        """The seconds that the rest of a text would take without a draft."""
-        return track.left * (self.policy.seconds(PLAIN) or self._first_s)
-
     # --- dispatching --------------------------------------------------------------------------
 
     def _send(self, plan: Plan, rows: Sequence[Track | None]) -> None:
@@ -303,13 +271,13 @@ class Lane:
         fair = not self.rounds.is_new(shape)
         if not fair:
             # The host builds while the device computes, and may be the slower one.
-            self._in_flight = [one._replace(fair=False) for one in self._in_flight]
-        synced = tuple(track for track in rows if track is not None and self._syncs(track, name))
+            self._in_flight[:] = [one._replace(fair=False) for one in self._in_flight]
+        moving = [track for track in rows if track is not None]
+        synced = tuple(track for track in moving if self._catching_up.syncs(track, name))
         result = self._slots.run(shape, given)
         built_s = time.perf_counter()
         mx.async_eval(result, self.state)
         now_s = time.perf_counter()
-        moving = [track for track in rows if track is not None]
         # First rounds are not the policy's choice.
         chose = count == 0 and not all(track.is_first for track in moving)
         parked = self.policy.parked() if chose else None
@@ -319,10 +287,6 @@ class Lane:
         for track, one in zip(rows, plan.rows, strict=True):
             if track is not None:
                 track.chose(one)
-
-    def _syncs(self, track: Track, name: str) -> bool:
-        """Whether the draft model of a round that is dispatched reads a text along with it."""
-        return name in track.drafts.read and not self._is_behind(track, name)
 
     def _given(self, plan: Plan, rows: Sequence[Track | None]) -> Given:
         """The host's part in the proposals."""
@@ -348,3 +312,10 @@ def _cut(choice: Choice, most: int) -> Choice:
     """A choice of at most `most` tokens."""
     count = min(choice.draft_tokens, most)
     return replace(choice, draft_tokens=count) if count else PLAIN
+
+
+def _united(one: Method, other: Method) -> Method:
+    """The steps of texts that share rounds."""
+    method = union(one, other)
+    assert method is not None, "a text joined that the lane does not take"
+    return method

@@ -26,6 +26,7 @@ from mlxspec.metrics import TARGET
 from mlxspec.models.cached_model import CachedModel, why_it_waits
 from mlxspec.models.caches.original import Model
 from mlxspec.models.identity import Identity, identity_of
+from mlxspec.params import Method
 from mlxspec.tokens import Tokenizer
 
 
@@ -54,7 +55,7 @@ class Maker:
         track = self.track(request, rounds, self.policy(request, rounds))
         return Session(rounds, track)
 
-    def track(self, request: Request, rounds: FusedRound, policy: Policy) -> Track:
+    def track(self, request: Request, rounds: FusedRound, policy: Policy | None = None) -> Track:
         """A text that those rounds are to write, which has not been read yet."""
         notes = self._notes(request)
         cache = self._prompt_cache(request)
@@ -79,6 +80,10 @@ class Maker:
     def rounds_beside(self, request: Request) -> FusedRound:
         """The rounds of a text beside others."""
         return self._parts.rounds.of(request, beside=True)
+
+    def rounds_for(self, method: Method, request: Request) -> FusedRound:
+        """The rounds of texts like that beside others, of which some need some of these steps."""
+        return self._parts.rounds.beside(method, request)
 
     def _notes(self, request: Request) -> list[str]:
         """Notes for the user before the first round."""

@@ -134,6 +134,12 @@ class FusedRound:
         }
         return state._replace(target=grow(state.target, capacity), drafts=state.drafts | drafts)
 
+    def fitted(self, state: RoundState) -> RoundState:
+        """`state` from other rounds of the same models, with what these look at and no more."""
+        return state._replace(
+            recent=self.sampler.recent_of(state.recent), knobs=self.sampler.knobs_for(state.knobs)
+        )
+
     def shape(
         self,
         draft_tokens: int,
@@ -250,9 +256,14 @@ class FusedRound:
             log_p = self.sampler.log_probs(log_p, state.knobs)
         if method.rule == "coupled":
             following = mx.arange(draft.tokens.shape[1] + 1)
-            return verify.greedy(log_p + self._target_noise(state, following), draft)
+            drawn = log_p + self._target_noise(state, following)
+            return verify.greedy(self.sampler.unless_greedy(drawn, scores, state.knobs), draft)
         rule = _RULES.get(method.rule) or verify.relaxed(state.knobs.threshold)
-        return self._tested(rule, log_p, draft, state)
+        tested = self._tested(rule, log_p, draft, state)
+        if not method.by_row or method.rule == "relaxed":
+            return tested
+        both = zip(tested, verify.greedy(scores, draft), strict=True)
+        return Verdict(*(self.sampler.unless_greedy(*one, state.knobs) for one in both))
 
     def _tested(self, rule: Rule, log_p: mx.array, draft: Draft, state: RoundState) -> Verdict:
         """The verdict of a rule that tests proposals and then chooses what follows."""

@@ -23,8 +23,6 @@ from mlxspec.models.prefill import finished
 from mlxspec.params import Method
 from mlxspec.sampling.sampler import Processor, Sampler
 
-_ANY_LENGTH = 256  # a text's length shapes a round, but not the kernels that it needs
-
 
 class Built(NamedTuple):
     """The number of kernels that were built, and the seconds that took, rounds included."""
@@ -71,6 +69,16 @@ class Rounds:
             return self._build(request.method, False, request.processors)
         return self._built(request.method, self.are_compiled(request, beside=beside))
 
+    def beside(self, method: Method, request: Request) -> FusedRound:
+        """The rounds of several texts, of which some need some of these steps.
+
+        Args:
+            request: one of them, which tells how many tokens are proposed.
+        """
+        count, auto = request.draft_tokens, request.auto
+        compiled = self._compiling.holds(method, count, auto=auto, beside=True)
+        return self._built(method, compiled)
+
     def with_sampler(self, sampler: Sampler, *, compiled: bool = False) -> FusedRound:
         """Rounds with a given sampler, for a program that drives rounds itself."""
         return FusedRound(self._target, self._drafters, sampler, compiled=compiled)
@@ -78,19 +86,19 @@ class Rounds:
     def are_compiled(self, request: Request, *, beside: bool = False) -> bool:
         """Whether the rounds of a request are compiled."""
         return self._compiling.holds(
-            _for_any_length(request), request.draft_tokens, auto=request.auto, beside=beside
+            request.method, request.draft_tokens, auto=request.auto, beside=beside
         )
 
     def kernels_missing(self, request: Request, *, beside: bool = False) -> bool:
         """Whether `build_kernels` would make the rounds of a request faster from now on."""
         return self._compiling.would_hold(
-            _for_any_length(request), request.draft_tokens, auto=request.auto, beside=beside
+            request.method, request.draft_tokens, auto=request.auto, beside=beside
         )
 
     def build_kernels(self, request: Request, *, beside: bool = False) -> Built:
         """Run three compiled rounds of each kind, so that MLX builds every kernel they need."""
         started, before = time.perf_counter(), kernels.count_built()
-        method = _for_any_length(request)
+        method = request.method
         rounds = self._built(method, True)
         kinds = self._compiling.kinds(request.draft_tokens, auto=request.auto, beside=beside)
         with kernels.quick_builds():
@@ -130,8 +138,3 @@ class _Zeros:
 
     def propose(self, limit: int) -> Proposal:
         return Proposal((0,) * limit, 1)
-
-
-def _for_any_length(request: Request) -> Method:
-    """The operations that a way of sampling needs, for a text of any length."""
-    return request.sampling.method(_ANY_LENGTH)

@@ -30,7 +30,7 @@ class Slots:
 
     def __init__(self, rounds: FusedRound) -> None:
         self.tracks: list[Track | None] = []  # by row
-        self._rounds = rounds
+        self.rounds = rounds
         self._state: RoundState | None = None
         self._idle = 0  # rounds in a row in which half of the rows were free
 
@@ -46,6 +46,7 @@ class Slots:
 
     def join(self, track: Track, state: RoundState) -> None:
         """Put a text into a free row, with its state of one row."""
+        state = self.rounds.fitted(state)
         if self._state is None:
             self.tracks, self._state = [track], state
             return
@@ -54,6 +55,12 @@ class Slots:
         row = self.tracks.index(None)
         self.tracks[row] = track
         self._write(row, state)
+
+    def use(self, rounds: FusedRound) -> None:
+        """Go on with other rounds of the same models."""
+        self.rounds = rounds
+        if self._state is not None:
+            self._state = rounds.fitted(self._state)
 
     def leave(self, track: Track) -> None:
         """Free a text's row."""
@@ -83,14 +90,14 @@ class Slots:
     def run(self, shape: Shape, given: Given) -> mx.array:
         """Build a round from the state, which moves on; returns the round's result."""
         state, self._state = self.state, None  # a reference would make the round copy its caches
-        self._state, result = self._rounds.run(state, shape, given)
+        self._state, result = self.rounds.run(state, shape, given)
         return result
 
     def room_for(self, bounds: Mapping[Track, int]) -> int:
         """Make room with the target for texts of these lengths; returns the entries to attend."""
         length = lengths.attended(max(bounds.values()))
         if length > self.state.capacity:
-            self._state = self._rounds.grown(self.state, lengths.reserved(length))
+            self._state = self.rounds.grown(self.state, lengths.reserved(length))
         return length
 
     def draft_room_for(self, name: str, bounds: Mapping[Track, int]) -> int:
@@ -103,7 +110,7 @@ class Slots:
         length = lengths.attended(max(entries or bounds.values()))
         if entries and length > capacity_of(self.state.drafts[name].layers):
             past = self.state.drafts[name]
-            grown = self._rounds.drafters[name].grown(past, lengths.reserved(length))
+            grown = self.rounds.drafters[name].grown(past, lengths.reserved(length))
             self._state = self.state.with_draft(name, grown)
         return length
 
@@ -122,7 +129,7 @@ class Slots:
         elif name not in state.drafts:
             self._state = state.with_draft(name, _alone(one, row, self.count))
         else:
-            drafter, whole = self._rounds.drafters[name], state.drafts[name]
+            drafter, whole = self.rounds.drafters[name], state.drafts[name]
             room = max(capacity_of(whole.layers), capacity_of(one.layers))
             whole, one = drafter.grown(whole, room), drafter.grown(one, room)
             self._state = state.with_draft(name, placed(whole, one, row))
@@ -141,7 +148,7 @@ class Slots:
         """Put the state of one row into another's place."""
         whole, self._state = self.state, None
         room = max(whole.capacity, one.capacity)
-        whole, one = self._rounds.grown(whole, room), self._rounds.grown(one, room)
+        whole, one = self.rounds.grown(whole, room), self.rounds.grown(one, room)
         drafts = whole.drafts | {
             name: placed(whole.drafts[name], past, row)
             if name in whole.drafts
@@ -161,7 +168,7 @@ class Slots:
     def _unread(self, row: int, but: Sequence[str] = ()) -> None:
         """Note that the draft models, all `but` some, have read nothing of a row's text."""
         for name, past in self.state.drafts.items():
-            if name not in but and not self._rounds.drafters[name].follows:
+            if name not in but and not self.rounds.drafters[name].follows:
                 past = past._replace(start=_with(past.start, row, UNREAD))
                 self._state = self.state.with_draft(name, past)
 

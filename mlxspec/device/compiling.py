@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mlxspec.device import kernels
-from mlxspec.params import Method
+from mlxspec.params import Method, Windows
 
 MANY = 2  # draft steps: rounds with more use the same operations
 
@@ -85,6 +86,9 @@ class Compiling:
         return not all(kernels.are_built(self._name(method, kind)) for kind in kinds)
 
     def _name(self, method: Method, kind: Kind) -> str:
-        steps = min(kind.draft_tokens, MANY)
-        what = "mixed" if kind == MIXED else "text" if kind.from_text else steps
-        return f"{self._models} {method} {what}{' beside' * kind.beside}"
+        count = min(kind.draft_tokens, MANY)
+        what = "mixed" if kind == MIXED else "text" if kind.from_text else count
+        # A window's length shapes a round, but not the kernels that it needs.
+        windows = Windows(*(min(length, 1) for length in vars(method.windows).values()))
+        steps = replace(method, windows=windows)
+        return f"{self._models} {steps} {what}{' beside' * kind.beside}"

@@ -69,7 +69,8 @@ class Picks:
         at = len(self._tokens)
         if self._noise is not None:
             log_q = self._sampler.log_probs(uniform_if_broken(scores), self._knobs)
-            scores = log_q + self._noise[:, at : at + 1, : scores.shape[-1]]
+            drawn = log_q + self._noise[:, at : at + 1, : scores.shape[-1]]
+            scores = self._sampler.unless_greedy(drawn, scores, self._knobs)
             self._log_qs.append(log_q)
         token = mx.argmax(scores, axis=-1).astype(mx.int32)
         if self._given is not None and self._is_given is not None:

@@ -19,11 +19,20 @@ from mlxspec.params import DEFAULT_THRESHOLD, Method, SamplingParams
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 NO_TOKEN = -1  # before the first token of a text
+_WHOLE = 2**30  # tokens to look back on: the whole text
+# Dividing by less would overflow float32; the distribution is a point mass long before.
+_COLDEST = 1e-30
 
 
 class Knobs(NamedTuple):
-    """The parameters that are data: float32 arrays [B], so that a new value needs no new graph.
+    """The parameters that are data: arrays [B], so that a new value needs no new graph.
 
+    All are float32 but those that count tokens. The method tells `top_k` and `windows` where all
+    rows have the same.
+
+    temperature: 0 of a greedy row.
+    top_k: int32, 0 where all tokens stay. windows: int32 [B, 3]: how many tokens the repetition,
+        presence and frequency penalties look back on.
     bias: float32 [B, V], or [B, 0] where there is none.
     """
 
@@ -36,6 +45,8 @@ class Knobs(NamedTuple):
     presence: mx.array
     frequency: mx.array
     threshold: mx.array
+    top_k: mx.array
+    windows: mx.array
     bias: mx.array
 
 
@@ -49,8 +60,7 @@ def knobs_of(params: SamplingParams, batch: int, vocabulary: int) -> Knobs:
     """
     threshold = params.acceptance_threshold
     values = (
-        # Dividing by less would overflow float32; the distribution is a point mass long before.
-        max(params.temperature, 1e-30),
+        params.temperature and max(params.temperature, _COLDEST),
         # A cumulative sum may round to 1 before the last token.
         params.top_p if 0 < params.top_p < 1 else 2,
         params.min_p,
@@ -61,12 +71,19 @@ def knobs_of(params: SamplingParams, batch: int, vocabulary: int) -> Knobs:
         params.penalties.frequency,
         DEFAULT_THRESHOLD if threshold is None else threshold,
     )
+    penalties = params.penalties
+    contexts = (
+        penalties.repetition_context,
+        penalties.presence_context,
+        penalties.frequency_context,
+    )
+    windows = mx.array([[context or _WHOLE for context in contexts]] * batch, mx.int32)
     known = {token: value for token, value in params.logit_bias.items() if token < vocabulary}
     bias = mx.zeros((batch, vocabulary if params.logit_bias else 0), mx.float32)
     if known:
         bias[:, mx.array(list(known))] = mx.array(list(known.values()), mx.float32)
     columns = [mx.full((batch,), value, mx.float32) for value in values]
-    return Knobs._make([*columns, bias])
+    return Knobs._make([*columns, mx.full((batch,), params.top_k, mx.int32), windows, bias])
 
 
 class Sampler:
@@ -96,6 +113,22 @@ class Sampler:
         """The number of `recent` tokens needed, where the whole text is not."""
         return self.method.windows.longest
 
+    def recent_of(self, recent: mx.array) -> mx.array:
+        """As many last tokens of texts as are needed: int32 [B, W], from any number of them."""
+        if self.sees_whole_text:
+            return recent
+        missing = self.context - recent.shape[1]
+        if missing <= 0:
+            return recent[:, -missing:]
+        return mx.pad(recent, [(0, 0), (missing, 0)], constant_values=mx.array(NO_TOKEN))
+
+    def knobs_for(self, knobs: Knobs) -> Knobs:
+        """`knobs` with a bias of each token where there are biases, and of none elsewhere."""
+        count = self.vocabulary if self.method.bias else 0
+        if knobs.bias.shape[1] == count:
+            return knobs
+        return knobs._replace(bias=mx.zeros((knobs.bias.shape[0], count), mx.float32))
+
     def scores(self, logits: mx.array, recent: mx.array, knobs: Knobs) -> mx.array:
         """Logits after processors, bias and penalties: float32 [B, N, V'].
 
@@ -109,25 +142,30 @@ class Sampler:
         size = scores.shape[-1]
         if self.method.bias:
             scores = scores + knobs.bias[:, None, :size]
+
+        def times(penalty: int, window: int) -> mx.array:
+            of_row = knobs.windows[:, penalty] if self.method.by_row else None
+            return _counts(recent, window, scores.shape, of_row)
+
         windows = self.method.windows
         if windows.repetition:
             penalty = knobs.repetition[:, None, None]
             scaled = mx.where(scores < 0, scores * penalty, scores / penalty)
-            seen = _counts(recent, windows.repetition, scores.shape) > 0
-            scores = mx.where(seen, scaled, scores)
+            scores = mx.where(times(0, windows.repetition) > 0, scaled, scores)
         if windows.presence:
-            seen = _counts(recent, windows.presence, scores.shape) > 0
+            seen = times(1, windows.presence) > 0
             scores = scores - knobs.presence[:, None, None] * seen
         if windows.frequency:
-            times = _counts(recent, windows.frequency, scores.shape)
-            scores = scores - knobs.frequency[:, None, None] * times
+            count = times(2, windows.frequency)
+            scores = scores - knobs.frequency[:, None, None] * count
         return scores
 
     def log_probs(self, scores: mx.array, knobs: Knobs) -> mx.array:
         """Log-probabilities, float32 [B, N, V'], of the distribution that is sampled.
 
         Args:
-            scores: as `scores` returns them; not for a greedy method.
+            scores: as `scores` returns them; not for a greedy method. Of a greedy row the result
+                means nothing.
         """
         method = self.method
         x = normalised(scores)
@@ -146,11 +184,28 @@ class Sampler:
             mx.log(share) + self._tempered(with_it, knobs),
         )
 
+    def unless_greedy(self, sampled: mx.array, greedy: mx.array, knobs: Knobs) -> mx.array:
+        """`sampled`, [B, …], and in a greedy row beside sampled ones `greedy`."""
+        if not self.method.by_row:
+            return sampled
+        is_greedy = knobs.temperature.reshape(-1, *[1] * (sampled.ndim - 1)) == 0
+        return mx.where(is_greedy, greedy, sampled)
+
     def _tempered(self, x: mx.array, knobs: Knobs) -> mx.array:
-        if 0 < self.method.top_k < x.shape[-1]:
-            least = mx.min(mx.topk(x, self.method.top_k, axis=-1), axis=-1, keepdims=True)
-            x = _keep(x, x >= least)
-        return normalised(x / knobs.temperature[:, None, None])
+        if 0 < self.method.top_k < x.shape[-1] or (self.method.top_k and self.method.by_row):
+            x = _keep(x, self._is_in_top_k(x, knobs))
+        return normalised(x / mx.maximum(knobs.temperature, _COLDEST)[:, None, None])
+
+    def _is_in_top_k(self, x: mx.array, knobs: Knobs) -> mx.array:
+        """Boolean [B, N, V']: the tokens that are no less likely than the last of the top k."""
+        most = min(self.method.top_k, x.shape[-1])
+        top = mx.topk(x, most, axis=-1)
+        if not self.method.by_row:
+            return x >= mx.min(top, axis=-1, keepdims=True)
+        count = knobs.top_k[:, None, None]
+        last = mx.broadcast_to(mx.maximum(most - count, 0), (*x.shape[:-1], 1))
+        least = mx.take_along_axis(mx.sort(top, axis=-1), last, axis=-1)
+        return (x >= least) | (count == 0)
 
     def _is_top_choice(self, x: mx.array, knobs: Knobs) -> mx.array:
         """Boolean [B, N, V']: the tokens that XTC drops.
@@ -192,11 +247,14 @@ def uniform_if_broken(scores: mx.array) -> mx.array:
     return mx.where(finite, scores, 0)
 
 
-def _counts(recent: mx.array, window: int, shape: tuple[int, ...]) -> mx.array:
+def _counts(
+    recent: mx.array, window: int, shape: tuple[int, ...], of_row: mx.array | None
+) -> mx.array:
     """How often each token occurs in the last `window` tokens before each row: float32 [B, N, V].
 
     Args:
         recent: see `Sampler.scores`.
+        of_row: int32 [B], the tokens to look back on in each sequence; None is `window` in all.
     """
     batch, rows, vocabulary = shape
     before = recent.shape[1] - rows + 1
@@ -206,6 +264,9 @@ def _counts(recent: mx.array, window: int, shape: tuple[int, ...]) -> mx.array:
         before = window
     places = mx.arange(rows)[:, None] + mx.arange(before - window, before)
     tokens = mx.take(recent, places, axis=1)  # [B, N, window]
+    if of_row is not None:
+        is_near = mx.arange(window, 0, -1) <= of_row[:, None, None]
+        tokens = mx.where(is_near, tokens, NO_TOKEN)
     # An id outside this model's vocabulary is counted in an extra column, cut off below.
     tokens = mx.where((tokens < 0) | (tokens >= vocabulary), vocabulary, tokens)
     index = tokens + (mx.arange(batch * rows) * (vocabulary + 1)).reshape(batch, rows, 1)

@@ -1,0 +1,30 @@
+"""A round that was dispatched and not read yet."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from mlxspec.control.policy import Plan
+from mlxspec.decode.track import Track
+from mlxspec.metrics import Parked
+
+
+class InFlight(NamedTuple):
+    """What the host knows of the round.
+
+    tracks: the texts that take part, by row. plan: its rows are the choices of `tracks`.
+    synced: the texts whose draft model has read all before it, and reads along.
+    fair: whether its time includes no building that later rounds do not need.
+    dispatched_s, dispatching_s: see `Marks`.
+    """
+
+    tracks: tuple[Track | None, ...]
+    plan: Plan
+    synced: tuple[Track, ...]
+    result: mx.array
+    fair: bool
+    parked: Parked | None
+    dispatched_s: float
+    dispatching_s: float
