@@ -330,15 +330,7 @@ def sampling_params(values: Mapping[str, float], **others: Any) -> SamplingParam
 
 
 def changed(usual: SamplingParams, values: Mapping[str, float], **others: Any) -> SamplingParams:
-    """Sampling parameters with some values of their own.
-
-    Args:
-        values: numbers by NAMES.
-        others: further arguments of `SamplingParams`; None leaves one as it is.
-
-    Raises:
-        UsageError: see `SamplingParams`.
-    """
+    """`usual` with other values: numbers by NAMES, and `others` that are not None."""
     names = ("seed", "logit_bias", "verify", "acceptance_threshold")
     kept = {name: getattr(usual, name) for name in names}
     kept |= {name: value for name, value in others.items() if value is not None}

@@ -18,6 +18,8 @@ from mlxspec.cli.interrupts import answered, leaving
 from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
+from mlxspec.cli.serve import EXAMPLES as SERVING
+from mlxspec.cli.serve import serve
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError, UsageError
 from mlxspec.host import allow_open_files
@@ -31,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=EXAMPLES)(generate)
+app.command(cls=Command, epilog=SERVING)(serve)
 app.command("audit", cls=Command)(audit_text)
 app.command("probe", cls=Command)(probe_pair)
 app.command("tune", cls=Command)(tune_pair)

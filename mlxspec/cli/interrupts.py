@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from mlxspec.defaults import INTERRUPTED
 
@@ -64,6 +65,25 @@ def answered() -> Iterator[None]:
         os.close(speaking)  # ends the listener
         listener.join()
         os.close(hearing)
+
+
+@contextmanager
+def handed_to(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While the block runs, `handler` gets Ctrl-C and SIGTERM, in place of all that is above.
+
+    For the main thread; elsewhere it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    listening = signal.set_wakeup_fd(-1)
+    before = {one: signal.signal(one, handler) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, usual in before.items():
+            signal.signal(number, usual)
+        signal.set_wakeup_fd(listening, warn_on_full_buffer=False)
 
 
 def _listen(hearing: int, heard: threading.Semaphore) -> None:

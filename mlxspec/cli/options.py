@@ -71,6 +71,33 @@ def _texts(given: Iterable[str] | None, what: str) -> tuple[str, ...]:
     return tuple(as_text(one, what) for one in given or ())
 
 
+def template_args(given: Iterable[str] | None) -> dict[str, Any]:
+    """The arguments of the chat template by their names."""
+    found: dict[str, Any] = {}
+    for one in _texts(given, "--template-arg"):
+        name, equals, value = one.partition("=")
+        if not name or not equals:
+            raise UsageError(
+                f"--template-arg {one!r} has no name or no value.",
+                hint="Write NAME=VALUE, such as enable_thinking=false.",
+            )
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+TemplateArgOption = Annotated[
+    list[str] | None,
+    _text(
+        metavar="NAME=VALUE",
+        help="An argument of the chat template, such as enable_thinking=false or "
+        "reasoning_effort=low. The value is JSON or a text; repeatable.",
+    ),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """The models that run, and how they draft."""
@@ -210,14 +237,7 @@ class TextOptions:
         list[str] | None, _text(metavar="TEXT", help="End before this text; repeatable.")
     ] = None
     raw: Annotated[bool, _text("--raw", help="Use no chat template.")] = False
-    template_arg: Annotated[
-        list[str] | None,
-        _text(
-            metavar="NAME=VALUE",
-            help="An argument of the chat template, such as enable_thinking=false or "
-            "reasoning_effort=low. The value is JSON or a text; repeatable.",
-        ),
-    ] = None
+    template_arg: TemplateArgOption = None
     eos: Annotated[
         list[str] | None,
         _text(
@@ -245,29 +265,13 @@ class TextOptions:
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None
 
-    def template_args(self) -> dict[str, Any]:
-        """The arguments of the chat template by their names."""
-        found: dict[str, Any] = {}
-        for given in _texts(self.template_arg, "--template-arg"):
-            name, equals, value = given.partition("=")
-            if not name or not equals:
-                raise UsageError(
-                    f"--template-arg {given!r} has no name or no value.",
-                    hint="Write NAME=VALUE, such as enable_thinking=false.",
-                )
-            try:
-                found[name] = json.loads(value)
-            except ValueError:
-                found[name] = value
-        return found
-
     def texts(self) -> dict[str, Any]:
         """The texts by the names that `Engine.request` gives them."""
         return {
             "system": None if self.system is None else as_text(self.system, "The system message"),
             "stop": _texts(self.stop, "The stop string"),
             "eos": _texts(self.eos, "The token's name"),
-            "template_args": self.template_args(),
+            "template_args": template_args(self.template_arg),
         }
 
     def cache_file(self) -> Path | None:

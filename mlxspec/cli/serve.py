@@ -1,0 +1,208 @@
+"""`mlxspec serve`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlxspec.cli import engines
+from mlxspec.cli.grouping import grouped
+from mlxspec.cli.interrupts import handed_to
+from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
+from mlxspec.cli.output import Output
+from mlxspec.cli.sampling import SamplingOptions
+from mlxspec.control import records
+from mlxspec.errors import MlxspecError, UsageError
+from mlxspec.pairs.table import Pair
+
+if TYPE_CHECKING:
+    from mlxspec.cli.board import Board
+    from mlxspec.decode.engine import Engine
+    from mlxspec.serve.settings import Settings
+
+_server = partial(typer.Option, rich_help_panel="Server")
+_limits = partial(typer.Option, rich_help_panel="Limits")
+
+EXAMPLES = """
+Examples:
+  mlxspec serve --pair qwen3-8b
+  mlxspec serve --target ./model --draft ./small-model --port 0
+  MLXSPEC_KEY=... mlxspec serve --host 0.0.0.0 --api-key-env MLXSPEC_KEY
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerOptions:
+    """Where the server listens, to whom, and how much it takes."""
+
+    host: Annotated[str, _server(help="The address to listen on.")] = "127.0.0.1"
+    port: Annotated[
+        int, _server(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
+    ] = 8000
+    api_key_env: Annotated[
+        str | None,
+        _server(metavar="VAR", help="The environment variable with the key that clients send."),
+    ] = None
+    no_key: Annotated[
+        bool, _server("--no-key", help="Let everybody in who reaches an address beyond loopback.")
+    ] = False
+    drain_s: Annotated[
+        float,
+        _server(
+            min=0,
+            metavar="SECONDS",
+            help="After Ctrl-C or SIGTERM, let texts that are being written end for so long.",
+        ),
+    ] = 30.0
+    template_arg: TemplateArgOption = None
+    max_rows: Annotated[
+        int, _limits(min=1, max=32, help="The most texts that are written at a time.")
+    ] = 8
+    max_queue: Annotated[
+        int, _limits(min=0, help="The most texts that wait beside them; others get a 429.")
+    ] = 64
+    max_tokens: Annotated[
+        int | None,
+        _limits(
+            min=1,
+            help="The most tokens of an answer, and what a request gets that asks for no number; "
+            "by default the end of the context.",
+        ),
+    ] = None
+    max_prompt_tokens: Annotated[
+        int | None, _limits(min=1, help="The longest prompt in tokens; by default the context.")
+    ] = None
+    max_choices: Annotated[int, _limits(min=1, help="The most texts of one request.")] = 8
+    max_body_mb: Annotated[int, _limits(min=1, help="The longest body of a request in MiB.")] = 8
+
+    def key(self) -> str | None:
+        """The key that clients must send.
+
+        Raises:
+            UsageError: there is none where one is needed, or the variable is empty.
+        """
+        from mlxspec.serve.running import is_loopback
+
+        if self.api_key_env is not None:
+            if key := os.environ.get(self.api_key_env, "").strip():
+                return key
+            raise UsageError(
+                f"The environment has no key in {self.api_key_env}.",
+                hint=f"Set it, such as with: export {self.api_key_env}=$(openssl rand -hex 16)",
+            )
+        if not is_loopback(self.host) and not self.no_key:
+            raise UsageError(
+                f"Others reach {self.host}, and the server would ask nobody for a key.",
+                hint="Name a variable that holds one with --api-key-env; --no-key does without.",
+            )
+        return None
+
+    def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
+        """The settings of a server with these options."""
+        from mlxspec.serve.settings import Settings
+
+        about = {"pair": pair.name, "target": pair.target_name, "draft": pair.draft_name}
+        return Settings(
+            name=pair.name,
+            about=about,
+            usual=usual,
+            key=self.key(),
+            max_rows=self.max_rows,
+            max_queue=self.max_queue,
+            max_tokens=self.max_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
+            max_choices=self.max_choices,
+            max_body_bytes=self.max_body_mb * 2**20,
+        )
+
+
+@grouped
+def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOptions) -> None:
+    """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
+    _require_libraries()
+    from mlxspec.cli.board import open_board
+    from mlxspec.serve.running import Server, listen
+    from mlxspec.serve.service import Service
+    from mlxspec.serve.worker import Worker
+
+    pair = models.chosen()
+    usual = {
+        "draft_tokens": models.draft_tokens,
+        "sampling": sampling.params(pair.sampling),
+        "template_args": template_args(server.template_arg),
+    }
+    settings = server.settings(pair, usual)
+    listening = listen(server.host, server.port)
+    with open_board(settings, listening, server.api_key_env) as board:
+        preparing = _Preparing(pair, models, settings, board)
+        worker = Worker(preparing, settings.max_rows, board.log)
+        service = Service(settings, worker)
+        process = Server(service, listening, server.drain_s)
+        preparing.failed = process.tell_to_end
+        with handed_to(process.tell_to_end):
+            worker.start()
+            board.follow(service)
+            process.serve_until_told()
+        board.end()
+        worker.stop()
+        if worker.failure is not None:
+            raise worker.failure
+        preparing.remember()
+
+
+class _Preparing:
+    """Loads an engine on the worker's thread, and keeps what it learns for the next server."""
+
+    def __init__(self, pair: Pair, models: ModelOptions, settings: Settings, board: Board) -> None:
+        self.failed: Callable[[], None]  # called where there will be no engine
+        self._pair = pair
+        self._models = models
+        self._settings = settings
+        self._board = board
+        self._record: records.Record | None = None
+        self._engine: Engine | None = None
+
+    def __call__(self) -> Engine:
+        try:
+            self._engine = self._made()
+        except BaseException:
+            self.failed()
+            raise
+        self._board.ready(self._engine)
+        return self._engine
+
+    def _made(self) -> Engine:
+        usual = self._settings.usual
+        with Output().display(text=False) as display:
+            engine = engines.load_engine(self._pair, self._models, display, [], quiet=False)
+            options = {"draft_tokens": usual["draft_tokens"], "sampling": usual["sampling"]}
+            request = engine.request([0], **options)
+            if request.auto:
+                self._record = engines.recall(self._pair, engine, display)
+            engines.build_kernels(engine, request, display, beside=self._settings.max_rows > 1)
+        return engine
+
+    def remember(self) -> None:
+        """Keep what was learned; does nothing where nothing was."""
+        if self._record is not None and self._engine is not None:
+            record = replace(self._record, learned=self._engine.learned)
+            records.remember(record, self._board.log)
+
+
+def _require_libraries() -> None:
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn
+
+        del fastapi, prometheus_client, uvicorn
+    except ImportError as error:
+        raise MlxspecError(
+            f"`mlxspec serve` needs the package {error.name}, which is not installed.",
+            hint="Install what a server needs: pip install 'mlxspec[serve]'",
+        ) from error

@@ -1,0 +1,147 @@
+"""`mlxspec serve` as a process: what it shows, whom it lets in, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import httpx
+import pytest
+from cli_tools import TerminalRun, command, environment, is_one_error, wait_for
+from conftest import Ended
+
+PROMPT = "def fibonacci(n):"
+ENDLESS = {"prompt": PROMPT, "max_tokens": 900, "temperature": 1, "logit_bias": {"0": -100}}
+
+
+class Process:
+    """A server in a process of its own; `lines` are the objects on its stderr so far."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self._ready = threading.Event()
+        self._reading = threading.Thread(target=self._read, args=(process.stderr,))
+        self._reading.start()
+
+    def url(self) -> str:
+        assert self._ready.wait(60)
+        found: str = next(one["url"] for one in self.lines if one["event"] == "ready")
+        return found
+
+    def ended(self) -> int:
+        code = self.process.wait(30)
+        self._reading.join()
+        return code
+
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            if line.startswith("{"):
+                self.lines.append(json.loads(line))
+                if self.lines[-1]["event"] == "ready":
+                    self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def serving(*options: str, **variables: str) -> Iterator[Process]:
+    call = command("serve", "--port", "0", "--no-compile", *options)
+    environ = environment(**variables)
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        one = Process(process)
+        try:
+            yield one
+        finally:
+            process.kill()
+            one.ended()
+
+
+def test_a_server_tells_its_address_and_lets_texts_end_when_it_is_told_to() -> None:
+    with serving("--api-key-env", "THE_KEY", THE_KEY="s3cret") as server:
+        url, headers = server.url(), {"Authorization": "Bearer s3cret"}
+        assert httpx.post(f"{url}/v1/completions", json=ENDLESS).status_code == 401
+        body = ENDLESS | {"max_tokens": 200, "stream": True}
+        post = httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+        with post as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            assert list(lines)[-2] == "data: [DONE]"
+        assert server.ended() == 0
+    assert "s3cret" not in json.dumps(server.lines)
+
+
+def test_a_second_signal_ends_a_server_at_once() -> None:
+    with serving("--drain-s", "600") as server:
+        url = server.url()
+        body = ENDLESS | {"stream": True, "n": 8}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGINT)
+            wait_for(lambda: not listens(url))
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.HTTPError):
+                deque(lines, maxlen=0)
+        assert server.ended() == 0
+
+
+def listens(url: str) -> bool:
+    try:
+        httpx.get(f"{url}/health")
+    except httpx.ConnectError:
+        return False
+    return True
+
+
+def test_a_server_shows_how_to_use_it_on_a_terminal() -> None:
+    with TerminalRun("serve", "--port", "0", "--no-compile") as run:
+        run.read_until(lambda seen: b"waiting" in seen)
+        url = re.search(r"http://127\.0\.0\.1:\d+", run.text)
+        assert url is not None
+        assert httpx.get(f"{url.group()}/ready").json() == {"ready": True}
+        assert "serves demo" in run.text
+        assert f"curl {url.group()}/v1/completions --json" in run.text
+        run.interrupt()
+        assert run.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "--no-key"),
+        (["--api-key-env", "NOT_THERE"], "NOT_THERE"),
+        (["--host", "203.0.113.7", "--no-key"], "203.0.113.7"),
+        (["--pair", "demoo"], "demo"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(
+    invoke: Callable[..., Ended], options: list[str], words: str
+) -> None:
+    ended = invoke("serve", "--port", "0", *options)
+    assert ended.code == 2
+    assert is_one_error(ended.err)
+    assert words in ended.err
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(invoke: Callable[..., Ended]) -> None:
+    ended = invoke("serve", "--port", "0", "--target", "/nowhere/at/all")
+    assert ended.code == 1
+    assert is_one_error(ended.err)
+
+
+def test_without_its_libraries_one_line_says_what_to_install() -> None:
+    hidden = "import sys; sys.modules['uvicorn'] = None; from mlxspec.__main__ import main; main()"
+    call = [sys.executable, "-c", hidden, "serve"]
+    ended = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
+    assert ended.returncode == 1
+    assert is_one_error(ended.stderr)
+    assert "mlxspec[serve]" in ended.stderr
