@@ -1,4 +1,4 @@
-"""Chat templates: one user's turn as a model's authors write it, or an error that says why not.
+"""Chat templates: a conversation as a model's authors write it, or an error that says why not.
 
 A template is code of somebody else's. It may refuse, drop what it is given without a word, or want
 it in another form. So what it renders is searched for the texts that went in, and a prompt that
@@ -7,14 +7,15 @@ lacks one is never sent. Control tokens that stand in those texts reach the mode
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
+from mlxspec.chats import THE_TOOLS, Chat, Form
+from mlxspec.controls import control_tokens, encoded, with_cuts
+from mlxspec.conversations import Message, Tool, every_text, mapped, texts_in
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Tell
 from mlxspec.tokens import Tokenizer
@@ -25,78 +26,56 @@ Arguments = Mapping[str, Any]
 _RESERVED = {
     *("add_generation_prompt", "chat_template", "continue_final_message", "conversation"),
     *("max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict"),
-    *("return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "truncation"),
+    *("return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "tools"),
+    "truncation",
 }
 # For other uses than an answer, where a folder names its templates.
-_SPECIAL_USES = ("tool_use", "rag")
+_TOOL_USE = "tool_use"
+_SPECIAL_USES = (_TOOL_USE, "rag")
 # Gemma's and Mistral's turns: their authors put a system text at the start of the user's turn.
 _FOLDING = ("<start_of_turn>", "[INST]")
-_MARKER = re.compile(r"<.+>|\[.+\]", re.DOTALL)
-# Texts that no template has of its own, to see where it puts them.
-_PROBES = ("mlxspec0system0probe", "mlxspec0user0probe")
-# One of these letters, which Unicode keeps out of every text, stands where tokens may not join.
+# One of these letters, which Unicode keeps out of every text, stands where tokens may not join,
+# and another behind a text that is gone on with.
 _CUTS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-# Before a text that continues another, for tokenizers that put a space before every text.
-_BEFORE = ("\n", "a", "0", ".")
 
 _RAW = "use no template: --raw, or raw=True."
 
 
-@dataclass(frozen=True)
-class _Turns:
-    """A system's and a user's text, each as a string or as a list of one part."""
-
-    system: str | None
-    user: str
-    system_parts: bool = False
-    user_parts: bool = False
-
-    def messages(self) -> list[dict[str, Any]]:
-        turns = [("user", self.user, self.user_parts)]
-        if self.system is not None:
-            turns.insert(0, ("system", self.system, self.system_parts))
-        return [
-            {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
-            for role, text, parts in turns
-        ]
-
-    def forms(self) -> Iterator[_Turns]:
-        """As strings, which most templates take, and then with lists of parts."""
-        yield self
-        yield replace(self, system_parts=True, user_parts=True)
-        if self.system is not None:
-            yield replace(self, system_parts=True)
-            yield replace(self, user_parts=True)
-
-    def folded(self) -> _Turns:
-        """The system's text at the start of the user's."""
-        return _Turns(None, f"{self.system}\n\n{self.user}")
-
-    def missing_in(self, rendered: str) -> str:
-        """Which of the texts is not in it; empty where both are."""
-        if not _is_in(self.user, rendered):
-            return "the prompt"
-        return "" if _is_in(self.system or "", rendered) else "the system message"
-
-
 def encode_chat(
-    tokenizer: Tokenizer, text: str, system: str | None, arguments: Arguments, tell: Tell
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    arguments: Arguments,
+    tell: Tell,
 ) -> list[int]:
-    """The token ids of one user's turn and of what begins an answer.
+    """The token ids of a conversation and of what begins an answer.
+
+    A last turn of the assistant is gone on with: the prompt ends with its text, or with its
+    reasoning where it has no text.
 
     Args:
-        arguments: of the template. tell: called with what a person should know.
+        messages, tools: as `conversations` gives them. arguments: of the template.
+        tell: called with what a person should know.
 
     Raises:
-        PromptError: the template refuses, is broken, or leaves out a text.
+        PromptError: the template refuses, is broken, takes no tools, or leaves out a text.
         UsageError: an argument is not the template's to take.
     """
-    template = _Template(tokenizer, arguments, tell)
-    cut = next(one for one in _CUTS if one not in f"{text}{system}")
-    controls = control_tokens(tokenizer, template.source)
-    marked = [None if one is None else _with_cuts(one, controls, cut) for one in (system, text)]
-    rendered = template.rendered(_Turns(marked[0], marked[1] or ""))
-    return _encoded(tokenizer, rendered.split(cut))
+    template = _Template(tokenizer, arguments, tell, with_tools=bool(tools))
+    whole = "\0".join(texts_in([*messages, *tools]))
+    cut, end = [one for one in _CUTS if one not in whole][:2]
+    names = [name for name in control_tokens(tokenizer, template.source) if name in whole]
+
+    def safe(text: str) -> str:
+        return with_cuts(text, names, cut)
+
+    chat = Chat([mapped(message, safe) for message in messages], every_text(list(tools), safe))
+    if chat.goes_on:
+        chat = replace(chat, messages=[*chat.messages[:-1], _ending(chat.messages[-1], end)])
+    rendered = template.rendered(chat)
+    if chat.goes_on:
+        rendered = _up_to(end, rendered)
+    return encoded(tokenizer, rendered.split(cut))
 
 
 def end_of_turn(tokenizer: Tokenizer) -> int | None:
@@ -104,10 +83,10 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
     template = _Template(tokenizer, {}, lambda note: None)
     answer = "mlxspec0answer0probe"
     for parts in (False, True):
-        turns = _Turns(None, _PROBES[1], user_parts=parts).messages()
-        content = [{"type": "text", "text": answer}] if parts else answer
+        turns = [{"role": "user", "content": "mlxspec0"}, {"role": "assistant", "content": answer}]
+        form = Form(frozenset({"user", "assistant"} if parts else ()))
         try:
-            rendered = template.apply([*turns, {"role": "assistant", "content": content}], False)
+            rendered = template.apply(Chat(turns), form)
         except Exception:  # a template's own code: whether it takes a prompt shows with the prompt
             continue
         _, found, rest = rendered.rpartition(answer)
@@ -120,28 +99,11 @@ def end_of_turn(tokenizer: Tokenizer) -> int | None:
     return None
 
 
-def control_tokens(tokenizer: Tokenizer, template: str) -> list[str]:
-    """Names of added tokens that steer a model: special ones, a template's own, and markers."""
-    special = {
-        str(token)
-        for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
-        if getattr(token, "special", True)
-    }
-    return [
-        name
-        for name in tokenizer.get_added_vocab()
-        # What is one letter or blank is text in any template.
-        if len(name) > 1
-        and name.strip()
-        and (name in special or name in template or _MARKER.fullmatch(name))
-    ]
-
-
-def source_of(tokenizer: Tokenizer) -> str:
+def source_of(tokenizer: Tokenizer, *, with_tools: bool = False) -> str:
     """A tokenizer's template as it is written; empty where code renders, or where there is none."""
     found = getattr(tokenizer, "chat_template", None)
     if isinstance(found, dict) and found:
-        found = found[_name_of(found)]
+        found = found[_name_of(found, with_tools=with_tools)]
     return found if isinstance(found, str) else ""
 
 
@@ -153,85 +115,125 @@ def less_reasoning(template: str) -> str:
     return ""
 
 
+class _Tried(NamedTuple):
+    """What a template has rendered, and what it left out of turns that call tools; or why not."""
+
+    text: str = ""
+    lost: tuple[str, ...] = ()
+    problem: Exception | str | None = None
+
+
 class _Template:
     """A tokenizer's template with its arguments."""
 
-    def __init__(self, tokenizer: Tokenizer, arguments: Arguments, tell: Tell) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, arguments: Arguments, tell: Tell, *, with_tools: bool = False
+    ) -> None:
         self._tokenizer = tokenizer
         self._arguments = dict(arguments)
         self._tell = tell
-        self.source = source_of(tokenizer)
+        self.source = source_of(tokenizer, with_tools=with_tools)
         found = getattr(tokenizer, "chat_template", None)
         if isinstance(found, dict) and found:
-            name = _name_of(found)
+            name = _name_of(found, with_tools=with_tools)
             self._arguments["chat_template"] = self.source
-            if name != "default":
+            if name not in ("default", _TOOL_USE if with_tools else ""):
                 tell(f"the model names no default among its chat templates: {name} is used")
         _require_free(arguments)
         for name in arguments:
             if self.source and name not in self.source:
                 tell(f"the chat template does not read the argument {name}")
 
-    def apply(self, messages: list[dict[str, Any]], begins: bool) -> str:
-        """Render messages; `begins` opens an answer behind them."""
+    def apply(self, chat: Chat, form: Form) -> str:
+        """Render a conversation, with what opens an answer behind a turn that is none."""
+        tools = {"tools": list(chat.tools)} if chat.tools else {}
         return str(
             self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=begins, **self._arguments
+                [form.shaped(message) for message in chat.messages],
+                tokenize=False,
+                add_generation_prompt=not chat.goes_on,
+                **tools,
+                **self._arguments,
             )
         )
 
-    def rendered(self, turns: _Turns) -> str:
+    def rendered(self, chat: Chat) -> str:
         """The prompt with all texts in it."""
-        rendered, problem = self._tried(turns)
-        if problem is None:
-            return rendered
-        folds = turns.system is not None and any(name in self.source for name in _FOLDING)
-        if folds:
-            rendered, still = self._tried(turns.folded())
-            if still is None:
-                self._tell(
-                    "the chat template takes no system message: it begins the user's turn, as the "
-                    "model's authors do it"
-                )
-                return rendered
-        if turns.system is not None and self._tried(replace(turns, system=None))[1] is None:
-            raise _refused(
-                problem, "the system message", "Write the system message in the prompt, or "
+        tried = self._tried(chat)
+        if tried.problem is not None:
+            folded = self._folded(chat)
+            if folded is None:
+                raise self._refusal(chat, tried.problem)
+            self._tell(
+                "the chat template takes no system message: it begins the user's turn, as the "
+                "model's authors do it"
             )
-        raise _refused(problem, "the prompt", "Correct the model's chat template, or ")
+            tried = folded
+        for lost in tried.lost:
+            self._tell(f"the chat template leaves out {lost}")
+        return tried.text
 
-    def _tried(self, turns: _Turns) -> tuple[str, Exception | str | None]:
-        """The rendered text, and the first form's problem where no form has every text."""
+    def _folded(self, chat: Chat) -> _Tried | None:
+        """The prompt with the system's text in the user's turn; None where nobody does that."""
+        folded = chat.folded()
+        if folded is None or not any(name in self.source for name in _FOLDING):
+            return None
+        tried = self._tried(folded)
+        return tried if tried.problem is None else None
+
+    def _takes(self, chat: Chat) -> bool:
+        return self._tried(chat).problem is None or self._folded(chat) is not None
+
+    def _refusal(self, chat: Chat, problem: Exception | str) -> PromptError:
+        """Why nothing can be rendered, by what it takes to render the rest."""
+        raw = f", or {_RAW}" if chat.is_single and not chat.tools else "."
+        if chat.tools and self._takes(replace(chat, tools=())):
+            hint = "Leave the tools out, or use a model whose template takes them."
+            if problem == THE_TOOLS or "tools" not in self.source:
+                return PromptError("The chat template takes no tools.", hint=hint)
+            return _refused(problem, THE_TOOLS, hint)
+        rest = chat.messages[1:]
+        if chat.has_system and rest and self._takes(replace(chat, messages=rest)):
+            hint = f"Write the system message in the prompt{raw}"
+            return _refused(problem, "the system message", hint)
+        what = "the model's chat template" if chat.is_single else "the messages or the template"
+        return _refused(problem, chat.name, f"Correct {what}{raw}")
+
+    def _tried(self, chat: Chat) -> _Tried:
+        """The rendered text, or the first form's problem where no form has every text."""
         problems: list[Exception | str] = []
-        for form in turns.forms():
-            try:
-                rendered = self.apply(form.messages(), True)
-            except Exception as error:  # a template's own code, which raises what it likes
-                problems.append(error)
-                continue
-            missing = form.missing_in(rendered) or self._missing_in_probe(form)
-            if not missing:
-                return rendered, None
-            problems.append(missing)
-        return "", problems[0]
+        for lenient in (False, True) if chat.have("tool_calls") else (False,):
+            for form in chat.forms():
+                try:
+                    rendered = self.apply(chat, form)
+                except Exception as error:  # a template's own code, which raises what it likes
+                    problems.append(error)
+                    continue
+                probe, shown = self._probe(chat, form, rendered)
+                missing = chat.missing_in(rendered, lenient=lenient)
+                missing = missing or probe.missing_in(shown, lenient=lenient)
+                if form.is_printed(shown):
+                    missing = missing or chat.name
+                if not missing:
+                    return _Tried(rendered, tuple(probe.lost_in(shown)))
+                problems.append(missing)
+        return _Tried(problem=problems[0])
 
-    def _missing_in_probe(self, form: _Turns) -> str:
-        """The same of texts that nothing else contains.
+    def _probe(self, chat: Chat, form: Form, rendered: str) -> tuple[Chat, str]:
+        """The same of texts that nothing else contains, and what becomes of it.
 
         A short system message may stand in the prompt by chance.
         """
-        system = None if form.system is None else _PROBES[0]
-        probe = replace(form, system=system, user=_PROBES[1])
+        probe = chat.probed()
         try:
-            rendered = self.apply(probe.messages(), True)
+            return probe, self.apply(probe, form)
         except Exception:  # it looks at the texts themselves; theirs it took
-            return ""
-        # A template of strings prints a list of parts as Python would.
-        printed = (form.system_parts or form.user_parts) and "'type': 'text'" in rendered
-        return "the prompt" if printed else probe.missing_in(rendered)
+            return chat, rendered
 
 
-def _name_of(templates: Mapping[str, str]) -> str:
+def _name_of(templates: Mapping[str, str], *, with_tools: bool) -> str:
+    if with_tools and _TOOL_USE in templates:
+        return _TOOL_USE
     usual = [name for name in templates if name not in _SPECIAL_USES]
     return "default" if "default" in templates else next(iter([*usual, *templates]))
 
@@ -245,8 +247,7 @@ def _require_free(arguments: Arguments) -> None:
             )
 
 
-def _refused(problem: Exception | str, what: str, advice: str) -> PromptError:
-    hint = advice + _RAW
+def _refused(problem: Exception | str, what: str, hint: str) -> PromptError:
     if isinstance(problem, str):
         return PromptError(f"The chat template leaves out {problem}.", hint=hint)
     words = shorten(" ".join(str(problem).split()), 200, placeholder=" …").rstrip(".")
@@ -256,49 +257,19 @@ def _refused(problem: Exception | str, what: str, advice: str) -> PromptError:
     return PromptError(f"The chat template refuses {what}: {said}.", hint=hint)
 
 
-def _is_in(text: str, rendered: str) -> bool:
-    """Whether a template has kept a text: but for blanks, or as a string of JSON."""
-    if text in rendered:
-        return True
-    whole = " ".join(rendered.split())
-    forms = (text, json.dumps(text, ensure_ascii=False)[1:-1])
-    return any(" ".join(form.split()) in whole for form in forms)
+def _ending(message: Message, end: str) -> Message:
+    """An answer to be gone on with, marked where that is."""
+    reasons = "reasoning_content" in message and not message["content"]
+    name = "reasoning_content" if reasons else "content"
+    return message | {name: message[name] + end}
 
 
-# --- text that looks like control --------------------------------------------------------
-
-
-def _with_cuts(text: str, names: Iterable[str], cut: str) -> str:
-    """A cut behind the first letter of every control token's name in the text."""
-    places = {start + 1 for name in names for start in _places(name, text)}
-    return _cut_at(text, places, cut)
-
-
-def _cut_at(text: str, places: Collection[int], cut: str) -> str:
-    edges = [0, *sorted(places), len(text)]
-    return cut.join(text[start:end] for start, end in pairwise(edges))
-
-
-def _places(name: str, text: str) -> Iterator[int]:
-    """Where it begins, overlapping ones too."""
-    start = text.find(name)
-    while start >= 0:
-        yield start
-        start = text.find(name, start + 1)
-
-
-def _encoded(tokenizer: Tokenizer, pieces: list[str]) -> list[int]:
-    tokens = list(tokenizer.encode(pieces[0], add_special_tokens=False))
-    for piece in pieces[1:]:
-        tokens += _continuing(tokenizer, piece)
-    return tokens
-
-
-def _continuing(tokenizer: Tokenizer, piece: str) -> list[int]:
-    """Tokens of a text behind another one, without the space that some put before every text."""
-    for text in _BEFORE:
-        before = list(tokenizer.encode(text, add_special_tokens=False))
-        tokens = list(tokenizer.encode(text + piece, add_special_tokens=False))
-        if tokens[: len(before)] == before:
-            return tokens[len(before) :]
-    return list(tokenizer.encode(piece, add_special_tokens=False))
+def _up_to(end: str, rendered: str) -> str:
+    """The prompt up to where its last turn is gone on with."""
+    text, found, rest = rendered.partition(end)
+    if found and end not in rest:
+        return text
+    raise PromptError(
+        "The chat template cannot go on with the assistant's last turn.",
+        hint="End the messages with a turn of the user, or of a tool.",
+    )

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxspec.errors import PromptError
-from mlxspec.metrics import FinishReason, Piece, Tell
+from mlxspec.conversations import Message, Tool, require_unicode
+from mlxspec.errors import PromptError, UsageError
+from mlxspec.metrics import FinishReason, Piece, Tell, silent
 from mlxspec.pieces import Held, first_of, longest_beginning
 from mlxspec.reasoning import Mark, Reasoning, Sorter
 from mlxspec.templates import encode_chat, end_of_turn
@@ -19,37 +20,50 @@ _CHATS = re.compile(r"(?i)(?<![a-z])(instruct|chat)(?![a-z])|-it(?![a-z])")
 
 def encode_prompt(
     tokenizer: Tokenizer,
-    text: str,
+    text: str | Sequence[Message],
     *,
     system: str | None = None,
+    tools: Sequence[Tool] = (),
     raw: bool = False,
     template_args: Mapping[str, Any] | None = None,
-    tell: Tell | None = None,
+    tell: Tell = silent,
 ) -> list[int]:
-    """The token ids of one user turn, or of `text` itself.
+    """The token ids of a user's turn, of a conversation, or of a text itself.
 
     Names of control tokens in a turn are text; in a raw prompt they are control.
 
     Args:
-        system: a system message before the turn.
+        text: of one turn; or the turns of a conversation, as `conversations` gives them.
+        system: a system message before the turns.
+        tools: that the model may call, as `conversations` gives them.
         raw: no chat template. A tokenizer that has none is always raw.
         template_args: of the chat template, such as `enable_thinking`.
         tell: called with what a person should know of how the prompt was made.
 
     Raises:
-        PromptError: for an empty text, a system message that nothing can carry, a text that is no
-            Unicode, or a chat template that refuses, is broken or leaves out a text.
+        PromptError: for an empty text, a system message, tools or turns that nothing can carry, a
+            text that is no Unicode, or a chat template that refuses, is broken or leaves out a
+            text.
     """
-    if not text.strip():
+    turns = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+    if isinstance(text, str) and not text.strip():
         raise PromptError("The prompt is empty.", hint="Give a text as argument or on stdin.")
-    _require_unicode("The prompt", text)
-    _require_unicode("The system message", system or "")
-    tell = tell or _unheard
+    for what, one in (("The prompt", text), ("The system message", system)):
+        if isinstance(one, str):
+            require_unicode(what, one)
+    if system is not None and turns[0]["role"] == "system":
+        raise UsageError(
+            "There are two system messages: the messages begin with one.",
+            hint="Leave out one of them.",
+        )
     if not is_raw(tokenizer, raw):
-        return encode_chat(tokenizer, text, system, template_args or {}, tell)
+        begin = [] if system is None else [{"role": "system", "content": system}]
+        return encode_chat(tokenizer, [*begin, *turns], tools, template_args or {}, tell)
     for given, what in (
         (system is not None, "a system message"),
-        (template_args, "arguments of one"),
+        ([turn["role"] for turn in turns] != ["user"], "a conversation"),
+        (tools, "tools"),
+        (template_args, "arguments of a template"),
     ):
         if given:
             raise PromptError(
@@ -60,7 +74,7 @@ def encode_prompt(
             )
     if not raw and _is_of_chats(tokenizer):
         tell("the model's folder has no chat template: the prompt is read as it is, as with --raw")
-    bos = tokenizer.bos_token
+    text, bos = str(turns[0]["content"]), tokenizer.bos_token
     return list(tokenizer.encode(text, add_special_tokens=not bos or not text.startswith(bos)))
 
 
@@ -82,21 +96,6 @@ def _is_of_chats(tokenizer: Tokenizer) -> bool:
     # The hub's folders are those of revisions, inside of one that has the repository's name.
     names = [part for part in parts if part.startswith("models--")] or parts[-1:]
     return any(_CHATS.search(name) for name in names)
-
-
-def _require_unicode(what: str, text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start])
-        raise PromptError(
-            f"{what} is not valid Unicode: {half} is half of a character, or a byte.",
-            hint="Decode bytes as what they are, such as bytes.decode('latin1').",
-        ) from error
-
-
-def _unheard(note: str) -> None:
-    pass
 
 
 class TextStream:

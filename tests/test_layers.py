@@ -37,6 +37,9 @@ USES: dict[str, set[str]] = {
 }
 ROOT = {
     "_version",
+    "chats",
+    "controls",
+    "conversations",
     "defaults",
     "errors",
     "files",

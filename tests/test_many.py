@@ -97,8 +97,10 @@ BAD: list[tuple[Any, str]] = [
     ({"prompt": "a", "draft_tokens": []}, "draft_tokens is []"),
     ({"prompt": "a", "prediction": []}, "its prediction is no text"),
     ({"prompt": " "}, "prompt is empty"),
-    ({"messages": [{"role": "assistant", "content": "a"}]}, "not one turn of a user"),
-    ({"messages": "abc"}, "not one turn of a user"),
+    ({"messages": [{"role": "assistant", "content": "a"}]}, "no place for a conversation"),
+    ({"messages": "abc"}, "no list of turns"),
+    ({"messages": [{"role": "user", "content": "a"}], "tools": [1]}, "Tool 1 is no function"),
+    ({"prompt": "a", "tools": [{"function": {"name": "f"}}]}, "no place for tools"),
     ('"\\ud800"', "Unicode"),
 ]
 
@@ -113,6 +115,36 @@ def test_a_line_that_cannot_be_used_is_an_error_of_its_own(many: Any) -> None:
         assert result["hint"].endswith((".", "}", "]"))
     assert first["tokens"]
     assert last["tokens"]
+
+
+def test_a_line_may_be_a_whole_conversation_with_tools(invoke: Any, tmp_path: Path) -> None:
+    template = (
+        "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}"
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+    )
+    folder = str(save_model(tmp_path / "chat", template=template))
+    turns = [("user", "abc"), ("assistant", "def"), ("user", "ghi")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    system = {"role": "system", "content": "xyz"}
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    lines: list[Any] = [
+        {"messages": messages},
+        {"messages": [system, *messages]},
+        {"messages": messages, "tools": tools},
+        {"messages": messages[:2]},
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    options = ("--target", folder, "--batch", str(path), "--max-tokens", "2", "--no-compile")
+    ended = invoke("generate", *options, "--system", "xyz", "--ordered", "--quiet")
+    assert ended.code == 0, ended.out
+    system_turn, rest = "system xyz ", "user abc assistant def user ghi "
+    assert [one["prompt_tokens"] for one in results(ended.out)] == [
+        len(system_turn + rest),
+        len(system_turn + rest),
+        len("clock" + system_turn + rest),
+        len(system_turn + "user abc assistant def"),
+    ]
 
 
 def test_results_come_as_they_are_done_or_in_order(many: Any) -> None:

@@ -10,14 +10,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlxspec.cli.prompts import read_text, turns_of
+from mlxspec.cli.prompts import read_text
 from mlxspec.cli.streams import not_utf8
+from mlxspec.conversations import messages_of
 from mlxspec.errors import MlxspecError, PromptError, UsageError
 from mlxspec.params import NAMES, SamplingParams, changed
 
 # What a line may have, beside the names of the sampling parameters.
-TEXTS = ("prompt", "messages", "system", "prediction")
+TEXTS = ("prompt", "messages", "tools", "system", "prediction")
 OTHERS = ("id", "max_tokens", "stop", "seed", "logit_bias", "raw", "draft_tokens")
+_AS_THEY_ARE = (*TEXTS, "max_tokens", "stop", "raw", "draft_tokens")
 FIELDS = (*TEXTS, *OTHERS, *NAMES)
 STDIN = Path("-")
 WHOLE = ("max_tokens", "seed", "top_k", *(name for name in NAMES if name.endswith("size")))
@@ -51,10 +53,10 @@ class Entry:
             raise self.error
         own = {name: value for name, value in self.values.items() if value is not None}
         _require_types(own)
-        options = dict(usual) | _prompt_of(own)
-        for name in ("max_tokens", "stop", "raw", "draft_tokens", "prediction"):
-            if name in own:
-                options[name] = own[name]
+        _require_prompt(own)
+        options = dict(usual) | {name: own[name] for name in _AS_THEY_ARE if name in own}
+        if "system" not in own and _begins_with_system(own.get("messages")):
+            options.pop("system", None)
         options["sampling"] = _sampling_of(own, options["sampling"])
         return options
 
@@ -146,16 +148,14 @@ def _require_types(own: Mapping[str, Any]) -> None:
             raise _unusable("its raw is neither true nor false")
 
 
-def _prompt_of(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The prompt and the system message of a line."""
-    prompt, messages = own.get("prompt"), own.get("messages")
-    if (prompt is None) == (messages is None):
-        raise _unusable("it has no prompt" if prompt is None else "it has a prompt and messages")
-    system = own.get("system")
-    if messages is not None:
-        prompt, said = turns_of(messages)
-        system = said if system is None else system
-    return {"prompt": prompt} | ({} if system is None else {"system": system})
+def _require_prompt(own: Mapping[str, Any]) -> None:
+    """Raise PromptError where a line has no prompt, or two."""
+    if ("prompt" in own) == ("messages" in own):
+        raise _unusable("it has a prompt and messages" if "prompt" in own else "it has no prompt")
+
+
+def _begins_with_system(messages: Any) -> bool:
+    return bool(messages_of(messages)[0]["role"] == "system") if messages is not None else False
 
 
 def _sampling_of(own: Mapping[str, Any], usual: SamplingParams) -> SamplingParams:

@@ -99,8 +99,7 @@ class Many:
         while self._left and batch.waiting < 2:
             entry = self._left.popleft()
             try:
-                options = entry.options(self._usual)
-                row = batch.add(options.pop("prompt"), **options)
+                row = batch.add(**entry.options(self._usual))
             except MlxspecError as error:
                 self._failed(entry, error)
             else:

@@ -111,23 +111,6 @@ def _prompts_in(content: str, path: Path) -> list[str]:
     return [line for _, line in filled]
 
 
-def turns_of(messages: Any) -> tuple[str, str | None]:
-    """The text of the user's turn, and of a system turn before it.
-
-    Raises:
-        PromptError: they are no turns, or there are others.
-    """
-    turns = messages if isinstance(messages, list) else []
-    roles = [one.get("role") if isinstance(one, dict) else None for one in turns]
-    texts = [_text_of(one.get("content")) if isinstance(one, dict) else None for one in turns]
-    if roles in (["user"], ["system", "user"]) and all(isinstance(text, str) for text in texts):
-        return str(texts[-1]), str(texts[0]) if len(texts) == 2 else None
-    raise PromptError(
-        "The messages are not one turn of a user, with or without a system turn before it.",
-        hint='Give [{"role": "user", "content": "Hello"}].',
-    )
-
-
 def _require_no_list(content: str, path: Path, why: str) -> None:
     """Raise PromptError where a text that is no JSON was to be a list of it.
 

@@ -95,7 +95,7 @@ class Batch:
         """Whether every text that was added has ended."""
         return not (self.running or self.waiting)
 
-    def add(self, prompt: Prompt | Request, **options: Any) -> Row:
+    def add(self, prompt: Prompt | Request | None = None, **options: Any) -> Row:
         """Let a text join; it is read and written by the steps that follow.
 
         Args:

@@ -142,11 +142,14 @@ class Engine:
 
     # --- generating -----------------------------------------------------------------------
 
-    def request(self, prompt: Prompt, **options: Any) -> Request:
+    def request(self, prompt: Prompt | None = None, **options: Any) -> Request:
         """Resolve everything that a text depends on, once.
 
         Args:
             prompt: text, or token ids that are taken as they are.
+            messages: in place of a prompt, a conversation as OpenAI's API writes it. A last turn of
+                the assistant is gone on with.
+            tools: functions that the model may call, as OpenAI's API writes them.
             max_tokens: at least 1, 256 unless given; None goes on to the end of the context, where
                 the text ends in any case.
             draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it
@@ -179,18 +182,18 @@ class Engine:
             require_exact(self.models[0])
         return request
 
-    def generate(self, prompt: Prompt | Request, **options: Any) -> Generation:
+    def generate(self, prompt: Prompt | Request | None = None, **options: Any) -> Generation:
         """Run to the end and return the whole result, with the arguments of `run`."""
         run = self.run(prompt, **options)
         for _ in run:
             pass
         return run.generation
 
-    def stream(self, prompt: Prompt | Request, **options: Any) -> Run:
+    def stream(self, prompt: Prompt | Request | None = None, **options: Any) -> Run:
         """An event for every round, with the arguments of `run`."""
         return self.run(prompt, **options)
 
-    def run(self, prompt: Prompt | Request, **options: Any) -> Run:
+    def run(self, prompt: Prompt | Request | None = None, **options: Any) -> Run:
         """Prepare a generation: an iterator of events with the result so far beside it.
 
         Args:
@@ -202,7 +205,7 @@ class Engine:
         run.generation.timing.load_s = self.load_s
         return run
 
-    def session(self, prompt: Prompt | Request, **options: Any) -> Session:
+    def session(self, prompt: Prompt | Request | None = None, **options: Any) -> Session:
         """Read `prompt` and return its session, for a program that drives decoding itself.
 
         Args:
@@ -251,21 +254,17 @@ class Engine:
         """
         return Batch(self._maker, self.request, max_rows)
 
-    def encode(
-        self,
-        prompt: Prompt,
-        *,
-        system: str | None = None,
-        raw: bool = False,
-        template_args: Mapping[str, Any] | None = None,
-    ) -> list[int]:
+    def encode(self, prompt: Prompt | None = None, **options: Any) -> list[int]:
         """Token ids of a prompt that fits the context.
+
+        Args:
+            options: messages, tools, system, raw and template_args, as `request` takes them.
 
         Raises:
             PromptError: it is empty, too long, or has a token that the model lacks.
-            UsageError: it is a text, and there is no tokenizer.
+            UsageError: it is a text, and there is no tokenizer; or there are messages too.
         """
-        return self._requests.encode(prompt, system=system, raw=raw, template_args=template_args)
+        return self._requests.encode(prompt, **options)
 
     # --- rounds ---------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from mlxspec.conversations import Message, Tool, messages_of, tools_of
 from mlxspec.defaults import (
     AUTO,
     DEFAULT_DRAFT_TOKENS,
@@ -22,7 +23,7 @@ from mlxspec.drafters.proposals import MOST
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.files import require_no_folder
 from mlxspec.markup import Markup, begun, markup_of
-from mlxspec.metrics import Tell
+from mlxspec.metrics import Tell, silent
 from mlxspec.params import Method, SamplingParams
 from mlxspec.reasoning import Reasoning
 from mlxspec.sampling.sampler import Processor
@@ -109,8 +110,10 @@ class Requests:
 
     def make(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         *,
+        messages: Sequence[Message] | None = None,
+        tools: Sequence[Tool] | None = None,
         max_tokens: int | None = DEFAULT_MAX_TOKENS,
         draft_tokens: DraftTokens | None = None,
         sampling: SamplingParams = GREEDY,
@@ -135,7 +138,13 @@ class Requests:
             require_no_folder(file)
         notes: list[str] = []
         tokens = self.encode(
-            prompt, system=system, raw=raw, template_args=template_args, tell=notes.append
+            prompt,
+            messages=messages,
+            tools=tools,
+            system=system,
+            raw=raw,
+            template_args=template_args,
+            tell=notes.append,
         )
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
@@ -148,9 +157,7 @@ class Requests:
             sampling=self._completed(sampling, auto=auto),
             stop=_texts(stop),
             ends=frozenset() if ignore_eos else self._ends | also,
-            continues=isinstance(prompt, str)
-            and self._tokenizer is not None
-            and is_raw(self._tokenizer, raw),
+            continues=self._continues(prompt, messages, raw),
             prediction=tuple(expected),
             processors=tuple(processors),
             capacity=capacity,
@@ -161,23 +168,29 @@ class Requests:
 
     def encode(
         self,
-        prompt: Prompt,
+        prompt: Prompt | None = None,
         *,
+        messages: Sequence[Message] | None = None,
+        tools: Sequence[Tool] | None = None,
         system: str | None = None,
         raw: bool = False,
         template_args: Mapping[str, Any] | None = None,
-        tell: Tell | None = None,
+        tell: Tell = silent,
     ) -> list[int]:
         """Token ids of a prompt that fits the context.
 
         Raises:
             PromptError: it is empty, too long, or has a token that the model lacks.
-            UsageError: it is a text, and there is no tokenizer.
+            UsageError: it is a text, and there is no tokenizer; or there are messages too.
         """
-        if isinstance(prompt, str):
+        if (prompt is None) == (messages is None):
+            what = "no prompt" if prompt is None else "a prompt and messages"
+            raise UsageError(f"There is {what}.", hint="Give a prompt, or else messages.")
+        if isinstance(prompt, str) or prompt is None:
             tokens = encode_prompt(
                 self._required("A text prompt"),
-                prompt,
+                messages_of(messages) if prompt is None else prompt,
+                tools=tools_of(tools),
                 system=system,
                 raw=raw,
                 template_args=template_args,
@@ -227,6 +240,13 @@ class Requests:
             limit,
             less_reasoning(source_of(self._tokenizer)),
         )
+
+    def _continues(self, prompt: Prompt | None, messages: Any, raw: bool) -> bool:
+        """Whether a text goes on where the prompt ends: a raw one, or a turn that is begun."""
+        if self._tokenizer is None or not (isinstance(prompt, str) or messages):
+            return False
+        begun_turn = bool(messages) and messages[-1]["role"] == "assistant"
+        return begun_turn or is_raw(self._tokenizer, raw)
 
     def _named(self, names: Sequence[str]) -> frozenset[int]:
         """Ids of tokens by their names."""
