@@ -249,6 +249,8 @@ class Generation:
     reasoning, that is in `reasoning`, and the marks are in neither. `written_by` counts tokens by
     author: the drafter that proposed one, or "target". `peak_gb` is MLX's peak memory in 10⁹ bytes.
     `cached_prompt_tokens` are those of the prompt that came from a file and were not read.
+    `reasoning_tokens` are those of `tokens` that the reasoning has. `stopped_by` is the stop string
+    that ended the text, where one did.
     """
 
     prompt_tokens: int
@@ -263,6 +265,8 @@ class Generation:
     notes: list[str] = field(default_factory=list)
     cached_prompt_tokens: int = 0
     written_by: dict[str, int] = field(default_factory=dict)
+    reasoning_tokens: int = 0
+    stopped_by: str | None = None
 
     @property
     def seed(self) -> int | None:
@@ -297,7 +301,9 @@ class Generation:
             "tokens": self.tokens,
             "text": self.text,
             "reasoning": self.reasoning,
+            "reasoning_tokens": self.reasoning_tokens,
             "finish_reason": self.finish_reason,
+            "stopped_by": self.stopped_by,
             "written_by": self.written_by,
             "seed": self.seed,
             "sampling": self.sampling.as_dict(),

@@ -61,9 +61,14 @@ class Sorter:
         self._opening = begins == REASONING  # whether the text after a mark is still to come
 
     @property
+    def reasons(self) -> bool:
+        """Whether the text so far ends in the reasoning."""
+        return self._state == REASONING
+
+    @property
     def place(self) -> str:
         """Where the text so far ends, in words, if its answer is still to come; else empty."""
-        if self._state == REASONING:
+        if self.reasons:
             return "inside the reasoning"
         came = self._told[REASONING] and not self._told[ANSWER]
         return "after the reasoning" if came else ""

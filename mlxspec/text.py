@@ -119,16 +119,24 @@ class TextStream:
         stop: Sequence[str] = (),
         reasoning: Reasoning | None = None,
     ) -> None:
-        self.stopped = False
+        self.stopped_by: str | None = None
+        self.reasoning_tokens = 0
         self._stop = tuple(text for text in stop if text)
         self._held = Held()
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._reasoning = reasoning
         self._sorter = None if reasoning is None else Sorter(reasoning.markup, reasoning.begins)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string ended the text."""
+        return self.stopped_by is not None
+
     def add(self, token: int, from_draft: bool) -> list[Piece]:
-        """The text that became final with this token; sets `stopped` when a stop string ended."""
-        return self._sorted(self._release(self._read(token, from_draft)))
+        """The text that became final with this token; sets `stopped_by` where it ended."""
+        pieces = self._sorted(self._release(self._read(token, from_draft)))
+        self.reasoning_tokens += self._sorter is not None and self._sorter.reasons
+        return pieces
 
     def finish(self) -> list[Piece]:
         """The rest of the text, once no token will follow."""
@@ -159,6 +167,6 @@ class TextStream:
         held = self._held.text
         found = first_of(self._stop, held)
         if found is not None:
-            self.stopped = True
-            return self._held.take(found[0])
+            size, self.stopped_by = found
+            return self._held.take(size)
         return self._held.take(len(held) - longest_beginning(self._stop, held))

@@ -301,6 +301,7 @@ def test_a_generation_has_its_reasoning_apart() -> None:
     result = generation_of("tags", text, max_tokens=6)
     assert (result.reasoning, result.text, result.notes) == ("hm", "ok", [])
     assert result.as_dict()["reasoning"] == "hm"
+    assert result.reasoning_tokens == 3  # its opening mark, and a token for each letter
     assert TOKENIZERS["tags"].decode(result.tokens) == text
 
 

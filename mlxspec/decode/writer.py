@@ -45,6 +45,9 @@ class Writer:
         timing.decode_s = decode_s
         timing.time_to_first_token_s = timing.time_to_first_token_s or timing.prefill_s + decode_s
         self.generation.peak_gb = mx.get_peak_memory() / 1e9
+        if self._text is not None:
+            self.generation.reasoning_tokens = self._text.reasoning_tokens
+            self.generation.stopped_by = self._text.stopped_by
         self.generation.add(event)
         return event
 
