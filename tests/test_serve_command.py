@@ -107,7 +107,7 @@ def test_a_server_shows_how_to_use_it_on_a_terminal() -> None:
         run.read_until(lambda seen: b"waiting" in seen)
         url = re.search(r"http://127\.0\.0\.1:\d+", run.text)
         assert url is not None
-        assert httpx.get(f"{url.group()}/ready").json() == {"ready": True}
+        assert httpx.get(f"{url.group()}/ready").json()["ready"]
         assert "serves demo" in run.text
         assert f"curl {url.group()}/v1/completions --json" in run.text
         run.interrupt()

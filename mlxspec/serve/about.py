@@ -36,10 +36,10 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(service: Asked) -> Response:
     """Whether a request would be taken now: 503 while loading, full, stuck or shutting down."""
-    why = service.unready
+    why, load = service.unready, service.worker.load._asdict()
     if why is not None:
-        return JSONResponse({"ready": False, "reason": f"the server {why}"}, 503)
-    return JSONResponse({"ready": True})
+        return JSONResponse({"ready": False, "reason": f"the server {why}", **load}, 503)
+    return JSONResponse({"ready": True, **load})
 
 
 def _model(service: Asked) -> dict[str, Any]:
