@@ -11,6 +11,7 @@ import httpx
 
 from mlxspec.decode.engine import Engine
 from mlxspec.pairs.loading import load
+from mlxspec.serve.call import Call
 from mlxspec.serve.running import Server, listen
 from mlxspec.serve.service import Service
 from mlxspec.serve.settings import Settings
@@ -21,12 +22,13 @@ WAIT_S = 60.0  # for an answer; a test that waits longer has found something
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs. `log` has its lines so far."""
+    """A server that runs. `log` has its lines so far, and `calls` the requests that it logged."""
 
     url: str
     service: Service
     server: Server
     log: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
 
     @property
     def engine(self) -> Engine:
@@ -53,8 +55,9 @@ def served(
     """
     settings = Settings(**{"name": "demo"} | choices)  # type: ignore[arg-type]
     log: list[str] = []
+    calls: list[Call] = []
     worker = Worker(make, settings.max_rows, log.append)
-    service = Service(settings, worker)
+    service = Service(settings, worker, calls.append)
     listening = listen("127.0.0.1", 0)
     begun = threading.Event()
     server = Server(service, listening, drain_s, begun.set)
@@ -65,7 +68,8 @@ def served(
         begun.wait()
         if wait:
             worker.wait()
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", service, server, log)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield Served(url, service, server, log, calls)
     finally:
         server.tell_to_end()
         thread.join()

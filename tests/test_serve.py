@@ -112,7 +112,8 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_header(
 
 def test_a_client_that_goes_away_frees_its_row(client: httpx.Client, server: Served) -> None:
     with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # its end would be the response's
+        next(lines)
         assert not server.is_idle()
     wait_for(server.is_idle)
 
@@ -127,7 +128,8 @@ def test_one_request_too_many_is_told_to_come_again() -> None:
     with served(max_rows=1, max_queue=1) as server, server.client() as client:
         body = ENDLESS | {"stream": True, "n": 2}
         with client.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # its end would be the response's
+            next(lines)
             refused = client.post("/v1/completions", json={"prompt": PROMPT})
             assert refused.status_code == 429
             assert int(refused.headers["retry-after"]) >= 1

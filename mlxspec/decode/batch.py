@@ -50,6 +50,11 @@ class Row:
         self._begun_s = 0.0
         self._read_s = 0.0  # the moment at which the prompt was read
 
+    @property
+    def rows(self) -> int:
+        """The number of rows of the rounds that write it; 0 before there are any."""
+        return self._lane.rows if self._lane is not None else 0
+
     def cancel(self) -> None:
         """End the text where it is. Its row is free before the next round."""
         self._cancelled = True

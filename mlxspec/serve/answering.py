@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Generation
+from mlxspec.serve.call import call_of
 from mlxspec.serve.listening import alive, events_of, while_there, whole
 from mlxspec.serve.refusal import Refusal, refusal_of
 from mlxspec.serve.service import Service
@@ -69,7 +70,7 @@ async def answer(
         Refusal: there is no room, or a text failed before anything was sent.
     """
     held = ExitStack()
-    tickets = held.enter_context(service.written(requests))
+    tickets = held.enter_context(service.written(requests, call_of(http)))
     if stream:
         return _Streamed(_stream(service, tickets, form), held)
     with held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,10 +15,12 @@ from starlette.requests import Request as Http
 from starlette.types import ASGIApp
 
 from mlxspec._version import __version__
-from mlxspec.serve import about, chat, completions
+from mlxspec.serve import about, chat, completions, watching
 from mlxspec.serve.gate import Gate
+from mlxspec.serve.logbook import Logbook
 from mlxspec.serve.refusal import Refusal, error_response
 from mlxspec.serve.service import Service
+from mlxspec.serve.watchdog import watch_over
 
 
 def make_app(service: Service) -> FastAPI:
@@ -25,7 +28,11 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(
+            watch_over(service.worker, service.settings.stuck_s, service.worker.tell)
+        )
         yield
+        watching.cancel()
         service.close()
 
     app = FastAPI(
@@ -37,7 +44,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (about, chat, completions):
+    for module in (about, chat, completions, watching):
         app.include_router(module.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -47,9 +54,10 @@ def make_app(service: Service) -> FastAPI:
 
 
 def make_served(service: Service) -> ASGIApp:
-    """The application behind its gate, for an ASGI server with one process."""
+    """The application behind its gate and its log, for an ASGI server with one process."""
     settings = service.settings
-    return Gate(make_app(service), key=settings.key, most=settings.max_body_bytes)
+    gate = Gate(make_app(service), key=settings.key, most=settings.max_body_bytes)
+    return Logbook(gate, service.ended, service.worker.tell)
 
 
 async def _refused(http: Http, error: Exception) -> Response:

@@ -56,6 +56,10 @@ class Server(uvicorn.Server):
         """Leave signals to the caller."""
         yield
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.watch.listeners.close()  # they would listen for ever
+        await super().shutdown(sockets)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._begun is not None:

@@ -17,9 +17,11 @@ from starlette.requests import Request as Http
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
+from mlxspec.serve.call import Call
 from mlxspec.serve.refusal import Refusal, full, refusal_of, unready
 from mlxspec.serve.settings import Settings
 from mlxspec.serve.ticket import Ticket
+from mlxspec.serve.watch import Watch
 from mlxspec.serve.worker import Worker
 
 LONGEST_RETRY_S = 60
@@ -33,11 +35,16 @@ class Service:
     Args:
         settings: the choices that the server was started with.
         worker: writes the texts.
+        log: called with every request that is over, except such that only looked at something.
     """
 
-    def __init__(self, settings: Settings, worker: Worker) -> None:
+    def __init__(
+        self, settings: Settings, worker: Worker, log: Callable[[Call], None] | None = None
+    ) -> None:
         self.settings = settings
         self.worker = worker
+        self.watch = Watch(worker)
+        self._log = log
         self.draining = False
         # Tokenizers of the hub may be used by one thread at a time.
         self._clerk = ThreadPoolExecutor(1, "clerk")
@@ -105,8 +112,13 @@ class Service:
         return request
 
     @contextmanager
-    def written(self, requests: Sequence[Request]) -> Iterator[list[Ticket]]:
+    def written(
+        self, requests: Sequence[Request], call: Call | None = None
+    ) -> Iterator[list[Ticket]]:
         """Let texts be written, until the block ends.
+
+        Args:
+            call: the HTTP request that asked for them; see `call_of`.
 
         Raises:
             Refusal: too many wait, or the server is shutting down.
@@ -115,7 +127,9 @@ class Service:
             raise unready("is shutting down")
         if self._free() < len(requests):
             raise full(self._retry_s())
-        tickets = [Ticket(request, self.worker.cancel) for request in requests]
+        tickets = [Ticket(request, self.worker.cancel, call) for request in requests]
+        if call is not None:
+            call.texts += tickets
         for ticket in tickets:
             self.worker.ask(ticket)
         try:
@@ -123,6 +137,12 @@ class Service:
         finally:
             for ticket in tickets:
                 ticket.close()
+
+    def ended(self, call: Call) -> None:
+        """Count an HTTP request that is over, and log it unless it only looked at something."""
+        self.watch.called(call)
+        if self._log is not None and not (call.method == "GET" and call.status < 400):
+            self._log(call)
 
     def lasted(self, seconds: Iterable[float]) -> None:
         """Note how long texts took, for those who are to come again later."""

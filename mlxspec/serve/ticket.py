@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 from mlxspec.decode.batch import Row
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Generation
+from mlxspec.serve.call import Call
 
 
 class Ticket:
@@ -21,10 +24,15 @@ class Ticket:
     Args:
         request: the request.
         cancel: called with the ticket when nobody awaits its text any more.
+        call: the HTTP request that it belongs to.
     """
 
-    def __init__(self, request: Request, cancel: Callable[[Ticket], None]) -> None:
+    def __init__(
+        self, request: Request, cancel: Callable[[Ticket], None], call: Call | None = None
+    ) -> None:
         self.request = request
+        self.call = call or Call()
+        self.asked_s = time.perf_counter()
         self.row: Row | None = None
         self._cancel = cancel
         self._loop = asyncio.get_running_loop()
@@ -35,7 +43,8 @@ class Ticket:
 
     def tell(self, event: Event | MlxspecError) -> None:
         """Hand on an event, or the reason why there will be none."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        with suppress(RuntimeError):  # the loop is closed: nobody is there any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     # --- the event loop -----------------------------------------------------------------------
 

@@ -6,19 +6,16 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from mlxspec.decode.batch import Batch, Row
 from mlxspec.decode.engine import Engine
-from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Tell
 from mlxspec.serve.ticket import Ticket
-
-Watcher = Callable[[Row, Event], None]
 
 
 class Load(NamedTuple):
@@ -26,6 +23,22 @@ class Load(NamedTuple):
 
     running: int
     waiting: int
+
+
+class Step(NamedTuple):
+    """What happened to texts at one time: a round of each that is written, a piece that was read.
+
+    took_s: the seconds of the step. running: the texts that are written from now on.
+    """
+
+    events: Sequence[tuple[Ticket, Event]]
+    took_s: float
+    running: int
+
+
+Watcher = Callable[[Step], None]
+
+WARM_UP = 16  # tokens
 
 
 class Worker:
@@ -43,10 +56,11 @@ class Worker:
     def __init__(self, prepare: Callable[[], Engine], max_rows: int, tell: Tell) -> None:
         self.engine: Engine | None = None
         self.failure: BaseException | None = None  # why there is no engine
-        self.watchers: list[Watcher] = []  # called on the worker's thread, with every event
+        self.plain_s: float | None = None  # a plain round of one text, as measured at the start
+        self.watchers: list[Watcher] = []  # called on the worker's thread; they must be quick
+        self.tell = tell
         self._prepare = prepare
         self._max_rows = max_rows
-        self._tell = tell
         self._batch: Batch | None = None
         self._tickets: dict[Row, Ticket] = {}
         self._asked: deque[Ticket] = deque()
@@ -111,7 +125,9 @@ class Worker:
 
     def _run(self) -> None:
         try:
-            self.engine = self._prepare()
+            engine = self._prepare()
+            self.plain_s = warm_up(engine)
+            self.engine = engine
         except BaseException as error:
             self.failure = error
         self._ready.set()
@@ -123,7 +139,7 @@ class Worker:
     def _serve(self, engine: Engine) -> None:
         batch = engine.batch(self._max_rows)
         while self._take_in(batch):
-            self._stepping_since_s = time.monotonic()
+            begun_s = self._stepping_since_s = time.monotonic()
             try:
                 events = batch.step()
             except Exception as error:
@@ -132,8 +148,9 @@ class Worker:
                 continue
             finally:
                 self._stepping_since_s = None
-            for row, event in events:
-                self._told(row, event)
+            took_s = time.monotonic() - begun_s
+            told = [(self._tickets[row], event) for row, event in events]
+            self._told(Step(told, took_s, batch.running))
         self._end(batch)
 
     def _take_in(self, batch: Batch) -> bool:
@@ -154,17 +171,19 @@ class Worker:
                 ticket.row.cancel()
         return not stops
 
-    def _told(self, row: Row, event: Event) -> None:
-        for watcher in self.watchers:
-            watcher(row, event)
-        ends = event.finish_reason is not None
-        ticket = self._tickets.pop(row) if ends else self._tickets[row]
-        ticket.tell(event)
+    def _told(self, step: Step) -> None:
+        for ticket, event in step.events:
+            ticket.tell(event)
+            if event.finish_reason is not None and ticket.row is not None:
+                del self._tickets[ticket.row]
+        if step.events:
+            for watcher in self.watchers:
+                watcher(step)
 
     def _failed(self, error: Exception) -> None:
         """Something broke that is no single text's fault: end the texts, and go on with others."""
         for line in traceback.format_exception(error):
-            self._tell(line.rstrip())
+            self.tell(line.rstrip())
         why = MlxspecError(
             f"The server failed while writing: {type(error).__name__}: {error}",
             hint="Send the request again; if it fails again, report the server's log.",
@@ -181,14 +200,18 @@ class Worker:
         self._tickets.clear()
         for ticket in tickets:
             ticket.tell(why)
+        failed = Event(finish_reason="error", notes=(why.message,))
+        for watcher in self.watchers:
+            watcher(Step([(ticket, failed) for ticket in tickets], 0.0, 0))
 
 
-def warm_up(engine: Engine, request: Request) -> float:
+def warm_up(engine: Engine) -> float:
     """Write a short text plainly, so that no client waits for what the first text builds.
 
     Returns:
         Median seconds of a plain round.
     """
+    request = engine.request(range(WARM_UP), draft_tokens=0, max_tokens=WARM_UP, ignore_eos=True)
     times: list[float] = []
     before_s = time.perf_counter()
     for event in engine.run(request):
