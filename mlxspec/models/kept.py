@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
+from mlx_lm.models.cache import ChunkedKVCache, KVCache, QuantizedKVCache, RotatingKVCache
 
 from mlxspec.models.cached_model import CachedModel, is_exact
 from mlxspec.models.caches.layers import Layers, flat
@@ -207,8 +207,13 @@ def _fill(cache: Any, arrays: list[mx.array], length: int) -> None:
 def _state_of(cache: Any) -> Any:
     if not _is_settable(cache):
         return dict(vars(cache))
-    if type(cache) is RotatingKVCache and not cache.keep and cache.keys is not None:
-        size = cache.keys.shape[POSITION]
+    keys = getattr(cache, "keys", None)
+    if keys is None:
+        return cache.state
+    if type(cache) in (KVCache, QuantizedKVCache, ChunkedKVCache):
+        return (*cache.keys_and_values(), *cache.state[2:])  # without the room behind them
+    if type(cache) is RotatingKVCache and not cache.keep:
+        size = keys.shape[POSITION]
         if size == cache._idx > cache.max_size:  # more than any later row will see
             last = [_between(one, size - cache.max_size, size) for one in cache.state[:2]]
             return (*last, cache.offset, cache.keep, cache.max_size, cache.max_size)
