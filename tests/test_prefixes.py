@@ -114,9 +114,10 @@ def test_texts_of_a_batch_begin_from_it(name: str, draft_tokens: Any) -> None:
         assert batch.prefixes.stats.nbytes <= batch.prefixes.stats.max_bytes
     for row, prompt in zip(rows, prompts, strict=True):
         assert row.generation.tokens == expected(name, prompt)
-    shared = 34 if KINDS[name] else 32
+    # The second text shows where others part from it, and the past at that place is kept.
+    second = 34 if KINDS[name] else 32
     taken = [row.generation.cached_prompt_tokens for row in rows]
-    assert taken == [0, *[shared] * 4, len(prompts[2]) - 1, 0]
+    assert taken == [0, second, 34, 34, 34, len(prompts[2]) - 1, 0]
     stats = batch.prefixes.stats
     assert (stats.texts, stats.hits) == (7, 5)
     assert (stats.tokens, stats.hit_tokens) == (sum(map(len, prompts)), sum(taken))

@@ -15,6 +15,7 @@ from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
 from mlxspec.models.taps import Features
 
 DEFAULT_BYTES = 1 << 30  # of a batch that is given no cache
+SHORT = 8  # a beginning of less than an eighth of a chunk is read again as quickly as found
 
 
 class Keeper(Protocol):
@@ -218,16 +219,16 @@ def _key(name: str, reading: Reading) -> str:
 
 
 def _places(reading: Reading, ends: frozenset[int], common: int) -> frozenset[int]:
-    """The places of a text that others may go on from, where a past cannot go back.
+    """The places that other texts may go on from, where a past cannot go back to any.
 
     They are the ends of the first turn, which many texts have in common, and of the last, behind
-    which an answer begins with a reasoning that no later prompt repeats; the end of the last chunk
-    that the text shares with another; and ends of chunks that lie ever farther apart.
+    which an answer begins with a reasoning that no later prompt repeats; the place where the text
+    parts from all others; and the ends of the last chunk and of one halfway there.
     """
     tokens, length = reading.tokens, len(reading.tokens)
     turns = [at for at, token in enumerate(tokens, start=1) if token in ends]
-    chunks = [CHUNK * 2**power for power in range((length // CHUNK).bit_length())]
-    places = {*turns[:1], *turns[-1:], *chunks, common // CHUNK * CHUNK}
+    chunks = [length // CHUNK * CHUNK, length // CHUNK // 2 * CHUNK]
+    places = {*turns[:1], *turns[-1:], *chunks, common if common >= CHUNK // SHORT else 0}
     # Before the end of the first chunk, keys and values are not quantised yet.
     first = 1 if reading.cached.kv is None else CHUNK
     return frozenset(place for place in places if first <= place < length)

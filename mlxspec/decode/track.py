@@ -164,9 +164,10 @@ class Track:
         if not (self._reader.keeps and self.is_sound):
             return
         self._reader.has_written(TARGET, self.text[:-1], state.target, row)
-        for name, (start, end) in self.drafts.reached.items():
-            tokens = self.text[start:end]
-            self._reader.has_written(name, tokens, state.drafts[name].layers, row)
+        for name, past in state.drafts.items():
+            start, end = self.drafts.reached.get(name, (0, 0))
+            if end > start:
+                self._reader.has_written(name, self.text[start:end], past.layers, row)
 
     def _tell_texts(self) -> None:
         """Let the text drafters read the new tokens, and count those they would have kept."""
