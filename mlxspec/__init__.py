@@ -24,6 +24,7 @@ from mlxspec.errors import (
 if TYPE_CHECKING:
     from mlxspec.decode.batch import Batch, Row
     from mlxspec.decode.engine import Engine
+    from mlxspec.decode.prefixes import PrefixCache
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.decode.session import Session
@@ -60,6 +61,7 @@ __all__ = [
     "Picks",
     "Piece",
     "Prediction",
+    "PrefixCache",
     "PromptError",
     "Proposal",
     "Request",
@@ -88,6 +90,7 @@ host.guard()
 _HOMES = {
     "decode.batch": ("Batch", "Row"),
     "decode.engine": ("Engine",),
+    "decode.prefixes": ("PrefixCache",),
     "decode.request": ("Request",),
     "decode.run": ("Run",),
     "decode.session": ("Session",),

@@ -79,6 +79,7 @@ class Batch:
         self._maker = maker
         self._request = request
         self._max_rows = max_rows
+        self.prefixes = maker.prefixes()
         self._waiting: deque[Row] = deque()
         self._reading: Row | None = None
         self._lanes: dict[Lane, Any] = {}  # with what their texts have in common
@@ -159,7 +160,7 @@ class Batch:
     def _begin(self, row: Row) -> Row:
         if row._track is None:
             row._rounds = self._maker.rounds_beside(row.request)
-            row._track = self._maker.track(row.request, row._rounds)
+            row._track = self._maker.track(row.request, row._rounds, prefixes=self.prefixes)
             if row._rounds.takes_one and self._max_rows > 1:
                 row._track.notes.append(TAKES_TURNS)
         row._reading = row._track.read(beside=self.running > 0)
@@ -220,6 +221,7 @@ class Batch:
     def _written(self, lane: Lane, track: Track, committed: Committed) -> tuple[Row, Event]:
         row = self._rows[track]
         if committed.error is not None:
+            track.is_sound = False
             self._leave(lane, track)
             return self._failed(row, committed.error)
         decode_s = time.perf_counter() - row._read_s

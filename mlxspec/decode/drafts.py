@@ -76,6 +76,7 @@ class Drafts:
         self._most = most
         self._tell = tell
         self._reached: dict[str, _Reach] = {}
+        self._holds: dict[tuple[str, int], int] = {}
         self._readings: dict[str, _Reading] = {}
         self._spent_s = dict.fromkeys(self.names, 0.0)
         self._begun_s = time.perf_counter()
@@ -84,6 +85,11 @@ class Drafts:
     def read(self) -> list[str]:
         """The draft models that have read the text, up to some place."""
         return list(self._reached)
+
+    @property
+    def reached(self) -> dict[str, tuple[int, int]]:
+        """The stretch of the text that each draft model has read for certain."""
+        return {name: (reach.start, reach.end) for name, reach in self._reached.items()}
 
     @property
     def reading_s(self) -> float:
@@ -104,6 +110,7 @@ class Drafts:
         """Note that the state was built anew: no model has read anything."""
         self._reached.clear()
         self._readings.clear()
+        self._holds.clear()
 
     def leave_out(self, name: str, why: str) -> None:
         """Do without a drafter from now on."""
@@ -201,7 +208,7 @@ class Drafts:
         # Start at whole windows, so that a text that grew a little has the same start.
         start = max(end // window - 1, 0) * window
         if self._reader.keeps and start == 0:
-            end = min(end, self._prompt - 1)  # a file keeps the prompt and no more
+            end = min(end, self._prompt - 1)  # where the next text may begin
         steps = self._reader.draft(name, text[start:end], start, at_once=at_once)
         return _Reading(steps, start, start, end)
 
@@ -244,8 +251,15 @@ class Drafts:
             return max(end - self._readings[name].at, 0)
         if self._must_read(name, text):
             window = self._window(name)
-            return end - max(end // window - 1, 0) * window
+            start = max(end // window - 1, 0) * window
+            return end - start - self._held(name, text[start:end], start)
         return end - self._reached[name].end
+
+    def _held(self, name: str, tokens: Sequence[int], start: int) -> int:
+        """How many tokens from `start` on a model need not read; it is looked up once."""
+        if (name, start) not in self._holds:
+            self._holds[name, start] = self._reader.held(name, tokens)
+        return self._holds[name, start]
 
     def _must_read(self, name: str, text: Sequence[int]) -> bool:
         """Whether it has to read anew: it has read nothing, or its past spans two windows."""

@@ -10,6 +10,7 @@ from typing import Any
 from mlxspec.control.estimates import Learned
 from mlxspec.decode.batch import Batch
 from mlxspec.decode.maker import Maker
+from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
 from mlxspec.decode.rounds import Built, Rounds
@@ -55,6 +56,8 @@ class Engine:
             alike.
         context: tokens that the target can read; None takes the length that its arguments give.
         draft_contexts: the same of draft models, by name.
+        prefixes: what texts begin from, all of them: runs, sessions and batches. None: runs and
+            sessions read for themselves, and each batch has one of its own, which ends with it.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
     it to an engine with the same models on the same machine. `notes` are told in every run: how
@@ -78,6 +81,7 @@ class Engine:
         kv: KVQuantization | None = None,
         context: int | None = None,
         draft_contexts: Mapping[str, int | None] | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.target = target
         self._context = context
@@ -89,6 +93,7 @@ class Engine:
         self.learned = Learned()
         self.load_s = 0.0
         self.notes: tuple[str, ...] = ()
+        self.prefixes = prefixes
         drafts = bool(_by_name(draft) or self.heads)
         self._speculates = bool(drafts or texts)
         self.models = [self._cached(target)]  # the drafts' behind the target's
@@ -331,6 +336,7 @@ def alone(engine: Engine, name: str) -> Engine:
     target, draft = engine.models[0], engine.models[1 + list(engine.drafts).index(name)]
     one.models, one.drafts = [target, draft], {name: engine.drafts[name]}
     one.heads, one.texts, one.learned = {}, (), Learned()
+    one.prefixes = None
     drafter = ModelDrafter(draft, target.vocabulary, one._draft_contexts.get(name))
     one.rounds = Rounds(one.models, {name: drafter}, from_text=False, compiled=engine.compiles)
     one._maker = Maker(one)

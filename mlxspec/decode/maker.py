@@ -9,6 +9,7 @@ from typing import Protocol
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
 from mlxspec.control.policy import FixedPolicy, Policy
+from mlxspec.decode.prefixes import Keeper, PrefixCache
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
@@ -42,6 +43,7 @@ class Parts(Protocol):
     heads: dict[str, Head]
     shared: dict[str, Shared]
     texts: tuple[Callable[[], TextDrafter], ...]
+    prefixes: PrefixCache | None
 
 
 class Maker:
@@ -55,11 +57,21 @@ class Maker:
         track = self.track(request, rounds, self.policy(request, rounds))
         return Session(rounds, track)
 
-    def track(self, request: Request, rounds: FusedRound, policy: Policy | None = None) -> Track:
-        """A text that those rounds are to write, which has not been read yet."""
+    def track(
+        self,
+        request: Request,
+        rounds: FusedRound,
+        policy: Policy | None = None,
+        prefixes: PrefixCache | None = None,
+    ) -> Track:
+        """A text that those rounds are to write, which has not been read yet.
+
+        Args:
+            prefixes: what it begins from; None takes the engine's, if it has one.
+        """
         notes = self._notes(request)
-        cache = self._prompt_cache(request)
-        reader = Reader(rounds, request, tell=notes.append, cache=cache)
+        keeper = self._keeper(request, prefixes or self._parts.prefixes)
+        reader = Reader(rounds, request, tell=notes.append, keeper=keeper)
         texts = self._proposing(request) if request.draft_tokens else []
         return Track(rounds, reader, request, policy, texts=texts, notes=notes)
 
@@ -73,6 +85,10 @@ class Maker:
     def learn(self, length: int, policy: Policy, rows: int = 1) -> None:
         """Let later texts begin with what the rounds of one of `length` tokens have shown."""
         self._parts.learned.learn(length, policy.knowledge(), rows)
+
+    def prefixes(self) -> PrefixCache:
+        """What the texts of a batch begin from: the engine's, or else one of its own."""
+        return self._parts.prefixes or PrefixCache()
 
     def writer(self, request: Request) -> Writer:
         return Writer(request, self._parts.tokenizer)
@@ -112,10 +128,16 @@ class Maker:
         )
         return predicting + [make() for make in asked]
 
-    def _prompt_cache(self, request: Request) -> PromptCache | None:
-        if request.cache is None:
+    def _keeper(self, request: Request, prefixes: PrefixCache | None) -> Keeper | None:
+        """What a text begins from: its own file, or else a prefix cache."""
+        if request.cache is not None:
+            count = len(request.tokens)
+            return PromptCache(
+                request.cache, self._identity, prompt_tokens=count, ends=request.ends
+            )
+        if prefixes is None:
             return None
-        return PromptCache(request.cache, self._identity, prompt_tokens=len(request.tokens))
+        return prefixes.for_text(self._parts.models, request.ends)
 
     @cached_property
     def _identity(self) -> Identity:

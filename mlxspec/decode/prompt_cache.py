@@ -11,28 +11,43 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_map
-from mlx_lm.models.cache import can_trim_prompt_cache, trim_prompt_cache
 
 from mlxspec.decode import prompt_file
+from mlxspec.decode.prefix_tree import common_of
+from mlxspec.decode.prefixes import Marked
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
 from mlxspec.metrics import TARGET, Tell
-from mlxspec.models.cached_model import is_exact
-from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.identity import Identity
-from mlxspec.models.prefill import CHUNK, Begun, Reading, afresh
+from mlxspec.models.kept import Entries, Kept, Rest, resumed, without_form
+from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
+from mlxspec.models.taps import Features
+
+PLACES = 4  # of a text, the last ones, from which another can go on where a past cannot go back
 
 
 class _Stored(NamedTuple):
-    """The states of a model's caches after `read` of the file's tokens, from `start` on."""
+    """What a model had after `read` of the file's tokens, from `start` on.
+
+    arrays: its entries. rests: the rest at some places, the last of them at the end: how many
+        tokens it had read, the states, and whether they can go back.
+    """
 
     name: str
     model: str
     start: int
     read: int
-    states: list[Any]
+    arrays: dict[str, list[mx.array]]
+    rests: list[tuple[int, list[Any], bool]]
+
+    def begun(self, reading: Reading, tokens: Sequence[int]) -> Begun | None:
+        """The caches after as many of the reading's tokens as this covers, or None."""
+        common, entries = common_of(tokens[: self.read], reading.tokens), self.arrays
+        for at, states, cuts in reversed(self.rests):
+            if at <= common or cuts:
+                kept = Kept(at, Entries(entries, self.read), Rest(states, cuts))
+                return resumed(reading, kept, min(at, common))
+        return None
 
 
 class _Held(NamedTuple):
@@ -48,43 +63,45 @@ class _Read(NamedTuple):
     reading: Reading
     start: int
     taken: int
-    caches: list[Any]
+    pasts: list[Kept]  # at some places, the last of them at the end
 
 
 class PromptCache:
-    """A file that a session begins from, and keeps its prompt in.
-
-    Models are known by name: TARGET, and the names of the drafts.
+    """A file that a session begins from, and keeps its prompt in; see `Keeper`.
 
     Args:
         path: of the file, which need not exist.
         identity: of the models that read.
         prompt_tokens: the length of the prompt; a longer text is not kept, being no prompt.
-
-    `taken` holds the number of tokens that each model last took from the file.
+        ends: tokens that end a turn.
 
     Raises:
         UsageError: the path is that of a folder.
     """
 
-    def __init__(self, path: Path, identity: Identity, *, prompt_tokens: int) -> None:
+    is_file = True
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        *,
+        prompt_tokens: int,
+        ends: frozenset[int] = frozenset(),
+    ) -> None:
         require_no_folder(path)
         self.taken: dict[str, int] = {}
+        self._marked = Marked(ends)
         self._path = path
         self._identity = identity
         self._prompt_tokens = prompt_tokens
         self._may_write = True
         self._held: _Held | None = None  # the drafts' part of the file, until they read
         self._read: dict[str, _Read] = {}
+        self._rests: dict[str, list[tuple[int, list[Any], bool]]] = {}  # of what was taken
         self._told: set[str] = set()
 
     def begun(self, name: str, reading: Reading, tell: Tell, start: int = 0) -> Begun:
-        """The part of a model's tokens that is read already, in new caches at every call.
-
-        Args:
-            start: where its tokens begin in the text.
-            tell: called with notes on the use of the file.
-        """
         tell = self._once(tell)
         if name == TARGET:
             self._may_write = True
@@ -93,14 +110,15 @@ class PromptCache:
         past = held.pasts.get(name) if held is not None else None
         if held is not None and past is not None and past.start == start:
             if past.model == self._identity.models[name]:
-                begun = _used(reading, past, held.tokens[start:]) or begun
+                begun = past.begun(reading, held.tokens[start:]) or begun
             else:
                 what = "target" if name == TARGET else "draft"
                 tell(f"{self._path} is of another {what}: this one reads the prompt afresh")
         if held is not None and name == TARGET:
             self._tell(tell, reading, begun, held)
-            del held.pasts[TARGET]
+            del held.pasts[TARGET]  # for its memory
         self.taken[name] = begun.read
+        self._rests[name] = [one for one in past.rests if one[0] <= begun.read] if past else []
         return begun
 
     def _once(self, tell: Tell) -> Tell:
@@ -113,9 +131,25 @@ class PromptCache:
 
         return once
 
-    def has_read(self, name: str, reading: Reading, caches: list[Any], start: int = 0) -> None:
-        """Note what a model has read, for `keep` to write."""
-        self._read[name] = _Read(reading, start, self.taken[name], caches)
+    def marks(self, name: str, reading: Reading) -> Marks:
+        return self._marked.marks(name, reading)
+
+    def has_read(
+        self, name: str, reading: Reading, past: tuple[list[Any], Features], start: int = 0
+    ) -> None:
+        if without_form(past[0]):
+            return
+        pasts = self._marked.pasts(name, reading, past)
+        self._read[name] = _Read(reading, start, self.taken[name], pasts)
+
+    def has_written(self, name: str, tokens: Sequence[int], kept: Kept) -> None:
+        """A file keeps the prompt and no more."""
+
+    def held(self, name: str, tokens: Sequence[int]) -> int:
+        past = self._held.pasts.get(name) if self._held is not None else None
+        if self._held is None or past is None or past.model != self._identity.models[name]:
+            return 0
+        return common_of(self._held.tokens[past.start :][: past.read], tokens)
 
     def keep(self, tell: Tell) -> None:
         """Write what was read, if that pays; after that there is nothing left to keep.
@@ -131,9 +165,6 @@ class PromptCache:
         )
         is_prompt = TARGET in read and len(read[TARGET].reading.tokens) < self._prompt_tokens
         if not (worth and is_prompt and self._may_write):
-            return
-        if lasting := _without_form([one.caches for one in read.values()]):
-            tell(f"the prompt is not kept in {self._path}: there is no form for {lasting} on disk")
             return
         try:
             prompt_file.write(self._path, self._values(read))
@@ -164,7 +195,8 @@ class PromptCache:
                 self._identity.models[name],
                 one.start,
                 len(one.reading.tokens),
-                [cache.state for cache in one.caches],
+                one.pasts[-1].entries.arrays,
+                (self._rests[name] + [(past.read, *past.rest) for past in one.pasts])[-PLACES:],
             )._asdict()
             for name, one in read.items()
         ]
@@ -177,7 +209,7 @@ class PromptCache:
         if begun.read:
             tell(f"read {begun.read:,} of {length:,} tokens of the prompt from {self._path}")
         elif held.pasts[TARGET].model == self._identity.models[TARGET]:
-            common = _common(held.tokens, reading.tokens)
+            common = common_of(held.tokens, reading.tokens)
             alone = ", which cannot be had without those after them" if common else ""
             tell(f"{self._path} has {common:,} of {length:,} tokens of the prompt{alone}")
 
@@ -189,47 +221,3 @@ def _settings(identity: Identity) -> dict[str, str]:
         "tokenizer": identity.tokenizer,
         "quantisation of keys and values": identity.kv,
     }
-
-
-def _used(reading: Reading, past: _Stored, tokens: Sequence[int]) -> Begun | None:
-    """The caches after as many of the text's tokens as the stored past covers, or None."""
-    cached = reading.cached
-    common = _common(tokens[: past.read], reading.tokens)
-    if common < len(reading.tokens) and not _can_go_on(reading, common):
-        return None
-    caches = fresh_cache(cached.model, cached.kv)
-    for cache, state in zip(caches, past.states, strict=True):
-        cache.state = tree_map(_handle, state)
-    if common < past.read:
-        # Only of a fused model is it known that entries past a position leave no trace.
-        if not (cached.fused and can_trim_prompt_cache(caches)):
-            return None
-        trim_prompt_cache(caches, past.read - common)
-    return Begun(caches, common)
-
-
-def _handle(value: Any) -> Any:
-    """A new array with the same contents, so that the one held is not written to."""
-    return mx.array(value) if isinstance(value, mx.array) else value
-
-
-def _can_go_on(reading: Reading, read: int) -> bool:
-    """Whether reading on after `read` tokens gives the same as reading from the beginning."""
-    cached = reading.cached
-    # The first chunk attends to keys and values that are not quantised yet.
-    if cached.kv is not None and read < CHUNK:
-        return False
-    return is_exact(cached)
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common before they part."""
-    shorter = min(len(one), len(other))
-    differs = np.array(one[:shorter]) != np.array(other[:shorter])
-    return int(np.argmax(differs)) if differs.any() else shorter
-
-
-def _without_form(caches: list[list[Any]]) -> str:
-    """The kinds of caches whose state can be read but not set, in words."""
-    kinds = {type(cache) for some in caches for cache in some}
-    return ", ".join(sorted(kind.__name__ for kind in kinds if not kind.state.fset))

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import mlx.core as mx
 
-from mlxspec.decode.prompt_cache import PromptCache
+from mlxspec.decode.prefixes import Keeper
 from mlxspec.decode.request import Request
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
@@ -15,7 +15,9 @@ from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
 from mlxspec.drafters.graph import HeadDrafter, Past
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
-from mlxspec.models.prefill import Begin, Reading, afresh, alone_s, prefill
+from mlxspec.models.caches.layers import Layers
+from mlxspec.models.kept import kept_of_row
+from mlxspec.models.prefill import CHUNK, Begin, Marks, Reading, afresh, alone_s, prefill
 from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
@@ -31,7 +33,7 @@ class Reader:
         rounds: the rounds that continue the text.
         request: says how the text is sampled, and how much room the caches have at least.
         tell: called with notes for the user.
-        cache: a file to begin from, and to keep the prompt in.
+        keeper: what the text begins from, and is kept in.
     """
 
     def __init__(
@@ -40,15 +42,14 @@ class Reader:
         request: Request,
         *,
         tell: Tell = silent,
-        cache: PromptCache | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._rounds = rounds
         self._target = rounds.target
         self._request = request
         self._seed = cast(int, request.sampling.with_seed().seed)
         self._tell = tell
-        self._cache = cache
-        self._follows = any(one.follows for one in rounds.drafters.values())
+        self._keeper = keeper
 
     def state(
         self, tokens: Sequence[int], *, beside: bool = False
@@ -66,7 +67,7 @@ class Reader:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         piece_s = BETWEEN_S if beside else alone_s()
-        caches, features = yield from self._target_read(Reading(self._target, read), piece_s)
+        caches, features = yield from self._target_read(read, piece_s)
         room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
         capacity = max(self._request.capacity, room)
         return RoundState(
@@ -102,49 +103,80 @@ class Reader:
         caches, _ = yield from prefill(
             reading,
             begin=self._begin(name, start),
+            marks=self._marks(name, reading),
             tell=self._tell,
             piece_s=alone_s() if at_once else BETWEEN_S,
             first=1,
             strict=not at_once,
         )
-        if self._cache is not None:
-            self._cache.has_read(name, reading, caches, start)
+        if self._keeper is not None:
+            self._keeper.has_read(name, reading, (caches, {}), start)
         room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
         return Past(cached.adopt(caches, len(tokens), room), mx.array([start], mx.int32))
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens that the target took from a file and did not read."""
-        return self._cache.taken.get(TARGET, 0) if self._cache is not None else 0
+        """Tokens that the target did not read, because its past held them."""
+        return self._keeper.taken.get(TARGET, 0) if self._keeper is not None else 0
 
     @property
     def keeps(self) -> bool:
+        """Whether what is read outlasts the text."""
+        return self._keeper is not None
+
+    @property
+    def writes(self) -> bool:
         """Whether there is a file that `keep` may write."""
-        return self._cache is not None
+        return self._keeper is not None and self._keeper.is_file
 
     def keep(self) -> None:
         """Write what was read so far to the file, once."""
-        if self._cache is not None:
-            self._cache.keep(self._tell)
+        if self._keeper is not None:
+            self._keeper.keep(self._tell)
+
+    def held(self, name: str, tokens: Sequence[int]) -> int:
+        """The number of tokens that a draft model would not have to read."""
+        return self._keeper.held(name, tokens) if self._keeper is not None else 0
+
+    def has_written(self, name: str, tokens: Sequence[int], layers: Layers, row: int) -> None:
+        """Let the past of a text outlast it, where that is possible.
+
+        Args:
+            tokens: those that the model has read for certain.
+            layers: the storage of a round, with the text in one row of it.
+        """
+        cached = self._target if name == TARGET else self._rounds.model(name).cached
+        # A prompt attends to its first chunk before that is quantised; what is written does not.
+        same = cached.kv is None or len(self._request.tokens) > CHUNK
+        if self._keeper is not None and same and not (name == TARGET and self._rounds.taps.names):
+            kept = kept_of_row(layers, row, len(tokens))
+            if kept is not None:
+                self._keeper.has_written(name, tokens, kept)
 
     def _target_read(
-        self, reading: Reading, piece_s: float | None
+        self, tokens: Sequence[int], piece_s: float | None
     ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
-        # A file holds no features, so with a head the target reads the whole text.
-        begin = afresh if self._follows else self._begin(TARGET)
-        caches, features = yield from prefill(
-            reading, begin=begin, tell=self._tell, taps=self._rounds.taps, piece_s=piece_s
+        reading = Reading(self._target, tokens, self._rounds.taps.names)
+        past = yield from prefill(
+            reading,
+            begin=self._begin(TARGET),
+            marks=self._marks(TARGET, reading),
+            tell=self._tell,
+            piece_s=piece_s,
         )
-        if self._cache is not None and not self._follows:
-            self._cache.has_read(TARGET, reading, caches)
-        return caches, features
+        if self._keeper is not None:
+            self._keeper.has_read(TARGET, reading, past)
+        return past
 
     def _begin(self, name: str, start: int = 0) -> Begin:
         """The `Begin` of a model that reads a text from `start` on."""
-        cache, tell = self._cache, self._tell
-        if cache is None:
+        keeper, tell = self._keeper, self._tell
+        if keeper is None:
             return afresh
-        return lambda reading: cache.begun(name, reading, tell, start)
+        return lambda reading: keeper.begun(name, reading, tell, start)
+
+    def _marks(self, name: str, reading: Reading) -> Marks:
+        return Marks() if self._keeper is None else self._keeper.marks(name, reading)
 
 
 def _recent(tokens: Sequence[int], sampler: Sampler) -> mx.array:

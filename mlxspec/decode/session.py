@@ -68,7 +68,7 @@ class Session:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompt that came from a file."""
+        """Tokens of the prompt that were not read, because their past was held."""
         return self._track.cached_tokens
 
     def ahead(self, rounds: int, draft_tokens: int | None = None) -> tuple[RoundState, int]:
@@ -117,9 +117,12 @@ class Session:
             return Committed([], None, self._track.told())
         ((_, one),) = committed
         if one.error is not None:
+            self._track.is_sound = False
             raise one.error
         return one
 
     def close(self) -> None:
-        """Write what was read of the prompt to its file, unless that is done or not wanted."""
+        """Let what was read outlast the text, where that is wanted and not done yet."""
+        if self._lane.tracks:
+            self._track.leave(self._lane.state, row=0)
         self._track.close()

@@ -71,6 +71,7 @@ class Slots:
     def leave(self, track: Track) -> None:
         """Free a text's row."""
         row = self.tracks.index(track)
+        track.leave(self.state, row)
         self.tracks[row] = None
         if any(track is not None for track in self.tracks):
             self._reset(row)

@@ -14,7 +14,7 @@ from mlxspec.decode.state import RoundState
 from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
 from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import Logprob, PrefillProgress, RoundStats
+from mlxspec.metrics import TARGET, Logprob, PrefillProgress, RoundStats
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Track:
         self._texts = TextDrafters(texts, rounds.sampler.vocabulary, self.notes.append)
         self._told = 0  # how many tokens the text drafters have read
         self._reader = reader
-        self._keeps = reader.keeps
+        self._writes = reader.writes
+        self.is_sound = True  # otherwise nothing of its rounds is kept
 
     @property
     def left(self) -> int:
@@ -80,7 +81,7 @@ class Track:
 
     @property
     def cached_tokens(self) -> int:
-        """Tokens of the prompt that came from a file."""
+        """Tokens of the prompt that were not read, because their past was held."""
         return self._reader.cached_tokens
 
     def read(self, *, beside: bool = False) -> Generator[PrefillProgress, None, RoundState]:
@@ -159,13 +160,27 @@ class Track:
 
     def keeps_now(self) -> bool:
         """Whether all that read the prompt have read it, so that its file can be written."""
-        return self._keeps and not self.is_first and not (self.draft_tokens and self.drafts.unread)
+        return self._writes and not self.is_first and not (self.draft_tokens and self.drafts.unread)
 
     def close(self) -> None:
         """Write what was read of the prompt to its file, unless that is done or not wanted."""
-        if self._keeps and not self.is_first:
-            self._keeps = False
+        if self._writes and not self.is_first:
+            self._writes = False
             self._reader.keep()
+
+    def leave(self, state: RoundState, row: int) -> None:
+        """Let the past of the text outlast it.
+
+        Args:
+            state: of rounds up to those that are under way, with the text in one row.
+        """
+        if not (self._reader.keeps and self.is_sound):
+            return
+        self._reader.has_written(TARGET, self.text[:-1], state.target, row)
+        for name, past in state.drafts.items():
+            start, end = self.drafts.reached.get(name, (0, 0))
+            if end > start:
+                self._reader.has_written(name, self.text[start:end], past.layers, row)
 
     def _tell_texts(self) -> None:
         """Let the text drafters read the new tokens, and count those they would have kept."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
@@ -29,17 +29,32 @@ T = TypeVar("T")
 
 
 class Reading(NamedTuple):
-    """A model and the tokens that it has to read; for an id that it lacks it reads its last id."""
+    """A model and the tokens that it has to read; for an id that it lacks it reads its last id.
+
+    taps: names of modules whose outputs are wanted too.
+    """
 
     cached: CachedModel
     tokens: Sequence[int]
+    taps: Sequence[str] = ()
 
 
 class Begun(NamedTuple):
-    """mlx-lm's caches of a model that has read the first `read` of its tokens."""
+    """mlx-lm's caches of a model that has read the first `read` of its tokens.
+
+    features: of those tokens, [1, read, D] by tap.
+    """
 
     caches: list[Any]
     read: int
+    features: Features = {}  # noqa: RUF012 (nobody writes to it)
+
+
+class Marks(NamedTuple):
+    """Places of a text at which a piece ends, and who is told of the caches there."""
+
+    places: Collection[int] = ()
+    reached: Callable[[int, list[Any]], None] = lambda at, caches: None
 
 
 Begin = Callable[[Reading], Begun]
@@ -54,8 +69,8 @@ def prefill(
     reading: Reading,
     *,
     begin: Begin = afresh,
+    marks: Marks = Marks(),  # noqa: B008 (nobody writes to it)
     tell: Tell = silent,
-    taps: Taps | None = None,
     piece_s: float | None = None,
     first: int = FIRST,
     strict: bool = False,
@@ -68,8 +83,8 @@ def prefill(
     Args:
         begin: returns what was read before, in caches that may be written to; called whenever
             reading begins.
+        marks: places at which it stops on its way.
         tell: called with notes for the user.
-        taps: modules that are watched while it reads.
         piece_s: seconds that a piece should take; None reads CHUNK rows at a time. first: rows of a
             piece before any was timed.
         strict: no piece may take longer, however much that slows down the whole.
@@ -92,7 +107,7 @@ def prefill(
     chunk = CHUNK
     while True:
         try:
-            return (yield from _read(reading, begin, chunk, taps, most))
+            return (yield from _read(reading, begin, marks, chunk, most))
         except OutOfMemory:
             chunk //= 2
             if chunk < SMALLEST_CHUNK:
@@ -121,18 +136,19 @@ def finished(steps: Generator[Any, None, T]) -> T:
 def _read(
     reading: Reading,
     begin: Begin,
+    marks: Marks,
     chunk: int,
-    taps: Taps | None,
     most: Callable[[], int],
 ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
-    cached, tokens = reading
-    taps = taps or Taps(cached.model, ())
-    seen: list[Features] = []
+    cached, tokens, names = reading
+    taps = Taps(cached.model, names)
     with watched("reading the prompt"):
-        caches, at = begin(reading)
+        caches, at, before = begin(reading)
+    seen = [before] if before else []
     while at < len(tokens):
         size = min(most(), chunk)
-        end = min((at // size + 1) * size, len(tokens))
+        stops = [place for place in marks.places if at < place]
+        end = min((at // size + 1) * size, len(tokens), *stops)
         with watched("reading the prompt"):
             rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)
             with taps.watching() as features:
@@ -146,8 +162,10 @@ def _read(
         if end - at >= LARGE:
             mx.clear_cache()  # its activations are large, and their sizes do not recur
         at = end
+        if at in marks.places:
+            marks.reached(at, caches)
         if at < len(tokens):
             yield PrefillProgress(at, len(tokens))
-    names = seen[0] if seen else ()
+    names = names if seen else ()
     joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
     return quantized(caches, cached.kv), joined

@@ -25,7 +25,8 @@ class Taps:
     """
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
-        self._places = {name: _place(model, name) for name in names}
+        self.names = tuple(dict.fromkeys(names))
+        self._places = {name: _place(model, name) for name in self.names}
 
     @contextmanager
     def watching(self) -> Iterator[Features]:
