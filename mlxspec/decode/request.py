@@ -133,15 +133,7 @@ class Requests:
         logprobs: int | None = None,
     ) -> Request:
         """See `Engine.request`."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
-        if stop and self._tokenizer is None:
-            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
-        if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
-            raise UsageError(
-                f"logprobs is {logprobs!r}.",
-                hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
-            )
+        self._require(max_tokens, stop, logprobs)
         file = None if cache is None else Path(cache)
         if file is not None:
             require_no_folder(file)
@@ -221,6 +213,18 @@ class Requests:
                 hint="Shorten it, or take a model with a longer context.",
             )
         return tokens
+
+    def _require(self, max_tokens: int | None, stop: Any, logprobs: int | None) -> None:
+        """Raise UsageError where a value is out of its range, or nothing could obey it."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+        if stop and self._tokenizer is None:
+            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
+        if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
+            raise UsageError(
+                f"logprobs is {logprobs!r}.",
+                hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
+            )
 
     def tokens_of(self, text: Prompt | None) -> list[int]:
         """Token ids of a text as a part of another, without special tokens of its own."""
