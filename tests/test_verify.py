@@ -38,7 +38,8 @@ from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import stack
 from mlxspec.params import SamplingParams, Verify
 from mlxspec.sampling import noise, verify
-from mlxspec.sampling.sampler import Sampler, knobs_of, normalised
+from mlxspec.sampling.sampler import Knobs, Sampler, knobs_of, normalised
+from mlxspec.sampling.union import union
 from mlxspec.sampling.verify import AcceptanceTests, Draft, Rule
 
 FALSE_ALARM = 1e-9
@@ -145,7 +146,7 @@ def bigram_state(
 
 
 def emitted(
-    rounds: FusedRound | FromTheText, state: RoundState, count: int, draft_tokens: int
+    rounds: FusedRound | FromTheText | SideBySide, state: RoundState, count: int, draft_tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` tokens of every row, and how many proposals its first round kept."""
     rows = state.position.shape[0]
@@ -348,6 +349,78 @@ def test_proposals_from_the_text(params: SamplingParams, rule: Verify, chained: 
     tokens, kept = emitted(rounds, bigram_state(40_000, params), 3, 3)
     check(joint_outcomes(tokens, 8), joint_p(target, params, 3))
     assert 0 < kept.mean() < 3
+
+
+class SideBySide:
+    """Rounds of rows that propose as many tokens as they like, in every other row the text's."""
+
+    def __init__(self, rounds: FusedRound, table: np.ndarray) -> None:
+        self._rounds = rounds
+        self._best = mx.argmax(mx.array(table, mx.float32), axis=-1).astype(mx.int32)
+        self._calls = 0
+
+    def __call__(
+        self, state: RoundState, *, draft_tokens: int, length: int
+    ) -> tuple[RoundState, mx.array]:
+        self._calls += 1
+        rows = mx.arange(state.position.shape[0])
+        limit = (rows // len(UNLIKE) + self._calls) % (draft_tokens + 1)
+        first = self._best[state.last_two[:, 1]]
+        given = mx.stack([first, *[self._best[first]] * (draft_tokens - 1)], axis=1)
+        return self._rounds(
+            state,
+            draft_tokens=draft_tokens,
+            length=length,
+            given=given,
+            limit=limit.astype(mx.int32),
+            is_given=rows % 2 == 0,
+        )
+
+
+UNLIKE = (HOT, PARAMETERS["all"], replace(HOT, temperature=0.0))
+
+
+def unlike_rounds(target: np.ndarray, draft: np.ndarray, rule: Verify) -> FusedRound:
+    methods = [replace(one, verify=rule).method() for one in UNLIKE[:2]]
+    rounds = rounds_of(target, draft, HOT)
+    sampled = union(*methods)
+    assert sampled is not None
+    method = union(sampled, UNLIKE[2].method())
+    assert method is not None
+    return FusedRound(rounds.target, rounds.drafters, Sampler(method, 8), compiled=False)
+
+
+def unlike_state(rows: int) -> RoundState:
+    """Rows of three kinds in turns."""
+    kinds = [knobs_of(one, rows // 3, 8) for one in UNLIKE]
+    mixed = [mx.stack(arrays, axis=1) for arrays in zip(*kinds, strict=True)]
+    knobs = Knobs._make(array.reshape(rows, *array.shape[2:]) for array in mixed)
+    return bigram_state(rows, HOT)._replace(knobs=knobs)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_three_unlike_rows_side_by_side(rule: Verify) -> None:
+    """Sampled, sampled otherwise, and greedy, each with a number of proposals of its own."""
+    target, draft = tables(8)
+    target[:, 6] = target[:, 1] = target.max(axis=1)  # a greedy row takes the first of the best
+    rounds = unlike_rounds(target, draft, rule)
+    rows = 60_000
+    tokens, kept = emitted(SideBySide(rounds, draft), unlike_state(rows), 2, 3)
+    for kind, params in enumerate(UNLIKE[:2]):
+        check(joint_outcomes(tokens[kind::3], 8), joint_p(target, params, 2))
+        assert 0 < kept[kind::3].mean() < 3
+    assert (tokens[2::3] == target[FIRST].argmax()).all()
+    # As few as three rows draw what they draw among many.
+    state = unlike_state(rows)
+    few = state._replace(
+        keys=state.keys[:3],
+        knobs=Knobs(*(knob[:3] for knob in state.knobs)),
+        position=state.position[:3],
+        last_two=state.last_two[:3],
+        recent=state.recent[:3],
+        drafts={MODEL: Past([], mx.zeros((3,), mx.int32))},
+    )
+    assert emitted(SideBySide(rounds, draft), few, 2, 3)[0].tolist() == tokens[:3].tolist()
 
 
 class TableHead:
