@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from mlxspec.drafters.history import History, Prediction
     from mlxspec.drafters.proposals import Proposal, TextDrafter
     from mlxspec.measure.audit import Audit, audit
-    from mlxspec.metrics import Event, Generation, Piece, SpeculationStats
+    from mlxspec.metrics import Event, Generation, Logprob, Piece, SpeculationStats
     from mlxspec.pairs.folders import fetch
     from mlxspec.pairs.loading import load
     from mlxspec.pairs.table import Pair, find_pair, load_pairs
     from mlxspec.params import KVQuantization, Penalties, SamplingParams
+    from mlxspec.spelling import Spelling
 
 __all__ = [
     "Audit",
@@ -51,6 +52,7 @@ __all__ = [
     "History",
     "KVQuantization",
     "LoadError",
+    "Logprob",
     "MlxspecError",
     "OutOfMemory",
     "Pair",
@@ -66,6 +68,7 @@ __all__ = [
     "SamplingParams",
     "Session",
     "SpeculationStats",
+    "Spelling",
     "TableError",
     "TextDrafter",
     "UnknownPair",
@@ -93,11 +96,12 @@ _HOMES = {
     "drafters.history": ("History", "Prediction"),
     "drafters.proposals": ("Proposal", "TextDrafter"),
     "measure.audit": ("Audit", "audit"),
-    "metrics": ("Event", "Generation", "Piece", "SpeculationStats"),
+    "metrics": ("Event", "Generation", "Logprob", "Piece", "SpeculationStats"),
     "pairs.folders": ("fetch",),
     "pairs.loading": ("load",),
     "pairs.table": ("Pair", "find_pair", "load_pairs"),
     "params": ("KVQuantization", "Penalties", "SamplingParams"),
+    "spelling": ("Spelling",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,6 +12,7 @@ DEFAULT_MAX_TOKENS = 256
 DEFAULT_PAIR = "demo"
 MAX_DRAFT_TOKENS = 64
 MAX_AUTO_TOKENS = 8  # more never paid where verification costs more the more rows it has
+MAX_LOGPROBS = 20  # alternatives that are told with a token's log-probability
 MODEL = "model"  # the name of the one draft model, among drafters
 HISTORY = "history"  # in place of a draft model: what followed in the text so far is proposed
 PREDICTION = "prediction"  # the drafter that proposes an expected output

@@ -83,13 +83,27 @@ class PrefillProgress(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Logprob:
+    """How likely the target found a token where it stands: a natural logarithm, at most 0.
+
+    It is the target's own, before biases, penalties, filters and temperature. `top` holds the
+    likeliest tokens in that place with theirs, the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Event:
     """The tokens that one round committed; or, with `prefill` set, the progress of prefill.
 
     `tokens` are the round's token ids, without an end-of-text token, and `from_draft` says of
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
     tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
-    event only. `notes` are lines for people about anything else that happened.
+    event only. `notes` are lines for people about anything else that happened. `logprobs` has one
+    for each token, where the request asks for them.
     """
 
     tokens: tuple[int, ...] = ()
@@ -99,6 +113,7 @@ class Event:
     finish_reason: FinishReason | None = None
     notes: tuple[str, ...] = ()
     prefill: PrefillProgress | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
     @property
     def text(self) -> str:
@@ -251,6 +266,7 @@ class Generation:
     `cached_prompt_tokens` are those of the prompt that came from a file and were not read.
     `reasoning_tokens` are those of `tokens` that the reasoning has. `stopped_by` is the stop string
     that ended the text, where one did.
+    `logprobs` has one for each token, where the request asks for them.
     """
 
     prompt_tokens: int
@@ -267,6 +283,7 @@ class Generation:
     written_by: dict[str, int] = field(default_factory=dict)
     reasoning_tokens: int = 0
     stopped_by: str | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
 
     @property
     def seed(self) -> int | None:
@@ -275,6 +292,7 @@ class Generation:
 
     def add(self, event: Event) -> None:
         self.tokens.extend(event.tokens)
+        self.logprobs.extend(event.logprobs)
         for proposed in event.from_draft:
             author = event.round.drafter if proposed and event.round is not None else TARGET
             self.written_by[author] = self.written_by.get(author, 0) + 1

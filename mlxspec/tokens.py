@@ -108,23 +108,21 @@ class Detokenizer:
         return bool(alone) and text.endswith(alone)
 
     def _kind(self, token: int) -> bool | None:
-        try:
-            name = self._tokenizer.convert_ids_to_tokens([token])[0]
-        except Exception:  # a tokenizer's own code, which raises what it likes for an unknown id
-            name = None
-        if name is None or not self._decodes(token):
-            return None
-        return bool(isinstance(name, str) and BYTE.fullmatch(name))
-
-    def _decodes(self, token: int) -> bool:
-        try:
-            self._tokenizer.decode([token])
-        except Exception:  # as above: such an id would end the text with a traceback
-            return False
-        return True
+        name = name_of(self._tokenizer, token)
+        return None if name is None else bool(BYTE.fullmatch(name))
 
     def _decoded(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, **self._as_it_is)) if tokens else ""
+
+
+def name_of(tokenizer: Tokenizer, token: int) -> str | None:
+    """The name of a token; None for an id that has none, or that cannot be decoded."""
+    try:
+        name = tokenizer.convert_ids_to_tokens([token])[0]
+        tokenizer.decode([token])
+    except Exception:  # a tokenizer's own code, which raises what it likes for an unknown id
+        return None
+    return None if name is None else str(name)
 
 
 def _reads_by_follower(tokenizer: Tokenizer) -> bool:

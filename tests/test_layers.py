@@ -49,6 +49,7 @@ ROOT = {
     "params",
     "pieces",
     "reasoning",
+    "spelling",
     "templates",
     "text",
     "tokens",

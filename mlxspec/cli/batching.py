@@ -24,8 +24,8 @@ class BatchOptions:
             metavar="FILE",
             help="Write a text for each line of a file, several at a time; - is stdin. A line is a "
             "JSON string, or an object with prompt or messages, and optionally tools, id, "
-            "system, max_tokens, stop, seed, prediction and the sampling options. stdout gets "
-            "a JSON object for each as soon as it is done.",
+            "system, max_tokens, stop, seed, prediction, logprobs and the sampling options. stdout "
+            "gets a JSON object for each as soon as it is done.",
         ),
     ] = None
     max_rows: Annotated[

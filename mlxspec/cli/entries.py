@@ -18,11 +18,12 @@ from mlxspec.params import NAMES, SamplingParams, changed
 
 # What a line may have, beside the names of the sampling parameters.
 TEXTS = ("prompt", "messages", "tools", "system", "prediction")
-OTHERS = ("id", "max_tokens", "stop", "seed", "logit_bias", "raw", "draft_tokens")
-_AS_THEY_ARE = (*TEXTS, "max_tokens", "stop", "raw", "draft_tokens")
+OTHERS = ("id", "max_tokens", "stop", "seed", "logit_bias", "raw", "draft_tokens", "logprobs")
+_AS_THEY_ARE = (*TEXTS, "max_tokens", "stop", "raw", "draft_tokens", "logprobs")
 FIELDS = (*TEXTS, *OTHERS, *NAMES)
 STDIN = Path("-")
-WHOLE = ("max_tokens", "seed", "top_k", *(name for name in NAMES if name.endswith("size")))
+SIZES = tuple(name for name in NAMES if name.endswith("size"))
+WHOLE = ("max_tokens", "seed", "logprobs", "top_k", *SIZES)
 
 
 @dataclass(frozen=True)

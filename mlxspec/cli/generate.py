@@ -13,6 +13,7 @@ from mlxspec.cli import engines, options, streams
 from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
+from mlxspec.cli.logprobs import LogprobsOptions
 from mlxspec.cli.options import (
     CheckOptions,
     ModelOptions,
@@ -27,6 +28,7 @@ from mlxspec.control import records
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs.table import Pair
+from mlxspec.spelling import Spelling
 
 if TYPE_CHECKING:
     from mlxspec.cli.display import Display
@@ -53,6 +55,7 @@ def generate(
     checks: CheckOptions,
     output: OutputOptions,
     shown: ReasoningOptions,
+    likely: LogprobsOptions,
     many: BatchOptions,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
@@ -61,10 +64,11 @@ def generate(
         **{"A prompt": prompt, "--audit": checks.audit, "--compare": checks.compare},
         **{"--cache": text.cache, "--prediction": text.prediction},
     )
+    likely.require_place(in_json=output.as_json or many.batch is not None)
     if many.batch is not None:
-        _write_many(many, text, models, sampling, out)
+        _write_many(many, text, models, sampling, out, likely.logprobs)
         return
-    _write(prompt, text, models, sampling, out, checks, shown=True)
+    _write(prompt, text, models, sampling, out, checks, likely.logprobs, shown=True)
 
 
 @grouped
@@ -91,6 +95,7 @@ def _write_many(
     models: ModelOptions,
     sampling: SamplingOptions,
     out: Output,
+    logprobs: int | None,
 ) -> None:
     """Write a text for every line of a file."""
     from mlxspec.cli.many import Many, work_of, write_many
@@ -102,6 +107,7 @@ def _write_many(
         "draft_tokens": models.draft_tokens,
         "sampling": sampling.params(pair.sampling),
         "raw": text.raw,
+        "logprobs": logprobs,
         **text.texts(),
     }
     streams.exactly()
@@ -139,6 +145,7 @@ def _write(
     sampling: SamplingOptions,
     out: Output,
     checks: CheckOptions,
+    logprobs: int | None = None,
     *,
     shown: bool,
 ) -> None:
@@ -154,6 +161,7 @@ def _write(
         "sampling": params.auditable() if checks.audit else params,
         "raw": text.raw,
         "cache": text.cache_file(),
+        "logprobs": logprobs,
         **text.texts(),
     }
     if text.prediction is not None and (expected := read_text(text.prediction)):
@@ -307,6 +315,8 @@ def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
         "draft": pair.draft_name if speculates and engine.drafts else None,
         **generation.as_dict(),
     }
+    if result.run.request.logprobs is not None:
+        values["logprobs"] = Spelling(engine.tokenizer).as_dicts(generation.logprobs)
     if result.both is not None:
         values["compared"] = {name: one.as_dict() for name, one in result.both._asdict().items()}
     if result.report is not None:

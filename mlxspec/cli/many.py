@@ -15,6 +15,7 @@ from mlxspec.cli.output import Output
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Progress, speed
+from mlxspec.spelling import Spelling
 
 if TYPE_CHECKING:
     from mlxspec.cli.batching import BatchOptions
@@ -66,6 +67,7 @@ class Many:
         self._out = out
         self._about = about
         self._engine = engine
+        self._spelling = Spelling(engine.tokenizer)
         self.entries = work.entries
         self._left = deque(one for one in work.entries if one.index not in work.written)
         self.done = len(self.entries) - len(self._left)
@@ -110,7 +112,10 @@ class Many:
         if row.error is not None:
             self._failed(entry, row.error)
             return
-        self._told(entry, {**self._about, **row.generation.as_dict()})
+        result = {**self._about, **row.generation.as_dict()}
+        if row.request.logprobs is not None:
+            result["logprobs"] = self._spelling.as_dicts(row.generation.logprobs)
+        self._told(entry, result)
 
     def _failed(self, entry: Entry, error: MlxspecError) -> None:
         self.failed += 1

@@ -171,6 +171,8 @@ class Engine:
             capacity: entries that the caches have room for from the start. They grow by themselves.
             cache: a file that the prompt's past is kept in: the part of the prompt that it holds is
                 not read again. Where it cannot be used or written, a note says so.
+            logprobs: tell how likely the target found each token, and this many of the likeliest
+                ones in its place, 0 to 20; None tells nothing.
 
         Raises:
             UsageError: a value is out of its range, or `cache` is a folder. PromptError: the prompt

@@ -27,6 +27,7 @@ from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import RoundStats
 from mlxspec.params import Method
+from mlxspec.sampling.logprobs import logprobs_in
 from mlxspec.sampling.union import union
 
 PATIENCE = 64  # rounds: other texts may be about to join, and other steps are graphs to trace
@@ -177,12 +178,14 @@ class Lane:
         return committed
 
     def _commit(self, track: Track, one: InFlight, row: int, result: list[int]) -> Committed:
-        *tokens, accepted = result
+        count = one.plan.whole.draft_tokens
+        *tokens, accepted = result[: count + 2]
         if accepted == BROKEN:
             return Committed([], None, track.told(), BrokenOutput(len(track.text)))
         choice, full = one.plan.rows[row], accepted + 1 <= track.left
         stats = RoundStats(choice.draft_tokens, accepted, full, choice.drafter, one.parked)
-        committed = track.commit(tokens[: accepted + 1], choice, stats)
+        logprobs = logprobs_in(result, count, track.request.logprobs)
+        committed = track.commit(tokens[: accepted + 1], choice, stats, logprobs)
         if track in one.synced:
             track.drafts.wrote(one.plan.whole.drafter, track.text)
         return committed
@@ -268,6 +271,7 @@ class Lane:
         draft_length = self._slots.draft_room_for(name, bounds)
         given = self._given(plan, rows)
         shape = self.rounds.shape(count, length, name, draft_length, given, rows=len(rows))
+        shape = shape._replace(logprobs=self._slots.top is not None)
         fair = not self.rounds.is_new(shape)
         if not fair:
             # The host builds while the device computes, and may be the slower one.

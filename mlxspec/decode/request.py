@@ -16,6 +16,7 @@ from mlxspec.defaults import (
     DEFAULT_MAX_TOKENS,
     MAX_AUTO_TOKENS,
     MAX_DRAFT_TOKENS,
+    MAX_LOGPROBS,
     DraftTokens,
 )
 from mlxspec.device import lengths
@@ -57,6 +58,7 @@ class Request:
         notes: what a person should know of how the prompt was made.
         reasoning: how the model's reasoning is told from its answer, where it marks it; None, which
             `raw` asks for, leaves the text as it is.
+        logprobs: the likeliest tokens to tell with the log-probability of each; None tells none.
     """
 
     tokens: tuple[int, ...]
@@ -73,6 +75,7 @@ class Request:
     cache: Path | None = None
     notes: tuple[str, ...] = ()
     reasoning: Reasoning | None = None
+    logprobs: int | None = None
 
     @property
     def method(self) -> Method:
@@ -127,12 +130,14 @@ class Requests:
         prediction: Prompt | None = None,
         capacity: int = 0,
         cache: str | Path | None = None,
+        logprobs: int | None = None,
     ) -> Request:
         """See `Engine.request`."""
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
         if stop and self._tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
+        _require_logprobs(logprobs)
         file = None if cache is None else Path(cache)
         if file is not None:
             require_no_folder(file)
@@ -164,6 +169,7 @@ class Requests:
             cache=file,
             notes=tuple(notes),
             reasoning=None if raw else self._reasoning(tokens, max_tokens),
+            logprobs=logprobs,
         )
 
     def encode(
@@ -310,3 +316,12 @@ def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def _is_id(token: object, vocabulary: int) -> bool:
     return isinstance(token, Integral) and 0 <= int(token) < vocabulary
+
+
+def _require_logprobs(asked: object) -> None:
+    is_whole = isinstance(asked, int) and not isinstance(asked, bool)
+    if asked is not None and not (is_whole and asked in range(MAX_LOGPROBS + 1)):
+        raise UsageError(
+            f"logprobs is {asked!r}.",
+            hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
+        )

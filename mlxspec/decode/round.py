@@ -23,6 +23,7 @@ from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import grow
 from mlxspec.models.taps import Taps
 from mlxspec.sampling import noise, verify
+from mlxspec.sampling.logprobs import with_logprobs
 from mlxspec.sampling.sampler import Sampler, uniform_if_broken
 from mlxspec.sampling.verify import Draft, Rule, Verdict
 
@@ -105,17 +106,24 @@ class FusedRound:
         return self.run(state, shape, hosts)
 
     def run(
-        self, state: RoundState, shape: Shape, given: Given = NOTHING
+        self, state: RoundState, shape: Shape, given: Given = NOTHING, *, top: int = 0
     ) -> tuple[RoundState, mx.array]:
-        """Build one round of a known shape; see `__call__`."""
+        """Build one round of a known shape; see `__call__`.
+
+        Args:
+            top: the alternatives to each token, where the shape asks for log-probabilities. They
+                stand behind the rest of the result; see `with_logprobs`.
+        """
         # A graph is given only what it uses, so that another draft's past does not shape it.
         used = {
             name: past
             for name, past in state.drafts.items()
             if name == shape.drafter or self.drafters[name].follows
         }
-        after, result = self._of_shape(shape)(state._replace(drafts=used), given)
+        after, result, *logits = self._of_shape(shape)(state._replace(drafts=used), given)
         self._shapes.add(shape)
+        if logits:
+            result = with_logprobs(result, logits[0], top)
         after = self._typed(after)
         return after._replace(drafts=state.drafts | after.drafts), result
 
@@ -171,15 +179,16 @@ class FusedRound:
             return self._propose(self._typed(state), shape)
 
         def commit(state: RoundState, draft: Draft) -> tuple[RoundState, mx.array]:
-            return self._commit(self._typed(state), Draft(*draft), shape.length)
+            return self._commit(self._typed(state), Draft(*draft), shape.length)[:2]
 
         return (mx.compile(propose), mx.compile(commit)) if self._compiled else (propose, commit)
 
     def _build(self, shape: Shape) -> Callable[..., Any]:
-        def body(state: RoundState, given: Given) -> tuple[RoundState, mx.array]:
+        def body(state: RoundState, given: Given) -> tuple[Any, ...]:
             state = self._typed(state)
             draft, state = self._propose(state, shape, Given(*given))
-            return self._commit(state, draft, shape.length)
+            after, result, logits = self._commit(state, draft, shape.length)
+            return (after, result, logits) if shape.logprobs else (after, result)
 
         return mx.compile(body) if self._compiled else body
 
@@ -218,7 +227,10 @@ class FusedRound:
         keys = noise.keys_of(state.keys, noise.TARGET_NOISE, state.position[:, None] + 1 + after)
         return noise.gumbel(keys, self.sampler.vocabulary)
 
-    def _commit(self, state: RoundState, draft: Draft, length: int) -> tuple[RoundState, mx.array]:
+    def _commit(
+        self, state: RoundState, draft: Draft, length: int
+    ) -> tuple[RoundState, mx.array, mx.array]:
+        """The state after the round, its result, and the target's logits, [B, K + 1, V]."""
         rows = mx.concatenate([state.last_two[:, 1:], draft.tokens], axis=1)
         with self.taps.watching() as features:
             logits, layers = self.target.forward(rows, state.target, state.position, length)
@@ -245,7 +257,7 @@ class FusedRound:
                 for name, past in state.drafts.items()
             },
         )
-        return after, result
+        return after, result, logits
 
     def _judge(self, scores: mx.array, draft: Draft, state: RoundState) -> Verdict:
         method = self.sampler.method

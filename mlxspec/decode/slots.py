@@ -44,6 +44,12 @@ class Slots:
         assert self._state is not None
         return self._state
 
+    @property
+    def top(self) -> int | None:
+        """The most alternatives that a text asks for; None where none asks for logprobs."""
+        asked = [track.request.logprobs for track in self.tracks if track is not None]
+        return max((top for top in asked if top is not None), default=None)
+
     def join(self, track: Track, state: RoundState) -> None:
         """Put a text into a free row, with its state of one row."""
         state = self.rounds.fitted(state)
@@ -90,7 +96,7 @@ class Slots:
     def run(self, shape: Shape, given: Given) -> mx.array:
         """Build a round from the state, which moves on; returns the round's result."""
         state, self._state = self.state, None  # a reference would make the round copy its caches
-        self._state, result = self.rounds.run(state, shape, given)
+        self._state, result = self.rounds.run(state, shape, given, top=self.top or 0)
         return result
 
     def room_for(self, bounds: Mapping[Track, int]) -> int:

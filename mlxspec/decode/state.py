@@ -52,7 +52,7 @@ class Shape(NamedTuple):
     drafter: the model that proposes; "" where the proposals are given, or there are none.
     length, draft_length: entries to attend over in the target's and the drafter's caches.
     is_given: whether the host gives proposals of its own. is_ragged: whether rows differ in K.
-    rows: B.
+    rows: B. logprobs: whether log-probabilities are told, for which the logits come out too.
     """
 
     drafter: str
@@ -62,6 +62,7 @@ class Shape(NamedTuple):
     is_given: bool
     is_ragged: bool = False
     rows: int = 1
+    logprobs: bool = False
 
 
 class Given(NamedTuple):

@@ -14,7 +14,7 @@ from mlxspec.decode.state import RoundState
 from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
 from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import PrefillProgress, RoundStats
+from mlxspec.metrics import Logprob, PrefillProgress, RoundStats
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class Committed:
     tokens: 1 … K + 1 of them, or none once the limit is reached; `stats` is then None.
     notes: lines for people about anything else that happened.
     error: the reason why the text cannot go on; it then has no tokens.
+    logprobs: one for each token, where the request asks for them.
     """
 
     tokens: list[int]
     stats: RoundStats | None
     notes: tuple[str, ...] = ()
     error: BrokenOutput | None = None
+    logprobs: tuple[Logprob, ...] = ()
 
 
 class Track:
@@ -130,13 +132,24 @@ class Track:
 
     # --- what rounds bring --------------------------------------------------------------------
 
-    def commit(self, tokens: Sequence[int], choice: Choice, stats: RoundStats) -> Committed:
-        """Add a round's tokens, as far as the limit allows."""
+    def commit(
+        self,
+        tokens: Sequence[int],
+        choice: Choice,
+        stats: RoundStats,
+        logprobs: Sequence[Logprob] = (),
+    ) -> Committed:
+        """Add a round's tokens, as far as the limit allows.
+
+        Args:
+            logprobs: none, or one for each token and perhaps more, which mean nothing.
+        """
         committed = list(tokens[: self.left])
         self.text += committed
         self.policy.kept(choice, stats.accepted)
         self._tell_texts()
-        return Committed(committed, stats, self.told())
+        told = tuple(logprobs[: len(committed)])
+        return Committed(committed, stats, self.told(), logprobs=told)
 
     def told(self) -> tuple[str, ...]:
         """The notes since the last call."""

@@ -63,7 +63,10 @@ class Writer:
             finish = "stop" if self._text.stopped else finish
             notes += self._text.remarks(finish)
         stats = replace(committed.stats, full=committed.stats.full and not cut)
-        return Event(tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes)
+        logprobs = committed.logprobs[: len(tokens)]
+        return Event(
+            tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes, logprobs=logprobs
+        )
 
     def _told(
         self, committed: Committed

@@ -8,13 +8,13 @@ A special token (a marker of a chat, the end of a text) means its name.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxspec.tokens import BYTE, UNREADABLE, Tokenizer
+from mlxspec.spelling import bytes_of
+from mlxspec.tokens import BYTE, Tokenizer
 
 ENOUGH = 0.9  # of the target's tokens: with fewer, too much of a text cannot be proposed
 
@@ -129,10 +129,10 @@ def _meanings(tokenizer: Tokenizer) -> Meanings:
     names = tokenizer.get_vocab().items()
     ordered = sorted(names, key=lambda one: (bool(BYTE.fullmatch(one[0])), one[1]))
     texts = [one for one in ordered if one[0] not in special]
-    bytes_of = dict(zip(texts, _bytes_of(tokenizer, texts), strict=True))
+    spelled = dict(zip(texts, bytes_of(tokenizer, texts), strict=True))
     found: dict[Meaning, list[int]] = defaultdict(list)
     for name, index in ordered:
-        found[bytes_of.get((name, index)) or name].append(index)
+        found[spelled.get((name, index)) or name].append(index)
     return dict(found)
 
 
@@ -141,52 +141,3 @@ def _special(tokenizer: Tokenizer) -> set[str]:
     added: Mapping[str, int] = tokenizer.get_added_vocab()
     known: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     return {name for name, index in added.items() if getattr(known.get(index), "special", True)}
-
-
-def _bytes_of(tokenizer: Tokenizer, tokens: Sequence[tuple[str, int]]) -> list[bytes]:
-    """The bytes that tokens of these names and ids stand for inside a text."""
-    spelled = _of_alphabet if _is_byte_level(tokenizer) else _of_sentence_piece
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.decoder is None:
-        return [spelled(name) for name, _ in tokens]
-
-    def decoded(times: int) -> list[str]:
-        ids = [[index] * times for _, index in tokens]
-        return list(backend.decode_batch(ids, skip_special_tokens=False))
-
-    # Behind itself: at the start of a text a decoder may drop a space, or join no word with one.
-    return [
-        # Part of a character is told by its letters alone.
-        spelled(name) if UNREADABLE in once else twice[len(once) :].encode()
-        for (name, _), once, twice in zip(tokens, decoded(1), decoded(2), strict=True)
-    ]
-
-
-def _is_byte_level(tokenizer: Tokenizer) -> bool:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.decoder is None:
-        return False
-    state = json.loads(backend.decoder.__getstate__())
-    return any(step["type"] == "ByteLevel" for step in state.get("decoders", [state]))
-
-
-def _of_sentence_piece(name: str) -> bytes:
-    byte = BYTE.fullmatch(name)
-    return bytes.fromhex(byte[1]) if byte else name.replace("▁", " ").encode()
-
-
-def _of_alphabet(name: str) -> bytes:
-    if all(character in _ALPHABET for character in name):
-        return bytes(_ALPHABET[character] for character in name)
-    return name.encode()
-
-
-def _alphabet() -> dict[str, int]:
-    """Byte-level BPE's letters: a printable byte is itself, the others are those from U+0100 on."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(0x100) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
-
-
-_ALPHABET = _alphabet()
