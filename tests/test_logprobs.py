@@ -166,7 +166,7 @@ def test_each_row_of_a_batch_gets_its_own(name: str) -> None:
             prompt_of(3 + 8 * index, index),
             max_tokens=(COUNT, 5, 2 * COUNT)[index % 3],
             draft_tokens="auto",
-            sampling=WARM,
+            sampling=(WARM, SamplingParams(), ADORNED)[index % 3],
             logprobs=top,
         )
         for index, top in enumerate(asked)
