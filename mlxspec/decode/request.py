@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from mlxspec.calling import Calling, calling_of
 from mlxspec.conversations import Message, Tool, messages_of, tools_of
 from mlxspec.defaults import (
     AUTO,
@@ -59,6 +60,7 @@ class Request:
         reasoning: how the model's reasoning is told from its answer, where it marks it; None, which
             `raw` asks for, leaves the text as it is.
         logprobs: the likeliest tokens to tell with the log-probability of each; None tells none.
+        calling: how the model calls the tools that it was offered; None leaves calls in the text.
     """
 
     tokens: tuple[int, ...]
@@ -76,6 +78,7 @@ class Request:
     notes: tuple[str, ...] = ()
     reasoning: Reasoning | None = None
     logprobs: int | None = None
+    calling: Calling | None = None
 
     @property
     def method(self) -> Method:
@@ -158,6 +161,8 @@ class Requests:
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         also = self._named(_texts(eos))
+        reasoning = None if raw else self._reasoning(tokens, max_tokens)
+        calling = self._calling(tools_of(tools), reasoning, notes.append)
         return Request(
             tokens=tuple(tokens),
             limit=self._limit(len(tokens), max_tokens),
@@ -172,7 +177,8 @@ class Requests:
             capacity=capacity,
             cache=file,
             notes=tuple(notes),
-            reasoning=None if raw else self._reasoning(tokens, max_tokens),
+            reasoning=reasoning,
+            calling=calling,
             logprobs=logprobs,
         )
 
@@ -250,6 +256,16 @@ class Requests:
             limit,
             less_reasoning(source_of(self._tokenizer)),
         )
+
+    def _calling(
+        self, tools: Sequence[Tool], reasoning: Reasoning | None, tell: Tell
+    ) -> Calling | None:
+        if not tools or self._tokenizer is None:
+            return None
+        calling = calling_of(self._tokenizer, tools, reasoning.markup.tokens if reasoning else ())
+        if calling is None:
+            tell("no parser is known for this model's tool calls: they stay in the text")
+        return calling
 
     def _continues(self, prompt: Prompt | None, messages: Any, raw: bool) -> bool:
         """Whether a text goes on where the prompt ends: a raw one, or a turn that is begun."""
