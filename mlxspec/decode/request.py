@@ -136,15 +136,9 @@ class Requests:
         logprobs: int | None = None,
     ) -> Request:
         """See `Engine.request`."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+        _require_range(max_tokens, logprobs)
         if stop and self._tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
-        if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
-            raise UsageError(
-                f"logprobs is {logprobs!r}.",
-                hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
-            )
         file = None if cache is None else Path(cache)
         if file is not None:
             require_no_folder(file)
@@ -332,6 +326,16 @@ class Requests:
 def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """Several texts, of which one may come alone."""
     return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+    if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
+        raise UsageError(
+            f"logprobs is {logprobs!r}.",
+            hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
+        )
 
 
 def _is_id(token: object, vocabulary: int) -> bool:
