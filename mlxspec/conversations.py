@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,20 @@ _REASONING = ("reasoning_content", "reasoning")  # how servers name it, the firs
 
 _LOOK = 'A turn looks like {"role": "user", "content": "Hello"}.'
 _TOOL = 'A tool looks like {"type": "function", "function": {"name": "…", "parameters": {…}}}.'
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool: its arguments are a JSON object as text, and `id` names the call."""
+
+    name: str
+    arguments: str
+    id: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As OpenAI's API writes it."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 def messages_of(given: Any) -> list[Message]:

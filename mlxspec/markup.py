@@ -16,6 +16,7 @@ from mlxspec.tokens import Tokenizer, decodes_at_once
 # What a text is, as far as its marks have told. A state of any other name is a header, or what
 # stands between messages: its text is no part of the answer or the reasoning.
 ANSWER, REASONING = "answer", "reasoning"
+KEPT = "kept"  # the answer, of which the mark itself is a part: it begins a call of a tool
 BEGINNING = "beginning"  # blank so far: the answer, unless a mark opens the reasoning
 _HEADER, _CHANNEL, _ANALYSIS = "header", "channel", "analysis"
 
@@ -138,11 +139,10 @@ def _of_messages(transitions: Mapping[str, Iterable[tuple[str, str]]]) -> Edges:
     """mlx-lm's own description of an answer in several messages."""
 
     def state(name: str) -> str:
-        return {"normal": ANSWER, "reasoning": REASONING}.get(name, name)
+        return {"normal": ANSWER, "reasoning": REASONING, "tool": KEPT}.get(name, name)
 
     edges = {
-        # A call of a tool is written as it is: no tool is offered here.
-        state(name): tuple((mark, state(to)) for mark, to in marks if to != "tool")
+        state(name): tuple((mark, state(to)) for mark, to in marks)
         for name, marks in transitions.items()
     }
     return {**edges, BEGINNING: edges.get(ANSWER, ())}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from mlxspec.conversations import ToolCall
 from mlxspec.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
@@ -103,7 +104,7 @@ class Event:
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
     tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
     event only. `notes` are lines for people about anything else that happened. `logprobs` has one
-    for each token, where the request asks for them.
+    for each token, where the request asks for them. `tool_calls` ended with this text.
     """
 
     tokens: tuple[int, ...] = ()
@@ -114,6 +115,7 @@ class Event:
     notes: tuple[str, ...] = ()
     prefill: PrefillProgress | None = None
     logprobs: tuple[Logprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def text(self) -> str:
@@ -280,6 +282,7 @@ class Generation:
     peak_gb: float = 0.0
     notes: list[str] = field(default_factory=list)
     cached_prompt_tokens: int = 0
+    tool_calls: list[ToolCall] = field(default_factory=list)
     written_by: dict[str, int] = field(default_factory=dict)
     reasoning_tokens: int = 0
     stopped_by: str | None = None
@@ -298,6 +301,7 @@ class Generation:
             self.written_by[author] = self.written_by.get(author, 0) + 1
         self.text += event.text
         self.reasoning += event.reasoning
+        self.tool_calls.extend(event.tool_calls)
         self.notes.extend(event.notes)
         if event.round is not None:
             self.speculation.add(event.round)
@@ -320,6 +324,7 @@ class Generation:
             "text": self.text,
             "reasoning": self.reasoning,
             "reasoning_tokens": self.reasoning_tokens,
+            "tool_calls": [call.as_dict() for call in self.tool_calls],
             "finish_reason": self.finish_reason,
             "stopped_by": self.stopped_by,
             "written_by": self.written_by,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 from mlxspec.metrics import Piece
 
@@ -27,15 +28,21 @@ class Held:
         while size > 0:
             piece = self._pieces.popleft()
             if len(piece.text) > size:
-                first, rest = piece.text[:size], piece.text[size:]
-                self._pieces.appendleft(Piece(rest, piece.from_draft, piece.reasoning))
-                piece = Piece(first, piece.from_draft, piece.reasoning)
+                (piece,), rest = split(piece, size)
+                self._pieces.extendleft(rest)
             taken.append(piece)
             size -= len(piece.text)
         return taken
 
     def take_all(self) -> list[Piece]:
         return self.take(len(self.text))
+
+
+def split(piece: Piece, size: int) -> tuple[list[Piece], list[Piece]]:
+    """The first `size` letters of a piece, and the others; no piece is empty."""
+    parts = piece.text[:size], piece.text[size:]
+    first, rest = ([replace(piece, text=text)] if text else [] for text in parts)
+    return first, rest
 
 
 def first_of(texts: tuple[str, ...], held: str) -> tuple[int, str] | None:

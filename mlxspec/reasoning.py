@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from mlxspec.markup import ANSWER, BEGINNING, REASONING, Markup
+from mlxspec.markup import ANSWER, BEGINNING, KEPT, REASONING, Markup
 from mlxspec.metrics import FinishReason, Piece
 from mlxspec.pieces import Held, first_of, longest_beginning
 
@@ -112,8 +112,10 @@ class Sorter:
         told += self._as_told(self._held.take(size - ends))
         if found is None:
             return False
-        self._held.take(ends + len(found[1]))
-        self._enter(edges[found[1]])
+        self._held.take(ends)
+        mark, state = self._held.take(len(found[1])), edges[found[1]]
+        self._enter(ANSWER if state == KEPT else state)
+        told += self._as_told(mark) if state == KEPT else []
         return True
 
     def _enter(self, state: str) -> None:

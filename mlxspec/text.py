@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mlxspec.calling import Called, Caller, Calling
 from mlxspec.conversations import Message, Tool, require_unicode
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import FinishReason, Piece, Tell, silent
@@ -98,6 +100,45 @@ def _is_of_chats(tokenizer: Tokenizer) -> bool:
     return any(_CHATS.search(name) for name in names)
 
 
+class Stops:
+    """Lets text through up to the first stop string, and holds back what may become one.
+
+    A call of a tool, or the end of the reasoning, parts the text before it from that behind it.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        self.stopped_by: str | None = None
+        self._stop = tuple(text for text in stop if text)
+        self._held = Held()
+        self._reasoning = False
+
+    def add(self, pieces: Iterable[Piece]) -> list[Piece]:
+        told: list[Piece] = []
+        for piece in pieces:
+            if self.stopped_by is not None:
+                break
+            if isinstance(piece, Called) or piece.reasoning != self._reasoning:
+                told += self._held.take_all()
+                self._reasoning = piece.reasoning
+            if isinstance(piece, Called):
+                told.append(piece)
+                continue
+            self._held.put(piece)
+            told += self._released()
+        return told
+
+    def finish(self) -> list[Piece]:
+        return [] if self.stopped_by is not None else self._held.take_all()
+
+    def _released(self) -> list[Piece]:
+        held = self._held.text
+        found = first_of(self._stop, held)
+        if found is not None:
+            size, self.stopped_by = found
+            return self._held.take(size)
+        return self._held.take(len(held) - longest_beginning(self._stop, held))
+
+
 class TextStream:
     """Turns tokens into final text, one at a time, and looks for stop strings.
 
@@ -107,8 +148,9 @@ class TextStream:
     Args:
         continues: the text continues the prompt, so that a leading space belongs to it.
         stop: the text ends before the first of these, wherever tokens begin and end; in the
-            reasoning too.
+            reasoning too. Where tools are offered, calls and marks are no part of that text.
         reasoning: how the reasoning is told from the answer; None leaves the text as it is.
+        calling: how the model calls tools; None where none are offered.
     """
 
     def __init__(
@@ -118,55 +160,73 @@ class TextStream:
         continues: bool,
         stop: Sequence[str] = (),
         reasoning: Reasoning | None = None,
+        calling: Calling | None = None,
     ) -> None:
-        self.stopped_by: str | None = None
         self.reasoning_tokens = 0
-        self._stop = tuple(text for text in stop if text)
-        self._held = Held()
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._reasoning = reasoning
+        self._calling = calling
         self._sorter = None if reasoning is None else Sorter(reasoning.markup, reasoning.begins)
+        self._caller = None if calling is None else Caller(calling)
+        self._stops = Stops(stop)
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._stops.stopped_by
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string ended the text."""
         return self.stopped_by is not None
 
     def add(self, token: int, from_draft: bool) -> list[Piece]:
-        """The text that became final with this token; sets `stopped_by` where it ended."""
-        pieces = self._sorted(self._release(self._read(token, from_draft)))
+        """The text that became final with this token, and calls as `Called`."""
+        pieces = self._read(token, from_draft)
+        for stage in self._stages:
+            pieces = stage.add(pieces)
         self.reasoning_tokens += self._sorter is not None and self._sorter.reasons
         return pieces
 
-    def finish(self) -> list[Piece]:
-        """The rest of the text, once no token will follow."""
-        released = self._release([Piece(self._detokenizer.finish(), from_draft=False)])
-        released += [] if self.stopped else self._held.take_all()
-        told = self._sorted(released)
-        return told if self._sorter is None else told + self._sorter.finish()
+    def finish(self, *, cut: bool = False) -> list[Piece]:
+        """The rest of the text, once no token will follow.
+
+        Args:
+            cut: whether the model would have gone on.
+        """
+        if self._caller is not None and cut:
+            self._caller.cut()
+        pieces = [Piece(self._detokenizer.finish(), from_draft=False)]
+        for stage in self._stages:
+            pieces = [*stage.add(pieces), *stage.finish()]
+        return pieces
 
     def remarks(self, finish: FinishReason) -> tuple[str, ...]:
         """Lines for people about how the text ended, once it has."""
-        if self._reasoning is None or self._sorter is None or not self._sorter.place:
-            return ()
-        return (self._reasoning.remark(self._sorter.place, finish, stopped=self.stopped),)
+        called = self._caller is not None and self._caller.count > 0
+        remarks = () if self._caller is None else self._caller.remarks()
+        if self._reasoning is None or self._sorter is None or not self._sorter.place or called:
+            return remarks
+        ended = self._reasoning.remark(self._sorter.place, finish, stopped=self.stopped)
+        return (*remarks, ended)
+
+    @cached_property
+    def _stages(self) -> Sequence[Sorter | Caller | Stops]:
+        """What text passes through, in order."""
+        sorters = [] if self._sorter is None else [self._sorter]
+        if self._caller is None:
+            return [self._stops, *sorters]
+        return [*sorters, self._caller, self._stops]
 
     def _read(self, token: int, from_draft: bool) -> list[Piece]:
         text = self._detokenizer.add(token)
-        name = self._reasoning.markup.tokens.get(token) if self._reasoning else None
-        if not name or not text.endswith(name):
+        name = ""
+        mark: Piece | None = None
+        if self._reasoning is not None and token in self._reasoning.markup.tokens:
+            name = self._reasoning.markup.tokens[token]
+            mark = Mark(name, from_draft)
+        elif self._calling is not None and token in self._calling.tokens:
+            letter = self._calling.tokens[token]
+            name, mark = self._calling.named(letter), Piece(letter, from_draft)
+        if mark is None or not text.endswith(name):
             return [Piece(text, from_draft)]
-        return [Piece(text.removesuffix(name), from_draft), Mark(name, from_draft)]
-
-    def _sorted(self, pieces: list[Piece]) -> list[Piece]:
-        return pieces if self._sorter is None else self._sorter.add(pieces)
-
-    def _release(self, pieces: list[Piece]) -> list[Piece]:
-        for piece in pieces:
-            self._held.put(piece)
-        held = self._held.text
-        found = first_of(self._stop, held)
-        if found is not None:
-            size, self.stopped_by = found
-            return self._held.take(size)
-        return self._held.take(len(held) - longest_beginning(self._stop, held))
+        return [Piece(text.removesuffix(name), from_draft), mark]

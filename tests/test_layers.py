@@ -37,6 +37,7 @@ USES: dict[str, set[str]] = {
 }
 ROOT = {
     "_version",
+    "calling",
     "chats",
     "controls",
     "conversations",

@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+from mlxspec.calling import Calling, calling_of
 from mlxspec.conversations import Message, Tool, messages_of, tools_of
 from mlxspec.defaults import (
     AUTO,
@@ -59,6 +60,7 @@ class Request:
         reasoning: how the model's reasoning is told from its answer, where it marks it; None, which
             `raw` asks for, leaves the text as it is.
         logprobs: the likeliest tokens to tell with the log-probability of each; None tells none.
+        calling: how the model calls the tools that it was offered; None leaves calls in the text.
     """
 
     tokens: tuple[int, ...]
@@ -76,6 +78,7 @@ class Request:
     notes: tuple[str, ...] = ()
     reasoning: Reasoning | None = None
     logprobs: int | None = None
+    calling: Calling | None = None
 
     @property
     def method(self) -> Method:
@@ -133,7 +136,9 @@ class Requests:
         logprobs: int | None = None,
     ) -> Request:
         """See `Engine.request`."""
-        self._require(max_tokens, stop, logprobs)
+        _require_range(max_tokens, logprobs)
+        if stop and self._tokenizer is None:
+            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
         file = None if cache is None else Path(cache)
         if file is not None:
             require_no_folder(file)
@@ -150,6 +155,8 @@ class Requests:
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         also = self._named(_texts(eos))
+        reasoning = None if raw else self._reasoning(tokens, max_tokens)
+        calling = self._calling(tools_of(tools), reasoning, notes.append)
         return Request(
             tokens=tuple(tokens),
             limit=self._limit(len(tokens), max_tokens),
@@ -164,7 +171,8 @@ class Requests:
             capacity=capacity,
             cache=file,
             notes=tuple(notes),
-            reasoning=None if raw else self._reasoning(tokens, max_tokens),
+            reasoning=reasoning,
+            calling=calling,
             logprobs=logprobs,
         )
 
@@ -214,18 +222,6 @@ class Requests:
             )
         return tokens
 
-    def _require(self, max_tokens: int | None, stop: Any, logprobs: int | None) -> None:
-        """Raise UsageError where a value is out of its range, or nothing could obey it."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
-        if stop and self._tokenizer is None:
-            raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
-        if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
-            raise UsageError(
-                f"logprobs is {logprobs!r}.",
-                hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
-            )
-
     def tokens_of(self, text: Prompt | None) -> list[int]:
         """Token ids of a text as a part of another, without special tokens of its own."""
         if not isinstance(text, str):
@@ -254,6 +250,16 @@ class Requests:
             limit,
             less_reasoning(source_of(self._tokenizer)),
         )
+
+    def _calling(
+        self, tools: Sequence[Tool], reasoning: Reasoning | None, tell: Tell
+    ) -> Calling | None:
+        if not tools or self._tokenizer is None:
+            return None
+        calling = calling_of(self._tokenizer, tools, reasoning.markup.tokens if reasoning else ())
+        if calling is None:
+            tell("no parser is known for this model's tool calls: they stay in the text")
+        return calling
 
     def _continues(self, prompt: Prompt | None, messages: Any, raw: bool) -> bool:
         """Whether a text goes on where the prompt ends: a raw one, or a turn that is begun."""
@@ -320,6 +326,16 @@ class Requests:
 def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """Several texts, of which one may come alone."""
     return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
+    if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
+        raise UsageError(
+            f"logprobs is {logprobs!r}.",
+            hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
+        )
 
 
 def _is_id(token: object, vocabulary: int) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import mlx.core as mx
 
+from mlxspec.calling import Called
 from mlxspec.decode.request import Request
 from mlxspec.decode.track import Committed
 from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
@@ -32,6 +33,7 @@ class Writer:
                 continues=request.continues,
                 stop=request.stop,
                 reasoning=request.reasoning,
+                calling=request.calling,
             )
 
     def write(self, committed: Committed, *, done: bool, decode_s: float) -> Event:
@@ -59,13 +61,21 @@ class Writer:
             finish = "length"
         notes = committed.notes
         if finish is not None and self._text:
-            pieces += self._text.finish()
+            pieces += self._text.finish(cut=finish == "length")
             finish = "stop" if self._text.stopped else finish
             notes += self._text.remarks(finish)
         stats = replace(committed.stats, full=committed.stats.full and not cut)
         logprobs = committed.logprobs[: len(tokens)]
+        calls = [call for piece in pieces if isinstance(piece, Called) for call in piece.calls]
         return Event(
-            tuple(tokens), tuple(origins), tuple(pieces), stats, finish, notes, logprobs=logprobs
+            tuple(tokens),
+            tuple(origins),
+            tuple(piece for piece in pieces if not isinstance(piece, Called)),
+            stats,
+            finish,
+            notes,
+            logprobs=logprobs,
+            tool_calls=tuple(calls),
         )
 
     def _told(

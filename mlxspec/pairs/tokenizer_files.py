@@ -7,11 +7,12 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from textwrap import shorten
+from types import SimpleNamespace
 from typing import Any
 
-from mlx_lm.tokenizer_utils import TokenizerWrapper
-
-# Private, but the only place that knows what a model's module says of its tokenizer.
+# The private ones alone know which parser of tool calls fits a template, and what a model's module
+# says of its tokenizer.
+from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
 from mlx_lm.utils import _tokenizer_defaults
 from tokenizers import decoders, pre_tokenizers
 from transformers import AutoTokenizer
@@ -25,6 +26,7 @@ from mlxspec.pairs.contents import (
     named_in_utf8,
     read_json,
 )
+from mlxspec.templates import source_of
 from mlxspec.tokens import Tokenizer
 
 # Where a template is kept that transformers does not read with the tokenizer: a processor's files.
@@ -118,6 +120,7 @@ def load_tokenizer(
         tokenizer,
         eos_token_ids=[ends] if isinstance(ends, int) else ends,
         **_rendering(tokenizer, defaults),
+        **_calling(tokenizer, defaults),
     )
 
 
@@ -135,6 +138,26 @@ def _rendering(tokenizer: Tokenizer, defaults: dict[str, Any]) -> dict[str, Any]
     return {
         "chat_template": module.apply_chat_template if renders else None,
         "response_format": getattr(module, "RESPONSE_FORMAT", None),
+    }
+
+
+def _calling(tokenizer: Tokenizer, defaults: dict[str, Any]) -> dict[str, Any]:
+    """mlx-lm's parser of tool calls that the folder or its model asks for, or that fits."""
+    asked = tokenizer.init_kwargs.get("tool_parser_type") or defaults.get("tool_parser_type")
+    rendered = SimpleNamespace(
+        chat_template=source_of(tokenizer, with_tools=True), get_vocab=tokenizer.get_vocab
+    )
+    name = asked or _infer_tool_parser(rendered)
+    if not name:
+        return {}
+    try:
+        module = import_module(f"mlx_lm.tool_parsers.{name}")
+    except ModuleNotFoundError:  # a parser of another release, which only a text with tools misses
+        return {}
+    return {
+        "tool_parser": module.parse_tool_call,
+        "tool_call_start": module.tool_call_start,
+        "tool_call_end": module.tool_call_end,
     }
 
 
