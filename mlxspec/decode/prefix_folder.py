@@ -111,7 +111,10 @@ def _read(path: Path) -> tuple[str, list[int], Entries, Rest | None]:
             raise Unusable("is gone")
         rest = None if values["rest"] is None else Rest(*values["rest"])
         entries = Entries(values["arrays"], values["length"])
-        return values["name"], values["tokens"].tolist(), entries, rest
+        tokens = values["tokens"].tolist()
+        if not 0 < entries.length <= len(tokens):
+            raise Damaged("is no part of a prefix cache")
+        return values["name"], tokens, entries, rest
     except (KeyError, TypeError, AttributeError) as error:
         raise Damaged("is no part of a prefix cache") from error
 

@@ -234,7 +234,7 @@ class PrefixKeeper:
             return
         if name == TARGET:
             self._cache.count(len(reading.tokens) + 1, self.taken[name])
-        if reading.tokens and not without_form(past[0]):
+        if self.taken[name] < len(reading.tokens) and not without_form(past[0]):
             for kept in self._marked.pasts(name, reading, past):
                 self._tree.add(_key(name, reading), reading.tokens[: kept.read], kept)
 
