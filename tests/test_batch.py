@@ -255,6 +255,7 @@ def test_a_thousand_texts_leave_nothing_behind() -> None:
         for seed in range(count):
             batch.add(prompt_of(3 + seed % 5, seed), max_tokens=2, draft_tokens=1)
         finish(batch)
+        batch.prefixes.clear()
         mx.synchronize()
         mx.clear_cache()
         return mx.get_active_memory()

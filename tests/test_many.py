@@ -153,6 +153,14 @@ def test_results_come_as_they_are_done_or_in_order(many: Any) -> None:
     assert [one["index"] for one in results(many(lines, "--ordered").out)] == [0, 1]
 
 
+def test_a_prompt_that_begins_like_another_is_read_from_there(many: Any) -> None:
+    lines = [{"prompt": "abcabcabc" + end, "max_tokens": 2} for end in ("x", "y")]
+    for arguments, taken in (((), 9), (("--cache-gb", "0"), 0)):
+        found = results(many(lines, "--ordered", "--draft-tokens", "2", *arguments).out)
+        assert found[1]["cached_prompt_tokens"] >= taken
+        assert (found[1]["cached_prompt_tokens"] > 0) == (taken > 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -160,6 +168,7 @@ def test_results_come_as_they_are_done_or_in_order(many: Any) -> None:
         (("--batch", "-", "--audit"), "--audit is for one text"),
         (("--batch", "-", "--cache", "x"), "--cache is for one text"),
         (("--ordered", "abc"), "--ordered says nothing without --batch"),
+        (("--cache-gb", "1", "abc"), "--cache-gb says nothing without --batch"),
         (("--resume", "x", "abc"), "--resume says nothing without --batch"),
         (("--batch", "missing.jsonl"), "cannot be read"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 from test_batch import Guess
 from test_prompt_cache import Counted
 
-from mlxspec import KVQuantization, PrefixCache, UsageError
-from mlxspec.decode import lane, prefixes, reader
+from mlxspec import KVQuantization, MlxspecError, PrefixCache, UsageError
+from mlxspec.decode import lane, prefixes, prompt_file, reader
 from mlxspec.decode.batch import Batch
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefix_tree import PrefixTree
@@ -370,6 +371,108 @@ def test_a_row_that_is_cancelled_leaves_it_sound() -> None:
         assert result.cached_prompt_tokens == len(prompt) - 1
 
 
+# --- on disk ------------------------------------------------------------------------------------
+
+PROMPTS = [PROMPT, PROMPT[:20] + prompt_of(15, 1), prompt_of(30, 2)]
+
+
+def saved(name: str, folder: Path) -> Engine:
+    engine = engine_of(name)
+    for prompt in PROMPTS:
+        written(engine, prompt)
+    store_of(engine).save(folder, engine)
+    return engine
+
+
+def bytes_on_disk(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_it_outlasts_a_process(name: str, tmp_path: Path) -> None:
+    before = store_of(saved(name, tmp_path)).stats
+    engine, notes = engine_of(name), list[str]()
+    store_of(engine).load(tmp_path, engine, notes.append)
+    assert notes == []
+    assert store_of(engine).stats[:3] == before[:3]
+    for prompt in PROMPTS:
+        result = written(engine, prompt)
+        assert result.tokens == expected(name, prompt)
+        assert result.cached_prompt_tokens == len(prompt) - 1
+    fresh = engine_of(name)
+    store_of(fresh).load(tmp_path / "none", fresh, notes.append)
+    assert store_of(fresh).stats.pasts == len(notes) == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next"])
+def test_a_process_that_is_killed_leaves_what_is_sound(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = saved(name, tmp_path)
+    more = [PROMPT[:10] + prompt_of(20, 3), PROMPTS[2][:25] + prompt_of(20, 4)]  # which split nodes
+    for prompt in more:
+        written(engine, prompt)
+    write, calls = prompt_file.write, iter(range(1000))
+
+    def killed(path: Path, values: dict[str, Any]) -> None:
+        if next(calls) == 2:
+            (path.parent / "mlxspec-half").write_bytes(b"half a file")
+            raise KeyboardInterrupt
+        write(path, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prompt_file, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store_of(engine).save(tmp_path, engine)
+    later, notes = engine_of(name), list[str]()
+    store_of(later).load(tmp_path, later, notes.append)
+    assert notes == []
+    for prompt in PROMPTS + more:
+        assert written(later, prompt).tokens == expected(name, prompt)
+    store_of(later).save(tmp_path, later)
+    assert not list(tmp_path.rglob("mlxspec-*"))
+
+
+def test_a_damaged_file_is_told_and_dropped(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    path = sorted(tmp_path.rglob("*.past"))[0]
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    engine, notes = engine_of(), list[str]()
+    store_of(engine).load(tmp_path, engine, notes.append)
+    assert notes == [f"{path} is damaged: its checksum is another: the prompt is read afresh"]
+    assert not path.exists()
+    for prompt in PROMPTS:
+        assert written(engine, prompt).tokens == expected("llama", prompt)
+
+
+def test_no_more_is_loaded_than_fits_and_the_latest_first(tmp_path: Path) -> None:
+    engine = saved("llama", tmp_path)
+    everything = store_of(engine).stats.nbytes
+    engine.prefixes = PrefixCache(everything // 2)
+    engine.prefixes.load(tmp_path, engine)
+    assert 0 < engine.prefixes.stats.nbytes <= everything // 2
+    taken = [written(engine, prompt).cached_prompt_tokens for prompt in (PROMPTS[2], PROMPTS[0])]
+    assert taken == [29, 0]
+    before = bytes_on_disk(tmp_path)
+    engine.prefixes.save(tmp_path, engine)
+    assert bytes_on_disk(tmp_path) < 0.8 * before
+
+
+def test_other_models_and_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    other = engine_of("qwen3_next")
+    store_of(other).load(tmp_path, other)
+    assert store_of(other).stats.pasts == 0
+    written(other, PROMPT)
+    store_of(other).save(tmp_path, other)
+    engine = engine_of("llama")
+    store_of(engine).load(tmp_path, engine)
+    assert written(engine, PROMPT).cached_prompt_tokens == 39
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(MlxspecError, match="cannot be kept"):
+        store_of(engine).save(tmp_path / "file", engine)
+
+
 # --- the tree -----------------------------------------------------------------------------------
 
 
@@ -420,7 +523,7 @@ def test_the_tree_does_what_a_list_does(data: st.DataObject, cap: int) -> None:
             found(tree, held, step)
         assert tree.nbytes == bytes_of(held) <= cap
         assert len(tree) == len(held)
-        ends = [end for _, end in tree.pasts()]
+        ends = sorted((end for _, end in tree.nodes() if end.rest), key=lambda end: end.used)
         assert [sum((one.tokens for one in end.path()), ()) for end in ends] == [
             one.tokens for one in held
         ]

@@ -31,6 +31,14 @@ class BatchOptions:
     max_rows: Annotated[
         int, _batch(min=1, max=32, help="The most texts that are written at a time.")
     ] = 8
+    cache_gb: Annotated[
+        float | None,
+        _batch(
+            min=0,
+            help="Memory for what was read of prompts, in GB: a prompt that begins like an earlier "
+            "one is read from where they part. 1 unless given; 0 keeps nothing.",
+        ),
+    ] = None
     ordered: Annotated[bool, _batch("--ordered", help="Keep the order of the lines.")] = False
     resume: Annotated[
         Path | None,
@@ -49,6 +57,7 @@ class BatchOptions:
             others: what was given of the options that hold for one text, by name.
         """
         idle = [] if self.batch is not None else ["--ordered"] * self.ordered
+        idle += ["--cache-gb"] if self.batch is None and self.cache_gb is not None else []
         idle += ["--resume"] if self.batch is None and self.resume is not None else []
         for name in idle:
             raise UsageError(f"{name} says nothing without --batch.", hint="Add --batch FILE.")

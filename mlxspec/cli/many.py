@@ -80,6 +80,10 @@ class Many:
 
     def write(self) -> Iterator[Progress]:
         """Write all texts; yields how far they are, a few times a second."""
+        if self._chosen.cache_gb is not None:
+            from mlxspec.decode.prefixes import PrefixCache
+
+            self._engine.prefixes = PrefixCache(int(self._chosen.cache_gb * 1e9))
         batch = self._engine.batch(self._chosen.max_rows)
         started_s = shown_s = time.monotonic()
         while self._left or not batch.done:

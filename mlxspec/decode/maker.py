@@ -9,7 +9,7 @@ from typing import Protocol
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
 from mlxspec.control.policy import FixedPolicy, Policy
-from mlxspec.decode.prefixes import Keeper, PrefixCache
+from mlxspec.decode.prefixes import Keeper, PrefixCache, identity_of_owner
 from mlxspec.decode.prompt_cache import PromptCache
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import Request
@@ -23,10 +23,9 @@ from mlxspec.drafters.graph import Head
 from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import Shared
-from mlxspec.metrics import TARGET
 from mlxspec.models.cached_model import CachedModel, why_it_waits
 from mlxspec.models.caches.original import Model
-from mlxspec.models.identity import Identity, identity_of
+from mlxspec.models.identity import Identity
 from mlxspec.params import Method
 from mlxspec.tokens import Tokenizer
 
@@ -141,5 +140,4 @@ class Maker:
 
     @cached_property
     def _identity(self) -> Identity:
-        cached_models = dict(zip([TARGET, *self._parts.drafts], self._parts.models, strict=True))
-        return identity_of(cached_models, self._parts.tokenizer)
+        return identity_of_owner(self._parts)

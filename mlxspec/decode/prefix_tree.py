@@ -43,14 +43,22 @@ class Node:
             node = node.parent
         return above[::-1]
 
-    def ends(self) -> Iterator[Node]:
-        """The nodes from here on at which a past ends."""
+    def below(self) -> Iterator[Node]:
+        """This node and all below it, each after those above it."""
         waiting = [self]
         while waiting:
             node = waiting.pop()
             waiting += node.children.values()
-            if node.rest is not None:
-                yield node
+            yield node
+
+    def ends(self) -> Iterator[Node]:
+        """The nodes from here on at which a past ends."""
+        return (node for node in self.below() if node.rest is not None)
+
+    @property
+    def last_used(self) -> int:
+        """When any past was used last that has these tokens."""
+        return max((end.used for end in self.ends()), default=self.used)
 
 
 class Found(NamedTuple):
@@ -138,11 +146,39 @@ class PrefixTree:
         self._ends.clear()
         self.nbytes = 0
 
-    def pasts(self) -> Iterator[tuple[str, Node]]:
-        """The nodes at which a past ends, with the name of its model, the latest used last."""
-        names = {end: name for name, root in self._roots.items() for end in root.ends()}
-        for end in sorted(names, key=lambda one: one.used):
-            yield names[end], end
+    def nodes(self) -> Iterator[tuple[str, Node]]:
+        """All nodes but the roots, with the name of their model."""
+        for name, root in self._roots.items():
+            yield from ((name, node) for node in root.below() if node is not root)
+
+    def restore(
+        self, name: str, tokens: Sequence[int], entries: Entries, rest: Rest | None, used: int
+    ) -> None:
+        """Put a node back under those above it, where there is room for it.
+
+        Args:
+            tokens: all up to its end. entries: of the last ones. used: when it was used last.
+        """
+        start, size = len(tokens) - entries.length, entries.nbytes + (rest.nbytes if rest else 0)
+        while True:
+            node, inside, common = self._place(name, tokens)
+            if common != start or inside < len(node.tokens):
+                return  # what comes before is missing, or these tokens are there
+            if self.nbytes + size <= self.max_bytes:
+                break
+            if min((end.used for end in self._ends), default=used) >= used:
+                return
+            self.drop_oldest()
+        node = Node(node, tuple(tokens[start:]), entries)
+        node.rest, node.used = rest, used
+        self.nbytes += size
+        if rest is not None:
+            self._ends.add(node)
+
+    def prune(self) -> None:
+        """Let nodes go that no past needs."""
+        for _, node in list(self.nodes()):
+            self._let_go(node)
 
     def _place(self, name: str, tokens: Sequence[int]) -> _Place:
         node = self._roots.setdefault(name, Node(None, (), NOTHING))
@@ -196,7 +232,10 @@ class PrefixTree:
         self.nbytes -= end.rest.nbytes
         end.rest = None
         self._ends.remove(end)
-        node = end
+        self._let_go(end)
+
+    def _let_go(self, node: Node) -> None:
+        """Let a node go that no past needs, and those above it."""
         while node.parent is not None and node.rest is None and not node.children:
             self.nbytes -= node.entries.nbytes
             del node.parent.children[node.tokens[0]]

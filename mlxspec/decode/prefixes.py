@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from weakref import ref
 
+from mlxspec.decode import prefix_folder
 from mlxspec.decode.prefix_tree import PrefixTree
 from mlxspec.errors import UsageError
-from mlxspec.metrics import TARGET, Tell
+from mlxspec.metrics import TARGET, Tell, silent
 from mlxspec.models.cached_model import CachedModel
+from mlxspec.models.caches.original import Model
+from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.kept import Kept, Rest, kept_of, needs_rest, rest_of, resumed, without_form
 from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
 from mlxspec.models.taps import Features
+from mlxspec.tokens import Tokenizer
 
-DEFAULT_BYTES = 1 << 30  # of a batch that is given no cache
+DEFAULT_BYTES = 10**9  # of a batch that is given no cache
 SHORT = 8  # a beginning of less than an eighth of a chunk is read again as quickly as found
 
 
@@ -54,6 +59,14 @@ class Keeper(Protocol):
 
     def keep(self, tell: Tell) -> None:
         """Write what was read to the file, once."""
+
+
+class Owner(Protocol):
+    """An engine, as far as its pasts depend on it."""
+
+    tokenizer: Tokenizer | None
+    models: list[CachedModel]
+    drafts: dict[str, Model]
 
 
 class PrefixStats(NamedTuple):
@@ -102,6 +115,29 @@ class PrefixCache:
     def clear(self) -> None:
         """Let all pasts go; what it has counted stays."""
         self._tree.clear()
+
+    def save(self, folder: str | Path, owner: Owner) -> None:
+        """Keep the pasts in a folder, of which a later process can take them.
+
+        Args:
+            folder: takes no more bytes of pasts of these models than this cache may have. What it
+                has of others is left as it is.
+            owner: the engine.
+
+        Raises:
+            MlxspecError: the folder cannot be written.
+        """
+        prefix_folder.save(self._tree, Path(folder), identity_of_owner(owner))
+
+    def load(self, folder: str | Path, owner: Owner, tell: Tell = silent) -> None:
+        """Add the pasts that were saved of the same models, as far as they fit.
+
+        Args:
+            folder: need not exist.
+            owner: the engine.
+            tell: gets a line for each file that cannot be used.
+        """
+        prefix_folder.load(self._tree, Path(folder), identity_of_owner(owner), tell)
 
     def for_text(self, models: Sequence[CachedModel], ends: frozenset[int]) -> PrefixKeeper:
         """What one text of an engine begins from, and is kept in.
@@ -198,7 +234,7 @@ class PrefixKeeper:
             return
         if name == TARGET:
             self._cache.count(len(reading.tokens) + 1, self.taken[name])
-        if reading.tokens and not without_form(past[0]):
+        if self.taken[name] < len(reading.tokens) and not without_form(past[0]):
             for kept in self._marked.pasts(name, reading, past):
                 self._tree.add(_key(name, reading), reading.tokens[: kept.read], kept)
 
@@ -211,6 +247,12 @@ class PrefixKeeper:
 
     def keep(self, tell: Tell) -> None:
         """Nothing is left to do."""
+
+
+def identity_of_owner(owner: Owner) -> Identity:
+    """All that decides the pasts of an engine."""
+    models = dict(zip([TARGET, *owner.drafts], owner.models, strict=True))
+    return identity_of(models, owner.tokenizer)
 
 
 def _key(name: str, reading: Reading) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from mlxspec.decode import prompt_file
-from mlxspec.decode.prefix_tree import common_of
+from mlxspec.decode.prefix_tree import Found, common_of
 from mlxspec.decode.prefixes import Marked
 from mlxspec.decode.prompt_file import Damaged, Unusable
 from mlxspec.files import require_no_folder
@@ -40,13 +40,17 @@ class _Stored(NamedTuple):
     arrays: dict[str, list[mx.array]]
     rests: list[tuple[int, list[Any], bool]]
 
-    def begun(self, reading: Reading, tokens: Sequence[int]) -> Begun | None:
-        """The caches after as many of the reading's tokens as this covers, or None."""
-        common, entries = common_of(tokens[: self.read], reading.tokens), self.arrays
+    def found(self, held: Sequence[int], tokens: Sequence[int]) -> Found | None:
+        """The past from which a model has the least of `tokens` to read.
+
+        Args:
+            held: the tokens of the file.
+        """
+        common = common_of(held[self.start :][: self.read], tokens)
         for at, states, cuts in reversed(self.rests):
             if at <= common or cuts:
-                kept = Kept(at, Entries(entries, self.read), Rest(states, cuts))
-                return resumed(reading, kept, min(at, common))
+                kept = Kept(at, Entries(self.arrays, self.read), Rest(states, cuts))
+                return Found(kept, min(at, common))
         return None
 
 
@@ -110,7 +114,8 @@ class PromptCache:
         past = held.pasts.get(name) if held is not None else None
         if held is not None and past is not None and past.start == start:
             if past.model == self._identity.models[name]:
-                begun = past.begun(reading, held.tokens[start:]) or begun
+                found = past.found(held.tokens, reading.tokens)
+                begun = (found and resumed(reading, *found)) or begun
             else:
                 what = "target" if name == TARGET else "draft"
                 tell(f"{self._path} is of another {what}: this one reads the prompt afresh")
@@ -149,7 +154,8 @@ class PromptCache:
         past = self._held.pasts.get(name) if self._held is not None else None
         if self._held is None or past is None or past.model != self._identity.models[name]:
             return 0
-        return common_of(self._held.tokens[past.start :][: past.read], tokens)
+        found = past.found(self._held.tokens, tokens)
+        return found.common if found is not None else 0
 
     def keep(self, tell: Tell) -> None:
         """Write what was read, if that pays; after that there is nothing left to keep.

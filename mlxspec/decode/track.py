@@ -176,11 +176,20 @@ class Track:
         """
         if not (self._reader.keeps and self.is_sound):
             return
-        self._reader.has_written(TARGET, self.text[:-1], state.target, row)
+        last = min(self._end, len(self.text) - 1)
+        self._reader.has_written(TARGET, self.text[:last], state.target, row)
         for name, past in state.drafts.items():
             start, end = self.drafts.reached.get(name, (0, 0))
-            if end > start:
-                self._reader.has_written(name, self.text[start:end], past.layers, row)
+            if min(end, last) > start:
+                tokens = self.text[start : min(end, last)]
+                self._reader.has_written(name, tokens, past.layers, row)
+
+    @property
+    def _end(self) -> int:
+        """The place behind the first token that ends the text; what follows is of no use."""
+        written = range(len(self.request.tokens), len(self.text))
+        ends = (at + 1 for at in written if self.text[at] in self.request.ends)
+        return next(ends, len(self.text))
 
     def _tell_texts(self) -> None:
         """Let the text drafters read the new tokens, and count those they would have kept."""

@@ -64,12 +64,15 @@ class Entries:
 
 def joined(parts: Sequence[Entries], length: int) -> Entries:
     """The first `length` positions of several parts in a row, as new arrays."""
+    starts = [sum(part.length for part in parts[:index]) for index in range(len(parts))]
+    needed = [part for part, start in zip(parts, starts, strict=True) if start < length]
+    last = length - starts[len(needed) - 1]
 
     def one(*arrays: mx.array) -> mx.array:
-        whole = mx.concatenate(list(arrays), axis=POSITION) if len(arrays) > 1 else arrays[0]
-        return _between(whole, 0, length)
+        cut = [*arrays[:-1], _between(arrays[-1], 0, last)]
+        return mx.concatenate(cut, axis=POSITION) if len(cut) > 1 else cut[0]
 
-    return Entries(tree_map(one, *[part.arrays for part in parts]), length)
+    return Entries(tree_map(one, *[part.arrays for part in needed]), length)
 
 
 class Rest(NamedTuple):
