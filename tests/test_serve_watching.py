@@ -15,6 +15,8 @@ from cli_tools import wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Served, served
 
+from mlxspec.defaults import MODEL
+from mlxspec.metrics import TARGET
 from mlxspec.serve.broadcast import Broadcast
 from mlxspec.serve.counts import Histogram
 
@@ -137,18 +139,52 @@ def test_a_text_whose_client_is_gone_is_counted_as_cancelled(server: Served) -> 
         assert client.get("/stats").json()["requests"]["cancelled"] == before + 1
 
 
+def test_a_prompt_that_was_read_before_is_a_hit_of_the_cache(server: Served) -> None:
+    body = BODY | {"prompt": "import os\n" * 40, "max_tokens": 2}
+    with server.client() as client:
+        client.post("/v1/completions", json=body)
+        before, earlier = client.get("/stats").json(), samples(client)
+        answer = client.post("/v1/completions", json=body).json()
+        after, later = client.get("/stats").json(), samples(client)
+    cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached > 0
+    assert after["tokens"]["cached"] - before["tokens"]["cached"] == cached
+    assert after["cache"]["hits"] == before["cache"]["hits"] + 1
+    hits = ("mlxspec_cache_hits_total", ())
+    assert later[hits] == earlier[hits] + 1
+    assert 0 < later["mlxspec_cache_bytes", ()] <= later["mlxspec_cache_max_bytes", ()]
+
+
+def test_a_stream_tells_its_rounds_where_it_is_asked_to(server: Served) -> None:
+    fixed = {"draft_tokens": 3}
+    body = BODY | {"stream": True, "speculative": fixed | {"trace": True}}
+    with server.client() as client:
+        plain = client.post("/v1/completions", json=BODY | {"speculative": fixed}).json()
+        lines = client.post("/v1/completions", json=body).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    rounds = [one for one in chunks if one["object"] == "mlxspec.round"]
+    others = [one for one in chunks if one["object"] == "text_completion"]
+    text = "".join(piece["text"] for one in rounds for piece in one["pieces"])
+    assert text == "".join(one["choices"][0]["text"] for one in others if one["choices"])
+    assert text == plain["choices"][0]["text"]
+    assert sum(len(one["token_ids"]) for one in rounds) == 24
+    assert len(rounds) == plain["timings"]["rounds"]
+    assert {piece["by"] for one in rounds for piece in one["pieces"]} == {MODEL, TARGET}
+
+
 def test_the_live_line_has_what_runs_now(server: Served) -> None:
     with server.client() as client:
         with client.stream("POST", "/v1/completions", json=ENDLESS) as response:
             lines = response.iter_lines()
             next(lines)
-            live = server.service.watch.live()
-            assert (live.running, live.waiting) == (1, 0)
+            wait_for(lambda: server.service.watch.live().running == 1)
+            assert server.service.watch.live().waiting == 0
         wait_for(server.is_idle)
         live = server.service.watch.live()
         assert live.running == 0
         assert live.tokens_per_second > 0
-        assert live.cache is None
+        assert live.cache is not None
+        assert live.cache.texts > 0
 
 
 def test_every_request_is_logged_once_and_looks_are_not() -> None:

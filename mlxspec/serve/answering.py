@@ -16,10 +16,11 @@ from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Generation
 from mlxspec.serve.call import call_of
-from mlxspec.serve.listening import alive, events_of, while_there, whole
+from mlxspec.serve.listening import alive, events_of, sse, while_there, whole
 from mlxspec.serve.refusal import Refusal, refusal_of
 from mlxspec.serve.service import Service
 from mlxspec.serve.ticket import Ticket
+from mlxspec.serve.tracing import trace_of
 
 GONE = 499  # the client closed the connection; nobody reads it but a log
 
@@ -58,13 +59,20 @@ class _Streamed(StreamingResponse):
 
 
 async def answer(
-    service: Service, http: Http, requests: Sequence[Request], form: Form, *, stream: bool
+    service: Service,
+    http: Http,
+    requests: Sequence[Request],
+    form: Form,
+    *,
+    stream: bool,
+    trace: bool = False,
 ) -> Response:
     """Write the texts and answer with them.
 
     Args:
         http: the request as it came, which tells whether its client is still there.
         requests: one for each text.
+        trace: whether a stream tells its rounds too; see `trace_of`.
 
     Raises:
         Refusal: there is no room, or a text failed before anything was sent.
@@ -72,7 +80,7 @@ async def answer(
     held = ExitStack()
     tickets = held.enter_context(service.written(requests, call_of(http)))
     if stream:
-        return _Streamed(_stream(service, tickets, form), held)
+        return _Streamed(_stream(service, tickets, form, trace=trace), held)
     with held:
         try:
             await while_there(http, whole(tickets))
@@ -83,7 +91,9 @@ async def answer(
         return JSONResponse(form.whole(_generations(service, tickets)))
 
 
-async def _stream(service: Service, tickets: Sequence[Ticket], form: Form) -> AsyncIterator[bytes]:
+async def _stream(
+    service: Service, tickets: Sequence[Ticket], form: Form, *, trace: bool
+) -> AsyncIterator[bytes]:
     for chunk in form.begin():
         yield chunk
     try:
@@ -91,6 +101,8 @@ async def _stream(service: Service, tickets: Sequence[Ticket], form: Form) -> As
             if event.prefill is not None:
                 yield alive(event)
             else:
+                if trace:
+                    yield sse(trace_of(index, event))
                 for chunk in form.event(index, event, tickets[index].generation):
                     yield chunk
     except MlxspecError as error:

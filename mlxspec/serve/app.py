@@ -28,11 +28,10 @@ def make_app(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = asyncio.create_task(
-            watch_over(service.worker, service.settings.stuck_s, service.worker.tell)
-        )
+        worker, stuck_s = service.worker, service.settings.stuck_s
+        watchdog = asyncio.create_task(watch_over(worker, stuck_s, worker.tell))
         yield
-        watching.cancel()
+        watchdog.cancel()
         service.close()
 
     app = FastAPI(

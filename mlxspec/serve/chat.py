@@ -83,7 +83,8 @@ async def chat(body: Chat, service: Asked, http: Http) -> Response:
         raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
     request = await service.request(**body.all_options(service))
     form = ChatForm(service.settings.name, body)
-    return await answer(service, http, list(choices(request, body.n)), form, stream=body.stream)
+    requests = list(choices(request, body.n))
+    return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
 
 
 class ChatForm:

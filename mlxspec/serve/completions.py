@@ -58,7 +58,7 @@ async def complete(body: Completion, service: Asked, http: Http) -> Response:
     ]
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     form = CompletionForm(service.settings.name, with_usage=with_usage)
-    return await answer(service, http, requests, form, stream=body.stream)
+    return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
 
 
 class CompletionForm:

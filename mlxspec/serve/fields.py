@@ -30,6 +30,7 @@ class Speculative(Fields):
     draft_tokens: DraftTokens | None = None
     draft_model: str | None = None
     acceptance_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    trace: bool = False  # whether a stream tells its rounds
 
 
 class StreamOptions(Fields):
@@ -56,6 +57,11 @@ class SamplingFields(Fields):
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     logit_bias: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     speculative: Speculative | None = None
+
+    @property
+    def traces(self) -> bool:
+        """Whether a stream of the answer tells its rounds."""
+        return self.speculative is not None and self.speculative.trace
 
     def options(self, service: Service) -> dict[str, Any]:
         """The options `sampling` and `draft_tokens`.

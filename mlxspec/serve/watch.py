@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mlxspec.decode.prefixes import PrefixStats
 from mlxspec.metrics import TARGET, Event, RoundStats
 from mlxspec.serve.broadcast import Broadcast, Happening
 from mlxspec.serve.call import Call
@@ -20,33 +21,19 @@ from mlxspec.serve.worker import Step, Worker
 RECENT_S = 5.0  # what a live line is about
 
 
-class CacheUse(NamedTuple):
-    """What a cache of prefixes holds, and how often it helped.
-
-    nbytes, max_bytes: of its arrays, and their cap. texts, hits: texts that were read, and those
-    that began from it. tokens, hit_tokens: of their prompts, and those that were not read again.
-    """
-
-    nbytes: int
-    max_bytes: int
-    texts: int
-    hits: int
-    tokens: int
-    hit_tokens: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Live:
     """What a live line shows; of rates, those over the last seconds.
 
-    acceptance_rate: None where nothing was proposed. cache: None where there is none.
+    acceptance_rate: None where nothing was proposed. cache: of prefixes; None before there are
+        models.
     """
 
     running: int
     waiting: int
     tokens_per_second: float
     acceptance_rate: float | None
-    cache: CacheUse | None
+    cache: PrefixStats | None
 
 
 class _Done(NamedTuple):
@@ -66,13 +53,12 @@ class Watch:
     Args:
         worker: is watched.
 
-    `latest` is the latest round of any text, and `cache` tells the use of a cache of prefixes.
+    `latest` is the latest round of any text.
     """
 
     def __init__(self, worker: Worker) -> None:
         self.listeners = Broadcast()
         self.latest: RoundStats | None = None
-        self.cache: Callable[[], CacheUse | None] = lambda: None
         self._worker = worker
         self._counts = Counts()
         self._written_s: dict[Ticket, float] = {}  # when each text got tokens, or 0 before
@@ -88,7 +74,7 @@ class Watch:
 
     def live(self) -> Live:
         """What happens at this moment."""
-        load, now_s = self._worker.load, time.perf_counter()
+        load, prefixes, now_s = self._worker.load, self._worker.prefixes, time.perf_counter()
         with self._lock:
             recent = [one for one in self._recent if one.at_s > now_s - RECENT_S]
         drafted = sum(one.drafted for one in recent)
@@ -98,7 +84,7 @@ class Watch:
             waiting=load.waiting,
             tokens_per_second=_rate(recent, now_s),
             acceptance_rate=accepted / drafted if drafted else None,
-            cache=self.cache(),
+            cache=prefixes.stats if prefixes is not None else None,
         )
 
     def plain_s(self) -> float | None:

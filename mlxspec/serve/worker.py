@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from mlxspec.decode.batch import Batch, Row
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Tell
 from mlxspec.serve.ticket import Ticket
@@ -56,12 +57,12 @@ class Worker:
     def __init__(self, prepare: Callable[[], Engine], max_rows: int, tell: Tell) -> None:
         self.engine: Engine | None = None
         self.failure: BaseException | None = None  # why there is no engine
+        self.prefixes: PrefixCache | None = None  # what texts begin from
         self.plain_s: float | None = None  # a plain round of one text, as measured at the start
         self.watchers: list[Watcher] = []  # called on the worker's thread; they must be quick
         self.tell = tell
         self._prepare = prepare
         self._max_rows = max_rows
-        self._batch: Batch | None = None
         self._tickets: dict[Row, Ticket] = {}
         self._asked: deque[Ticket] = deque()
         self._left: list[Ticket] = []  # by their clients
@@ -137,14 +138,14 @@ class Worker:
         mx.clear_streams()
 
     def _serve(self, engine: Engine) -> None:
-        batch = engine.batch(self._max_rows)
+        batch = self._batch(engine)
         while self._take_in(batch):
             begun_s = self._stepping_since_s = time.monotonic()
             try:
                 events = batch.step()
             except Exception as error:
                 self._failed(error)
-                batch = engine.batch(self._max_rows)
+                batch = self._batch(engine)
                 continue
             finally:
                 self._stepping_since_s = None
@@ -152,6 +153,11 @@ class Worker:
             told = [(self._tickets[row], event) for row, event in events]
             self._told(Step(told, took_s, batch.running))
         self._end(batch)
+
+    def _batch(self, engine: Engine) -> Batch:
+        batch = engine.batch(self._max_rows)
+        self.prefixes = batch.prefixes
+        return batch
 
     def _take_in(self, batch: Batch) -> bool:
         """Let new texts join, and wait while there are none; False once the thread is to end."""
