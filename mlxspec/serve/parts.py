@@ -16,13 +16,14 @@ Kind = Literal["reasoning", "text", "call"]
 class Part:
     """A part, and its text so far: of a call that is its arguments as JSON.
 
-    `index` counts the parts of an answer from 0.
+    `index` counts the parts of an answer from 0. `is_cut` says that the model would have gone on.
     """
 
     index: int
     kind: Kind
     text: str = ""
     call: ToolCall | None = None
+    is_cut: bool = False
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -54,7 +55,14 @@ class Parts:
         for call in event.tool_calls:
             yield from self._call(call)
         if event.finish_reason is not None:
+            if event.finish_reason != "stop":
+                self.cut()
             yield from self._end()
+
+    def cut(self) -> None:
+        """Note that the part that is open stays as it is."""
+        if self._open is not None:
+            self._open.is_cut = True
 
     def _grow(self, kind: Kind, text: str) -> Iterator[Change]:
         if self._open is None or self._open.kind != kind:
@@ -87,6 +95,8 @@ def parts_of(generation: Generation) -> list[Part]:
         ("text", generation.text),
     ]
     parts = [Part(0, kind, text) for kind, text in texts if text]
+    if parts and not generation.tool_calls:
+        parts[-1].is_cut = generation.finish_reason != "stop"
     parts += [Part(0, "call", call.arguments, call) for call in generation.tool_calls]
     for index, part in enumerate(parts):
         part.index = index
