@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from mlxspec.metrics import Event, Generation, ToolCall
+from mlxspec.conversations import ToolCall
+from mlxspec.metrics import Event, Generation
 
 Kind = Literal["reasoning", "text", "call"]
 
