@@ -45,18 +45,24 @@ class Served:
 
 @contextmanager
 def served(
-    make: Callable[[], Engine] = load, *, wait: bool = True, drain_s: float = 1.0, **choices: object
+    make: Callable[[], Engine] = load,
+    *,
+    wait: bool = True,
+    measures: bool = False,
+    drain_s: float = 1.0,
+    **choices: object,
 ) -> Iterator[Served]:
     """A server with these settings, until the block ends.
 
     Args:
         make: makes its engine, on the worker's thread.
         wait: until it is loaded.
+        measures: whether rounds are timed first.
     """
     settings = Settings(**{"name": "demo"} | choices)  # type: ignore[arg-type]
     log: list[str] = []
     calls: list[Call] = []
-    worker = Worker(make, settings.max_rows, log.append)
+    worker = Worker(make, settings.max_rows, log.append, measures=measures)
     service = Service(settings, worker, calls.append)
     listening = listen("127.0.0.1", 0)
     begun = threading.Event()

@@ -236,7 +236,7 @@ def test_stop_strings(stop: list[str], text: str, draft_tokens: int) -> None:
     result = engine.generate(PROMPT, max_tokens=len(TEXT), draft_tokens=draft_tokens, stop=stop)
     assert_as_expected(result, plainly(TEXT, len(TEXT), stop))
     assert result.text == text
-    assert result.stopped_by in stop
+    assert result.stopped_by in ([None] if stop == ["atat"] else stop)  # the text has no "atat"
 
 
 def test_a_stop_string_that_begins_beyond_the_limit_does_not_count() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
@@ -77,18 +77,28 @@ async def answer(
     Raises:
         Refusal: there is no room, or a text failed before anything was sent.
     """
+    if not stream:
+        return await answer_whole(service, http, requests, form.whole)
     held = ExitStack()
     tickets = held.enter_context(service.written(requests, call_of(http)))
-    if stream:
-        return _Streamed(_stream(service, tickets, form, trace=trace), held)
-    with held:
+    return _Streamed(_stream(service, tickets, form, trace=trace), held)
+
+
+async def answer_whole(
+    service: Service,
+    http: Http,
+    requests: Sequence[Request],
+    form: Callable[[list[Generation]], dict[str, Any]],
+) -> Response:
+    """Write the texts and answer once they are whole, with the arguments of `answer`."""
+    with service.written(requests, call_of(http)) as tickets:
         try:
             await while_there(http, whole(tickets))
         except MlxspecError as error:
             raise refusal_of(error) from error
         except ClientDisconnect:
             return Response(status_code=GONE)
-        return JSONResponse(form.whole(_generations(service, tickets)))
+        return JSONResponse(form(_generations(service, tickets)))
 
 
 async def _stream(

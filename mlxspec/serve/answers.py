@@ -10,9 +10,9 @@ from mlxspec.defaults import PREDICTION
 from mlxspec.metrics import Generation
 
 
-def name_of(kind: str) -> str:
+def name_of(beginning: str) -> str:
     """A name for one answer, such as `chatcmpl-8f0c…`."""
-    return f"{kind}-{secrets.token_hex(12)}"
+    return beginning + secrets.token_hex(12)
 
 
 def now() -> int:

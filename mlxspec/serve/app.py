@@ -15,7 +15,7 @@ from starlette.requests import Request as Http
 from starlette.types import ASGIApp
 
 from mlxspec._version import __version__
-from mlxspec.serve import about, chat, completions, watching
+from mlxspec.serve import about, chat, completions, generate, messages, responses, watching
 from mlxspec.serve.gate import Gate
 from mlxspec.serve.logbook import Logbook
 from mlxspec.serve.refusal import Refusal, error_response
@@ -43,7 +43,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (about, chat, completions, watching):
+    for module in (about, chat, completions, generate, messages, responses, watching):
         app.include_router(module.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -67,14 +67,21 @@ async def _refused(http: Http, error: Exception) -> Response:
 async def _invalid(http: Http, error: Exception) -> Response:
     """A field of a wrong type or range, by its name."""
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    # Alternatives of a type are named behind the field, in words of pydantic.
-    place = [str(part) for part in first["loc"][1:] if str(part).isidentifier()]
-    param = ".".join(place) or None
+    # Where there are alternatives, the one that fits best is found to be wrong deep inside.
+    first: dict[str, Any] = max(error.errors(), key=lambda one: len(one["loc"]))
+    param = ".".join(str(one) for one in first["loc"][1:] if _is_name(one)) or None
     message = f"{param or 'The body'}: {first['msg']}."
+    if first["type"] == "union_tag_invalid":
+        known, tag = first["ctx"]["expected_tags"], first["ctx"]["tag"]
+        message = f"{param} is of type {tag!r}, and only {known} can be read: leave it out."
     if first["type"] == "json_invalid":
         param, message = None, f"The body is no JSON: {first.get('ctx', {}).get('error', '')}."
     return error_response(http.url.path, Refusal(400, message, param=param))
+
+
+def _is_name(part: str | int) -> bool:
+    """Whether a part of a place names a field, and no alternative of its type."""
+    return isinstance(part, int) or (part.isidentifier() and part not in ("str", "int", "float"))
 
 
 async def _http(http: Http, error: Exception) -> Response:

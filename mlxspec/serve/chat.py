@@ -94,7 +94,7 @@ class ChatForm:
         self._count = body.n
         self._predicted = body.prediction is not None
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
-        self._base = {"id": name_of("chatcmpl"), "created": now(), "model": model}
+        self._base = {"id": name_of("chatcmpl-"), "created": now(), "model": model}
 
     def whole(self, generations: list[Generation]) -> dict[str, Any]:
         texts = [

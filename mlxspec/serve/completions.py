@@ -67,7 +67,7 @@ class CompletionForm:
     def __init__(self, model: str, *, with_usage: bool) -> None:
         self._with_usage = with_usage
         self._base = {
-            "id": name_of("cmpl"),
+            "id": name_of("cmpl-"),
             "object": "text_completion",
             "created": now(),
             "model": model,

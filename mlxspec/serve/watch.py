@@ -89,8 +89,10 @@ class Watch:
 
     def plain_s(self) -> float | None:
         """Seconds of a plain round of one text: of the latest ones, or as measured at the start."""
+        measured = self._worker.measured
         with self._lock:
-            return self._counts.usual_s(1, 0) or self._worker.plain_s
+            latest = self._counts.usual_s(1, 0)
+        return latest or (measured.plain_s if measured is not None else None)
 
     def called(self, call: Call) -> None:
         """Count an HTTP request that is over."""

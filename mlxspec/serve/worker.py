@@ -16,6 +16,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Tell
+from mlxspec.serve.measured import Measured, measure
 from mlxspec.serve.ticket import Ticket
 
 
@@ -39,8 +40,6 @@ class Step(NamedTuple):
 
 Watcher = Callable[[Step], None]
 
-WARM_UP = 16  # tokens
-
 
 class Worker:
     """Writes the texts of tickets, on a thread of its own.
@@ -52,16 +51,20 @@ class Worker:
         prepare: makes the engine, on the worker's thread.
         max_rows: texts that are written at a time.
         tell: called with a line for the log.
+        measures: whether rounds are timed before the first text, whose kernels that builds too.
     """
 
-    def __init__(self, prepare: Callable[[], Engine], max_rows: int, tell: Tell) -> None:
+    def __init__(
+        self, prepare: Callable[[], Engine], max_rows: int, tell: Tell, *, measures: bool = True
+    ) -> None:
         self.engine: Engine | None = None
+        self.measured: Measured | None = None
         self.failure: BaseException | None = None  # why there is no engine
         self.prefixes: PrefixCache | None = None  # what texts begin from
-        self.plain_s: float | None = None  # a plain round of one text, as measured at the start
         self.watchers: list[Watcher] = []  # called on the worker's thread; they must be quick
         self.tell = tell
         self._prepare = prepare
+        self._measures = measures
         self._max_rows = max_rows
         self._tickets: dict[Row, Ticket] = {}
         self._asked: deque[Ticket] = deque()
@@ -127,7 +130,7 @@ class Worker:
     def _run(self) -> None:
         try:
             engine = self._prepare()
-            self.plain_s = warm_up(engine)
+            self.measured = self._measure(engine)
             self.engine = engine
         except BaseException as error:
             self.failure = error
@@ -136,6 +139,13 @@ class Worker:
             self._serve(self.engine)
         mx.synchronize()
         mx.clear_streams()
+
+    def _measure(self, engine: Engine) -> Measured | None:
+        try:
+            return measure(engine) if self._measures else None
+        except MlxspecError as error:
+            self.tell(f"the rounds of this machine could not be timed: {error.message}")
+            return None
 
     def _serve(self, engine: Engine) -> None:
         batch = self._batch(engine)
@@ -209,20 +219,3 @@ class Worker:
         failed = Event(finish_reason="error", notes=(why.message,))
         for watcher in self.watchers:
             watcher(Step([(ticket, failed) for ticket in tickets], 0.0, 0))
-
-
-def warm_up(engine: Engine) -> float:
-    """Write a short text plainly, so that no client waits for what the first text builds.
-
-    Returns:
-        Median seconds of a plain round.
-    """
-    request = engine.request(range(WARM_UP), draft_tokens=0, max_tokens=WARM_UP, ignore_eos=True)
-    times: list[float] = []
-    before_s = time.perf_counter()
-    for event in engine.run(request):
-        now_s = time.perf_counter()
-        if event.round is not None:
-            times.append(now_s - before_s)
-        before_s = now_s
-    return sorted(times)[len(times) // 2]

@@ -1,0 +1,215 @@
+"""The body of a request to Anthropic's `/v1/messages`, and the options that it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mlxspec.metrics import Tell
+from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields
+from mlxspec.serve.refusal import Refusal
+from mlxspec.serve.service import Service
+from mlxspec.serve.thinking import template_args
+from mlxspec.serve.turns import PARAGRAPH, Turns, tool
+from mlxspec.templates import source_of
+
+# Claude Code begins its system text with a line that differs from request to request: read as a
+# part of the prompt, it would keep every turn from using what was read for the last one.
+_ATTRIBUTION = "x-anthropic-billing-header:"
+
+
+class TextBlock(Fields):
+    """A text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingBlock(Fields):
+    """What the model thought in an earlier turn."""
+
+    type: Literal["thinking"]
+    thinking: str
+
+
+class RedactedBlock(Fields):
+    """Thoughts of another model that only its servers can read."""
+
+    type: Literal["redacted_thinking"]
+
+
+class ToolUseBlock(Fields):
+    """A call of a tool in an earlier turn."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+class ToolResultBlock(Fields):
+    """The result of a call."""
+
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: bool = False
+
+    @property
+    def text(self) -> str:
+        text = PARAGRAPH.join(_texts(self.content))
+        return f"Error: {text}" if self.is_error and not text.startswith("Error") else text
+
+
+Block = Annotated[
+    TextBlock | ThinkingBlock | RedactedBlock | ToolUseBlock | ToolResultBlock,
+    Field(discriminator="type"),
+]
+
+
+class Message(Fields):
+    """A turn."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+    def add_to(self, turns: Turns) -> None:
+        content = self.content
+        blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+        for block in blocks:
+            _add(turns, self.role, block)
+
+
+class Tool(Fields):
+    """A tool that the client runs."""
+
+    name: Annotated[str, Field(min_length=1)]
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+
+
+class ToolChoice(Fields):
+    """Whether the model may call tools."""
+
+    type: Literal["auto", "none", "any", "tool"]
+
+
+class Thinking(Fields):
+    """Whether the model is to reason, and how much."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: MaxTokens | None = None
+
+    @property
+    def is_on(self) -> bool | None:
+        return {"enabled": True, "disabled": False}.get(self.type)
+
+
+class OutputConfig(Fields):
+    """How the model is to answer: text cannot be constrained."""
+
+    effort: str | None = None
+    format: dict[str, Any] | None = None
+
+
+class Conversation(Fields):
+    """What makes the prompt of a request."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    model: str | None = None
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+    def prompt_options(self, service: Service, tell: Tell) -> dict[str, Any]:
+        """The options of `Engine.encode`.
+
+        Args:
+            tell: called with what a person should know of how the prompt was made.
+
+        Raises:
+            Refusal: something is asked for that no local model does.
+        """
+        options: dict[str, Any] = {"messages": self._turns()}
+        tools = self._tools()
+        if tools:
+            options["tools"] = tools
+        thinking, config = self.thinking or Thinking(type="adaptive"), self.output_config
+        if config is not None and config.format is not None:
+            raise _refused("output_config.format", "the form of an answer cannot be constrained")
+        given = template_args(
+            source_of(service.engine.tokenizer) if service.engine.tokenizer is not None else "",
+            on=thinking.is_on,
+            effort=config.effort if config is not None else None,
+            budget=thinking.budget_tokens,
+            tell=tell,
+        )
+        if given:
+            usual = service.settings.usual.get("template_args") or {}
+            options["template_args"] = {**usual, **given}
+        return options
+
+    def _turns(self) -> list[dict[str, Any]]:
+        turns = Turns()
+        system = _texts(self.system or "")
+        for text in system:
+            if text and not text.startswith(_ATTRIBUTION):
+                turns.text("system", text)
+        for message in self.messages:
+            message.add_to(turns)
+        return turns.messages
+
+    def _tools(self) -> list[dict[str, Any]]:
+        choice = self.tool_choice.type if self.tool_choice is not None else "auto"
+        if choice in ("any", "tool"):
+            why = "a model cannot be made to call a tool: give auto or none"
+            raise _refused("tool_choice.type", why)
+        tools = self.tools or []
+        for at, one in enumerate(tools):
+            if one.input_schema is None or one.type not in (None, "custom"):
+                why = f"{one.type or one.name} is no tool of the client's with an input_schema"
+                raise _refused(f"tools.{at}", f"{why}: leave it out")
+        if choice == "none":
+            return []
+        return [tool(one.name, one.description, one.input_schema) for one in tools]
+
+
+class Body(Conversation, SamplingFields):
+    """The body of a request for an answer."""
+
+    max_tokens: MaxTokens
+    stop_sequences: list[str] | None = None
+    stream: bool = False
+
+    def all_options(self, service: Service, tell: Tell) -> dict[str, Any]:
+        """The options of `Engine.request`, with the arguments of `prompt_options`."""
+        options = self.options(service) | self.prompt_options(service, tell)
+        return options | {"max_tokens": self.max_tokens, "stop": self.stop_sequences or ()}
+
+
+def _add(turns: Turns, role: str, block: Any) -> None:
+    match block:
+        case TextBlock():
+            turns.text(role, block.text)
+        case ThinkingBlock() if role == "assistant":
+            turns.reasoning(block.thinking)
+        case ToolUseBlock() if role == "assistant":
+            turns.call(block.name, block.input, block.id)
+        case ToolResultBlock() if role == "user":
+            turns.result(block.tool_use_id, block.text)
+        case RedactedBlock():
+            pass
+        case _:
+            raise _refused("messages", f"a turn of the {role} has no block of type {block.type}")
+
+
+def _texts(content: str | list[TextBlock]) -> list[str]:
+    return [content] if isinstance(content, str) else [block.text for block in content]
+
+
+def _refused(param: str, why: str) -> Refusal:
+    return Refusal(400, f"{param}: {why}.", param=param)
