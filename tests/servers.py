@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
@@ -15,6 +16,7 @@ from mlxspec.serve.call import Call
 from mlxspec.serve.running import Server, listen
 from mlxspec.serve.service import Service
 from mlxspec.serve.settings import Settings
+from mlxspec.serve.store import Store
 from mlxspec.serve.worker import Worker
 
 WAIT_S = 60.0  # for an answer; a test that waits longer has found something
@@ -49,6 +51,7 @@ def served(
     *,
     wait: bool = True,
     measures: bool = False,
+    folder: Path | None = None,
     drain_s: float = 1.0,
     **choices: object,
 ) -> Iterator[Served]:
@@ -58,11 +61,13 @@ def served(
         make: makes its engine, on the worker's thread.
         wait: until it is loaded.
         measures: whether rounds are timed first.
+        folder: in which the pasts of prompts outlast it.
     """
     settings = Settings(**{"name": "demo"} | choices)  # type: ignore[arg-type]
     log: list[str] = []
     calls: list[Call] = []
-    worker = Worker(make, settings.max_rows, log.append, measures=measures)
+    store = None if folder is None else Store(folder, log.append)
+    worker = Worker(make, settings.max_rows, log.append, measures=measures, store=store)
     service = Service(settings, worker, calls.append)
     listening = listen("127.0.0.1", 0)
     begun = threading.Event()

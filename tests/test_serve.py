@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -138,6 +139,31 @@ def test_one_request_too_many_is_told_to_come_again() -> None:
         wait_for(server.is_idle)
         answer = client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2})
         assert answer.status_code == 200
+
+
+def test_what_was_read_of_a_prompt_outlasts_the_server(tmp_path: Path) -> None:
+    body = {"prompt": [(7 * at) % 2000 + 1 for at in range(300)], "max_tokens": 8, "temperature": 0}
+
+    def answered() -> Any:
+        with served(folder=tmp_path / "pasts") as server, server.client() as client:
+            answer = client.post("/v1/completions", json=body).json()
+            again = client.post("/v1/completions", json=body).json()
+            assert again["choices"] == answer["choices"]
+            assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 299
+            return answer
+
+    first, later = answered(), answered()
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert later["usage"]["prompt_tokens_details"]["cached_tokens"] == 299
+    assert later["choices"] == first["choices"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with served(folder=tmp_path / "file") as server, server.client() as client:
+        body = {"prompt": PROMPT, "max_tokens": 2}
+        assert client.post("/v1/completions", json=body).status_code == 200
+    assert server.log
 
 
 def test_a_key_is_asked_for_and_taken_in_both_headers() -> None:

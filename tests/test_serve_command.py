@@ -74,7 +74,9 @@ def test_a_server_tells_its_address_and_lets_texts_end_when_it_is_told_to() -> N
             lines = response.iter_lines()
             next(lines)
             server.process.send_signal(signal.SIGTERM)
-            assert list(lines)[-2] == "data: [DONE]"
+            rest = list(lines)
+            print(rest, server.lines, response)
+            assert rest[-2] == "data: [DONE]"
         assert server.ended() == 0
     assert "s3cret" not in json.dumps(server.lines)
 

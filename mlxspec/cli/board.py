@@ -17,11 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxspec.cli.terminal import ASIDE, visible
+from mlxspec.metrics import speed
 
 if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
+    from mlxspec.serve.call import Call
     from mlxspec.serve.service import Service
     from mlxspec.serve.settings import Settings
+    from mlxspec.serve.worker import Worker
 
 EVERY_S = 0.5
 
@@ -49,9 +52,13 @@ class Board:
     ) -> None:
         self.end()
 
-    def ready(self, engine: Engine) -> None:
+    def ready(self, worker: Worker) -> None:
         """The models are loaded."""
         self.write(event="ready", url=self._url, **self._settings.about)
+
+    def called(self, call: Call) -> None:
+        """A request is over."""
+        self.write(event="request", **call.as_dict())
 
     def follow(self, service: Service) -> None:
         """Show what a service does from now on, where that is live."""
@@ -82,12 +89,16 @@ class LiveBoard(Board):
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def ready(self, engine: Engine) -> None:
-        self._console.print(self._panel(engine))
+    def ready(self, worker: Worker) -> None:
+        engine = worker.wait()
+        self._console.print(self._panel(worker, engine))
         # Not in the panel, whose frame would come along when it is copied.
         self._console.print(Text(self._example(engine)), soft_wrap=True)
         self._live.start()
         self._thread.start()
+
+    def called(self, call: Call) -> None:
+        self._console.print(Text(visible(call.in_words()), ASIDE), soft_wrap=True)
 
     def follow(self, service: Service) -> None:
         self._service = service
@@ -108,13 +119,19 @@ class LiveBoard(Board):
     def _line(self) -> Text:
         if self._service is None:
             return Text()
-        load = self._service.worker.load
-        parts = [f"{load.running} running", f"{load.waiting} waiting"]
+        live = self._service.watch.live()
+        parts = [f"{live.running} running", f"{live.waiting} waiting"]
+        if live.tokens_per_second:
+            parts.append(f"{speed(live.tokens_per_second)} tok/s")
+        if live.acceptance_rate is not None:
+            parts.append(f"acceptance {live.acceptance_rate:.0%}")
+        if live.cache is not None and live.cache.nbytes:
+            parts.append(f"cache {live.cache.nbytes / live.cache.max_bytes:.0%}")
         if self._service.draining:
             parts.insert(0, "ending once these are written; Ctrl-C again ends at once")
         return Text(" · ".join(parts), ASIDE, no_wrap=True, overflow="ellipsis")
 
-    def _panel(self, engine: Engine) -> Panel:
+    def _panel(self, worker: Worker, engine: Engine) -> Panel:
         settings, about = self._settings, self._settings.about
         drafts = about.get("draft") if engine.drafts else None
         rows = {
@@ -124,6 +141,10 @@ class LiveBoard(Board):
             "rows": f"{settings.max_rows} at a time, {settings.max_queue} may wait",
             "key": self._key or "none",
         }
+        if worker.measured is not None:
+            rows["plain"] = (
+                f"{speed(1 / worker.measured.plain_s)} tok/s without proposals, just timed"
+            )
         grid = Table.grid(padding=(0, 2))
         for name, value in rows.items():
             grid.add_row(Text(name, ASIDE), Text(visible(str(value)), overflow="fold"))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,13 +18,17 @@ from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.control import records
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError, UsageError
+from mlxspec.files import expanded
+from mlxspec.metrics import Tell
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
     from mlxspec.cli.board import Board
     from mlxspec.decode.engine import Engine
     from mlxspec.serve.settings import Settings
+    from mlxspec.serve.store import Store
 
 _server = partial(typer.Option, rich_help_panel="Server")
 _limits = partial(typer.Option, rich_help_panel="Limits")
@@ -79,6 +84,21 @@ class ServerOptions:
     ] = None
     max_choices: Annotated[int, _limits(min=1, help="The most texts of one request.")] = 8
     max_body_mb: Annotated[int, _limits(min=1, help="The longest body of a request in MiB.")] = 8
+    cache_gb: Annotated[
+        float,
+        _limits(
+            min=0,
+            help="Memory for what was read of prompts, in GB: a prompt that begins like an earlier "
+            "one is read from where they part. 0 keeps nothing.",
+        ),
+    ] = 1.0
+    cache_dir: Annotated[
+        Path | None,
+        _limits(
+            metavar="DIR",
+            help="Keep that in this folder too, for the next server of the same models.",
+        ),
+    ] = None
 
     def key(self) -> str | None:
         """The key that clients must send.
@@ -101,6 +121,18 @@ class ServerOptions:
                 hint="Name a variable that holds one with --api-key-env; --no-key does without.",
             )
         return None
+
+    def store(self, tell: Tell) -> Store | None:
+        """Where pasts outlast the server, if they are to."""
+        from mlxspec.serve.store import Store
+
+        if self.cache_dir is None:
+            return None
+        if self.cache_gb == 0:
+            raise UsageError(
+                "--cache-dir keeps nothing with --cache-gb 0.", hint="Leave one of them out."
+            )
+        return Store(expanded(self.cache_dir), tell)
 
     def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
         """The settings of a server with these options."""
@@ -139,16 +171,22 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
     settings = server.settings(pair, usual)
     listening = listen(server.host, server.port)
     with open_board(settings, listening, server.api_key_env) as board:
-        preparing = _Preparing(pair, models, settings, board)
-        worker = Worker(preparing, settings.max_rows, board.log)
-        service = Service(settings, worker)
+        preparing = _Preparing(pair, models, settings, board, int(server.cache_gb * 1e9))
+        store = server.store(board.log)
+
+        def settled() -> None:
+            board.ready(worker) if worker.failure is None else process.tell_to_end()
+
+        worker = Worker(preparing, settings.max_rows, board.log, settled=settled, store=store)
+        service = Service(settings, worker, board.called)
         process = Server(service, listening, server.drain_s)
-        preparing.failed = process.tell_to_end
+        board.follow(service)
         with handed_to(process.tell_to_end):
             worker.start()
-            board.follow(service)
             process.serve_until_told()
         board.end()
+        if not worker.settled:
+            raise typer.Exit(INTERRUPTED)  # nobody waits until it is loaded
         worker.stop()
         if worker.failure is not None:
             raise worker.failure
@@ -158,25 +196,20 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
 class _Preparing:
     """Loads an engine on the worker's thread, and keeps what it learns for the next server."""
 
-    def __init__(self, pair: Pair, models: ModelOptions, settings: Settings, board: Board) -> None:
-        self.failed: Callable[[], None]  # called where there will be no engine
+    def __init__(
+        self, pair: Pair, models: ModelOptions, settings: Settings, board: Board, cache_bytes: int
+    ) -> None:
         self._pair = pair
         self._models = models
         self._settings = settings
         self._board = board
+        self._cache_bytes = cache_bytes
         self._record: records.Record | None = None
         self._engine: Engine | None = None
 
     def __call__(self) -> Engine:
-        try:
-            self._engine = self._made()
-        except BaseException:
-            self.failed()
-            raise
-        self._board.ready(self._engine)
-        return self._engine
+        from mlxspec.decode.prefixes import PrefixCache
 
-    def _made(self) -> Engine:
         usual = self._settings.usual
         with Output().display(text=False) as display:
             engine = engines.load_engine(self._pair, self._models, display, [], quiet=False)
@@ -185,6 +218,8 @@ class _Preparing:
             if request.auto:
                 self._record = engines.recall(self._pair, engine, display)
             engines.build_kernels(engine, request, display, beside=self._settings.max_rows > 1)
+        engine.prefixes = PrefixCache(self._cache_bytes)
+        self._engine = engine
         return engine
 
     def remember(self) -> None:

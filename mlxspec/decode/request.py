@@ -139,9 +139,6 @@ class Requests:
         _require_range(max_tokens, logprobs)
         if stop and self._tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
-        file = None if cache is None else Path(cache)
-        if file is not None:
-            require_no_folder(file)
         notes: list[str] = []
         tokens = self.encode(
             prompt,
@@ -169,7 +166,7 @@ class Requests:
             prediction=tuple(expected),
             processors=tuple(processors),
             capacity=capacity,
-            cache=file,
+            cache=_file(cache),
             notes=tuple(notes),
             reasoning=reasoning,
             calling=calling,
@@ -326,6 +323,13 @@ class Requests:
 def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """Several texts, of which one may come alone."""
     return (given,) if isinstance(given, str) else tuple(given or ())
+
+
+def _file(path: str | Path | None) -> Path | None:
+    """The path of a file; raises UsageError where it is a folder."""
+    if path is not None:
+        require_no_folder(Path(path))
+    return None if path is None else Path(path)
 
 
 def _require_range(max_tokens: int | None, logprobs: int | None) -> None:

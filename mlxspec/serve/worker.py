@@ -17,6 +17,7 @@ from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Tell
 from mlxspec.serve.measured import Measured, measure
+from mlxspec.serve.store import Store
 from mlxspec.serve.ticket import Ticket
 
 
@@ -40,6 +41,8 @@ class Step(NamedTuple):
 
 Watcher = Callable[[Step], None]
 
+IDLE_S = 10.0  # without a text, after which pasts are written to the store
+
 
 class Worker:
     """Writes the texts of tickets, on a thread of its own.
@@ -52,10 +55,19 @@ class Worker:
         max_rows: texts that are written at a time.
         tell: called with a line for the log.
         measures: whether rounds are timed before the first text, whose kernels that builds too.
+        settled: called on the worker's thread once there is an engine, or a `failure`.
+        store: where the pasts of prompts outlast the process.
     """
 
     def __init__(
-        self, prepare: Callable[[], Engine], max_rows: int, tell: Tell, *, measures: bool = True
+        self,
+        prepare: Callable[[], Engine],
+        max_rows: int,
+        tell: Tell,
+        *,
+        measures: bool = True,
+        settled: Callable[[], None] | None = None,
+        store: Store | None = None,
     ) -> None:
         self.engine: Engine | None = None
         self.measured: Measured | None = None
@@ -65,6 +77,8 @@ class Worker:
         self.tell = tell
         self._prepare = prepare
         self._measures = measures
+        self._when_settled = settled
+        self._store = store
         self._max_rows = max_rows
         self._tickets: dict[Row, Ticket] = {}
         self._asked: deque[Ticket] = deque()
@@ -93,6 +107,11 @@ class Worker:
             raise self.failure
         assert self.engine is not None
         return self.engine
+
+    @property
+    def settled(self) -> bool:
+        """Whether loading is over, well or not."""
+        return self._ready.is_set()
 
     @property
     def load(self) -> Load:
@@ -135,6 +154,8 @@ class Worker:
         except BaseException as error:
             self.failure = error
         self._ready.set()
+        if self._when_settled is not None:
+            self._when_settled()
         if self.engine is not None:
             self._serve(self.engine)
         mx.synchronize()
@@ -167,6 +188,8 @@ class Worker:
     def _batch(self, engine: Engine) -> Batch:
         batch = engine.batch(self._max_rows)
         self.prefixes = batch.prefixes
+        if self._store is not None:
+            self._store.open(engine, batch.prefixes)
         return batch
 
     def _take_in(self, batch: Batch) -> bool:
@@ -174,7 +197,8 @@ class Worker:
         with self._turn:
             self._load = Load(batch.running, batch.waiting)
             while batch.done and not (self._asked or self._stops):
-                self._turn.wait()
+                if not self._turn.wait(IDLE_S) and self._store is not None:
+                    self._store.save()  # nobody waits for the device
             asked, self._asked = self._asked, deque()
             left, self._left = self._left, []
             self._load = Load(batch.running, batch.waiting + len(asked))
@@ -208,6 +232,8 @@ class Worker:
 
     def _end(self, batch: Batch) -> None:
         batch.close()
+        if self._store is not None:
+            self._store.save()
         self._end_all(MlxspecError("The server was stopped.", hint="Send the request again."))
 
     def _end_all(self, why: MlxspecError) -> None:
