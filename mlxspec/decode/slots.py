@@ -167,13 +167,15 @@ class Slots:
         self._unread(row, but=list(one.drafts))
 
     def _reset(self, row: int) -> None:
-        """Let a row without a text stand at 0: its writes need room as well."""
+        """Let a row without a text stand at 0, with each drafter too: its writes need room."""
         state = self.state
         self._state = state._replace(position=_with(state.position, row, 0))
-        self._unread(row)
 
     def _unread(self, row: int, but: Sequence[str] = ()) -> None:
-        """Note that the draft models, all `but` some, have read nothing of a row's text."""
+        """Note that the draft models, all `but` some, have read nothing of a row's text.
+
+        They then write at their first place beside it. At the text's own they may have no room.
+        """
         for name, past in self.state.drafts.items():
             if name not in but and not self.rounds.drafters[name].follows:
                 past = past._replace(start=_with(past.start, row, UNREAD))

@@ -260,6 +260,8 @@ def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
 
 def _widened(array: mx.array, capacity: int) -> mx.array:
     missing = max(capacity - array.shape[2], 0)
+    if missing == 0:
+        return array  # padding copies, even by nothing
     return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)])
 
 
