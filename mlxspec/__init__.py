@@ -22,6 +22,7 @@ from mlxspec.errors import (
 )
 
 if TYPE_CHECKING:
+    from mlxspec.conversations import ToolCall
     from mlxspec.decode.batch import Batch, Row
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.prefixes import PrefixCache
@@ -73,6 +74,7 @@ __all__ = [
     "Spelling",
     "TableError",
     "TextDrafter",
+    "ToolCall",
     "UnknownPair",
     "UnsupportedModel",
     "UsageError",
@@ -88,6 +90,7 @@ __all__ = [
 host.guard()
 
 _HOMES = {
+    "conversations": ("ToolCall",),
     "decode.batch": ("Batch", "Row"),
     "decode.engine": ("Engine",),
     "decode.prefixes": ("PrefixCache",),

@@ -1,13 +1,14 @@
 """Calls of tools apart from the text around them, while both are being written.
 
 A call stands between a model's own marks, in the model's own language, which one of mlx-lm's
-parsers reads. Text outside of the marks is never waited for, but for what may become a mark. What
-cannot be read as a call is text.
+parsers reads, or the one for gpt-oss here. Text outside of the marks is never waited for, but for
+what may become a mark. What cannot be read as a call is text.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 from collections import deque
@@ -16,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxspec.conversations import Tool, ToolCall
-from mlxspec.metrics import Piece
+from mlxspec.markup import CALL_OF_HARMONY, is_harmony
+from mlxspec.metrics import Piece, Tell, silent
 from mlxspec.pieces import Held, longest_beginning, split
+from mlxspec.reasoning import PARAGRAPH, Reasoning
 from mlxspec.tokens import Tokenizer, decodes_at_once
 
-PARAGRAPH = "\n\n"  # between the texts before and behind a call
 _START, _END = "\ufdee", "\ufdef"  # letters that no text has, for marks that are control tokens
 _ID_LETTERS, _ID_SIZE = string.ascii_letters + string.digits, 9  # what Mistral's templates take
 
@@ -31,7 +33,7 @@ class Calling:
 
     Args:
         start, end: the marks around one call or several; an empty end is that of the text.
-        parse: mlx-lm's parser of what stands between them. It raises what it likes.
+        parse: the parser of what stands between them. It raises what it likes.
         tools: those that were offered.
         tokens: ids of the marks that are control tokens, each with the letter that stands for it.
             Where there are any, letters that spell a mark are text.
@@ -79,26 +81,42 @@ class Calling:
 
 
 def calling_of(
-    tokenizer: Tokenizer, tools: Sequence[Tool], marks: Iterable[int] = ()
+    tokenizer: Tokenizer | None,
+    tools: Sequence[Tool],
+    reasoning: Reasoning | None = None,
+    tell: Tell = silent,
 ) -> Calling | None:
-    """How a model calls these tools; None where mlx-lm has no parser for it.
+    """How a model calls these tools; None where there are none, or no parser is known for it.
 
     Args:
-        marks: ids of control tokens that mean something else.
+        reasoning: how its reasoning is told apart, which keeps its own marks.
+        tell: called where calls stay in the text.
     """
+    if not tools or tokenizer is None:
+        return None
+    vocabulary = tokenizer.get_vocab()
     parser = getattr(tokenizer, "tool_parser", None)
     start, end = (getattr(tokenizer, f"tool_call_{name}", None) or "" for name in ("start", "end"))
+    if parser is None and is_harmony(vocabulary):
+        parser, start, end = _parse_harmony, CALL_OF_HARMONY, ""
     if not start or parser is None:
+        tell("no parser is known for this model's tool calls: they stay in the text")
         return None
     # A parser may rely on a schema, which a tool without parameters need not have.
     schemas = [{**tool, "function": {"parameters": {}, **tool["function"]}} for tool in tools]
     calling = Calling(start, end, parser, schemas)
-    vocabulary = tokenizer.get_vocab()
     names = {start: _START} | ({end: _END} if end else {})
     tokens = {vocabulary[name]: letter for name, letter in names.items() if name in vocabulary}
-    if len(tokens) < len(names) or tokens.keys() & {*marks} or not decodes_at_once(tokenizer):
+    taken = reasoning.markup.tokens.keys() if reasoning is not None else set()
+    if len(tokens) < len(names) or tokens.keys() & taken or not decodes_at_once(tokenizer):
         return calling
     return replace(calling, tokens=tokens)
+
+
+def _parse_harmony(block: str, tools: Any) -> dict[str, Any]:
+    """A call of gpt-oss: the rest of its header, which begins with a name, and its arguments."""
+    name = re.match(r"[\w.-]+", block)
+    return {"name": name and name[0], "arguments": json.loads(block[block.index("{") :])}
 
 
 def new_id() -> str:

@@ -141,7 +141,7 @@ def _message(given: Any, what: str) -> Message:
     if calls and role != "assistant":
         raise PromptError(f"{what} calls tools as {role}.", hint="Only an assistant calls tools.")
     content = given.get("content")
-    if content is None and role == "assistant":
+    if content is None and role in ("assistant", "tool"):  # a call alone, a result of nothing
         content = ""
     message: Message = {"role": role, "content": _text(content, what)}
     reasoning = next((given[name] for name in _REASONING if given.get(name)), None)

@@ -7,8 +7,8 @@ token is *coded* as one letter that no text has, and marks are looked for in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from mlxspec.tokens import Tokenizer, decodes_at_once
@@ -33,6 +33,7 @@ _TAGS = (
 _SPELT = (("<think>", "</think>"), ("<thought>", "</thought>"))
 # They stand around an answer.
 _FRAMES = ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+CALL_OF_HARMONY = "to=functions."  # in the header of a message: what follows is a name
 # gpt-oss: <|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…
 _HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 _HARMONY_ENDS = ("<|end|>", "<|return|>", "<|call|>")
@@ -62,6 +63,15 @@ class Markup:
         return _codes(self.tokens.values())
 
     @cached_property
+    def without_calls(self) -> Markup:
+        """The same where no tools are offered."""
+        edges = {
+            state: tuple((mark, to) for mark, to in marks if to != KEPT)
+            for state, marks in self.edges.items()
+        }
+        return replace(self, edges=edges)
+
+    @cached_property
     def _names(self) -> dict[int, str]:
         return {ord(code): name for name, code in self.codes.items()}
 
@@ -77,7 +87,7 @@ def markup_of(tokenizer: Tokenizer, template: str) -> Markup | None:
         template: its source.
     """
     vocabulary: Mapping[str, int] = tokenizer.get_vocab()
-    if all(name in vocabulary for name in _HARMONY):
+    if is_harmony(vocabulary):
         return _coded(tokenizer, _harmony())
     formatted = getattr(tokenizer, "response_transitions", None)
     if formatted:
@@ -95,6 +105,11 @@ def markup_of(tokenizer: Tokenizer, template: str) -> Markup | None:
             # Later on, letters may as well be a part of the answer.
             return Markup({**edges, ANSWER: ()})
     return None
+
+
+def is_harmony(vocabulary: Collection[str]) -> bool:
+    """Whether these are the tokens of gpt-oss."""
+    return all(name in vocabulary for name in _HARMONY)
 
 
 def begun(markup: Markup, tokenizer: Tokenizer, prompt: Sequence[int]) -> str:
@@ -124,7 +139,7 @@ def _harmony() -> Edges:
     message = (*ends, ("<|channel|>", _CHANNEL))
     return {
         **dict.fromkeys((BEGINNING, ANSWER, REASONING), message),
-        _HEADER: (("<|channel|>", _CHANNEL), ("<|message|>", ANSWER)),
+        _HEADER: (("<|channel|>", _CHANNEL), ("<|message|>", ANSWER), (CALL_OF_HARMONY, KEPT)),
         _CHANNEL: (
             ("analysis", _ANALYSIS),
             ("final", _HEADER),

@@ -9,7 +9,7 @@ from mlxspec.markup import ANSWER, BEGINNING, KEPT, REASONING, Markup
 from mlxspec.metrics import FinishReason, Piece
 from mlxspec.pieces import Held, first_of, longest_beginning
 
-PARAGRAPH = "\n\n"  # between two answers, or two reasonings, of one text
+PARAGRAPH = "\n\n"  # between two answers, or two reasonings, of one text; and around a call
 
 
 class Mark(Piece):

@@ -10,14 +10,18 @@ from typing import Any
 
 import mlx_lm.tool_parsers
 import pytest
+from conftest import TEMPLATE
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from talkers import CALL, NAMES, WEATHER, talker, talking_tokenizer
+from test_reasoning import HARMONY, made
 
 from mlxspec import Engine
 from mlxspec.calling import Called, Caller, Calling, calling_of
 from mlxspec.conversations import ToolCall
+from mlxspec.decode.request import Request, Requests
 from mlxspec.metrics import Piece
 from mlxspec.text import TextStream
 
@@ -218,6 +222,65 @@ def test_marks_are_tokens_where_a_tokenizer_has_them(name: str) -> None:
     pieces = [piece for token in spelt for piece in stream.add(token, False)]
     assert parts_of([*pieces, *stream.finish()]) == [block]
     assert streamed(name, block) == calls
+
+
+BLOCK, _ = FORMATS["muse_spark"]
+MESSAGES = {
+    # Names of control tokens, and the texts of several messages with a call among them.
+    "muse": (
+        ("<|message|>", "<|eom|>", "<|eot|>"),
+        f"to=self<|message|>hm<|eom|><|start|>assistant to={NAME}<|message|>{BLOCK}<|eom|>"
+        "<|start|>assistant to=user<|message|>Done.<|eot|>",
+        ["hm", CALLED, "Done."],
+    ),
+    "harmony": (
+        (*HARMONY, "<|constrain|>"),
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>commentary<|message|>"
+        f"So.<|end|><|start|>assistant<|channel|>commentary to=functions.{NAME} "
+        f"<|constrain|>json<|message|>{JSON}<|call|>",
+        ["hmSo.", CALLED],
+    ),
+    "harmony, with the name first": (
+        (*HARMONY, "<|constrain|>"),
+        "<|channel|>analysis<|message|>hm<|end|>"
+        f"<|start|>assistant to=functions.{NAME}<|channel|>commentary json<|message|>{JSON}<|end|>"
+        f"<|start|>assistant to=functions.{NAME}<|channel|>commentary json<|message|>{JSON}<|end|>",
+        ["hm", CALLED, CALLED],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(MESSAGES))
+def test_a_call_may_be_a_message_of_several(kind: str) -> None:
+    names, text, expected = MESSAGES[kind]
+    fast = made(names, TEMPLATE)._tokenizer
+    how = calling("muse_spark")
+    tokenizer = TokenizerWrapper(fast)
+    if kind == "muse":
+        marks = {"tool_call_start": how.start, "tool_call_end": how.end}
+        tokenizer = TokenizerWrapper(
+            fast, response_format=RESPONSE_FORMAT, tool_parser=how.parse, **marks
+        )
+    requests = Requests(tokenizer, 999, None)
+    prompt = [*tokenizer.encode("<|start|>assistant", add_special_tokens=False)]
+    request = requests.make(prompt, tools=[WEATHER])
+
+    def written(one: Request, text: str) -> list[Any]:
+        stream = TextStream(
+            tokenizer, continues=False, reasoning=one.reasoning, calling=one.calling
+        )
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        pieces = [piece for token in tokens for piece in stream.add(token, False)]
+        return parts_of([*pieces, *stream.finish()])
+
+    assert written(request, text) == expected
+    assert request.notes == ()
+    if kind != "muse":
+        broken = written(request, text.replace(JSON, JSON[:-1]))
+        assert all(isinstance(part, str) for part in broken)
+        assert NAME in "".join(broken)
+        # Without tools the header of a message stays a header.
+        assert NAME not in "".join(written(requests.make(prompt), text))
 
 
 # --- what cannot be read ----------------------------------------------------------------

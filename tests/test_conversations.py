@@ -105,6 +105,13 @@ def test_arguments_are_an_object_or_a_string_as_a_template_wants_them(template: 
     assert text.endswith("<tool>rain<assistant>")
 
 
+def test_a_tool_may_give_nothing() -> None:
+    for content in (None, "", []):
+        assert prompt_of(OBJECTS, [*CALLS[:2], {**CALLS[2], "content": content}]).endswith(
+            "<tool><assistant>"
+        )
+
+
 def test_a_result_has_the_name_of_its_call() -> None:
     template = "{% for m in messages %}<{{ m.role }} {{ m.name }}>{{ m.content }}{% endfor %}"
     with_calls = template.replace("{% endfor %}", "{{ m.tool_calls }}{% endfor %}")

@@ -136,3 +136,29 @@ def test_ends_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert load_tokenizer(folder, eos_token_ids=3).eos_token_ids == {3}
     assert load_tokenizer(folder, eos_token_ids=[3, 4]).eos_token_ids == {3, 4}
     assert load_tokenizer(folder).eos_token_ids == set()
+
+
+# --- calls of tools ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "settings", "start"),
+    [
+        (TEMPLATE + "<tool_call>{{ tool_call.name }}", {}, "<tool_call>"),
+        ({"default": TEMPLATE, "tool_use": TEMPLATE + "[TOOL_CALLS]"}, {}, "[TOOL_CALLS]"),
+        (TEMPLATE, {"tool_parser_type": "gemma4"}, "<|tool_call>"),
+        (TEMPLATE, {}, None),
+        (TEMPLATE, {"tool_parser_type": "of_another_release"}, None),
+        (None, {}, None),
+    ],
+)
+def test_the_parser_of_calls_is_the_one_that_mlx_lm_takes(
+    template: Any, settings: dict[str, Any], start: str | None, tmp_path: Path
+) -> None:
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
+    chats = {} if template is None else {"chat_template": template}
+    folder = save(tmp_path / "model", tokenizer_of("byte level"), **chats, **settings)
+    loaded = load_tokenizer(folder)
+    assert loaded.tool_call_start == start
+    assert (loaded.tool_parser is None) == (start is None)

@@ -139,6 +139,7 @@ class Requests:
         _require_range(max_tokens, logprobs)
         if stop and self._tokenizer is None:
             raise UsageError("Stop strings need a tokenizer.", hint="Give the engine one.")
+        file = _file_of(cache)
         notes: list[str] = []
         tokens = self.encode(
             prompt,
@@ -152,8 +153,8 @@ class Requests:
         expected = self.tokens_of(prediction)
         count, auto = self._drafting(draft_tokens, predicted=bool(expected))
         also = self._named(_texts(eos))
-        reasoning = None if raw else self._reasoning(tokens, max_tokens)
-        calling = self._calling(tools_of(tools), reasoning, notes.append)
+        reasoning = None if raw else self._reasoning(tokens, max_tokens, calls=bool(tools))
+        calling = calling_of(self._tokenizer, tools_of(tools), reasoning, notes.append)
         return Request(
             tokens=tuple(tokens),
             limit=self._limit(len(tokens), max_tokens),
@@ -166,7 +167,7 @@ class Requests:
             prediction=tuple(expected),
             processors=tuple(processors),
             capacity=capacity,
-            cache=_file(cache),
+            cache=file,
             notes=tuple(notes),
             reasoning=reasoning,
             calling=calling,
@@ -235,28 +236,17 @@ class Requests:
             return None
         return markup_of(self._tokenizer, source_of(self._tokenizer))
 
-    def _reasoning(self, tokens: Sequence[int], max_tokens: int | None) -> Reasoning | None:
+    def _reasoning(
+        self, tokens: Sequence[int], max_tokens: int | None, *, calls: bool
+    ) -> Reasoning | None:
         if self._markup is None or self._tokenizer is None:
             return None
+        markup = self._markup if calls else self._markup.without_calls
         limit = f"the limit of {max_tokens} tokens: raise it with --max-tokens, or max_tokens"
         if max_tokens is None or self._limit(len(tokens), max_tokens) < len(tokens) + max_tokens:
             limit = f"the end of the model's context of {self._context} tokens"
-        return Reasoning(
-            self._markup,
-            begun(self._markup, self._tokenizer, tokens),
-            limit,
-            less_reasoning(source_of(self._tokenizer)),
-        )
-
-    def _calling(
-        self, tools: Sequence[Tool], reasoning: Reasoning | None, tell: Tell
-    ) -> Calling | None:
-        if not tools or self._tokenizer is None:
-            return None
-        calling = calling_of(self._tokenizer, tools, reasoning.markup.tokens if reasoning else ())
-        if calling is None:
-            tell("no parser is known for this model's tool calls: they stay in the text")
-        return calling
+        begins = begun(markup, self._tokenizer, tokens)
+        return Reasoning(markup, begins, limit, less_reasoning(source_of(self._tokenizer)))
 
     def _continues(self, prompt: Prompt | None, messages: Any, raw: bool) -> bool:
         """Whether a text goes on where the prompt ends: a raw one, or a turn that is begun."""
@@ -325,13 +315,6 @@ def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given or ())
 
 
-def _file(path: str | Path | None) -> Path | None:
-    """The path of a file; raises UsageError where it is a folder."""
-    if path is not None:
-        require_no_folder(Path(path))
-    return None if path is None else Path(path)
-
-
 def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
@@ -340,6 +323,13 @@ def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
             f"logprobs is {logprobs!r}.",
             hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
         )
+
+
+def _file_of(cache: str | Path | None) -> Path | None:
+    if cache is None:
+        return None
+    require_no_folder(Path(cache))
+    return Path(cache)
 
 
 def _is_id(token: object, vocabulary: int) -> bool:
