@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlxspec.decode.reader import Reader
 from mlxspec.metrics import Generation
 from mlxspec.models import kept, prefill
 from mlxspec.models.kept import Entries, Kept, Rest
+from mlxspec.models.pace import Pace
 from mlxspec.models.prefill import finished
 
 PROMPT = prompt_of(40)
@@ -47,8 +47,6 @@ KINDS = {
     "llama4": False,
     "deepseek_v41": False,
 }
-# Models that compute one row and several in another order, however their past was kept.
-ROUNDING = ("deepseek_v3", "deepseek_v32", "mamba2", "recurrent_gemma")
 
 
 @pytest.fixture(autouse=True)
@@ -125,16 +123,30 @@ def test_texts_of_a_batch_begin_from_it(name: str, draft_tokens: Any) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_past_is_the_same_to_the_last_bit(name: str) -> None:
+def test_a_past_is_the_same_to_the_last_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where pieces end decides how some models round, with and without a prefix cache.
+    monkeypatch.setattr(Pace, "rows", lambda *_, **__: CHUNK)
     engine = engine_of(name, None)
-    turn = PROMPT + expected(name, PROMPT)
-    for prompt in (PROMPT, PROMPT[:35] + [1, 2], turn[:-2] + [3] * 9, PROMPT + [4] * 20):
-        engine.prefixes, store = None, engine.prefixes
-        alone = past_of(engine, prompt)
-        engine.prefixes = store
+    store = store_of(engine)
+    for prompt in (PROMPT, PROMPT[: 2 * CHUNK] + prompt_of(30, 1)):
         written(engine, prompt)
-        same = close if name in ROUNDING else mx.array_equal
-        assert all(map(same, past_of(engine, prompt), alone))
+        again = past_of(engine, prompt)
+        engine.prefixes = None
+        assert all(map(mx.array_equal, past_of(engine, prompt), again))
+        engine.prefixes = store
+    assert store.stats.hits == 3
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_past_goes_on_from_any_place(name: str) -> None:
+    engine = engine_of(name, None)
+    store, turn = store_of(engine), PROMPT + expected(name, PROMPT)
+    for prompt in (PROMPT, PROMPT[:35] + [1, 2], turn[:-2] + [3] * 9, PROMPT + [4] * 20):
+        written(engine, prompt)
+        again = past_of(engine, prompt)
+        engine.prefixes = None
+        assert all(map(close, past_of(engine, prompt), again))
+        engine.prefixes = store
 
 
 def close(one: mx.array, other: mx.array) -> mx.array:
@@ -295,6 +307,7 @@ def test_a_cap_is_kept(name: str, max_bytes: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "qwen3_next", "llama4"])
 def test_its_arrays_take_what_it_says(name: str) -> None:
+    limit = mx.set_cache_limit(0)  # a buffer that is used again may be larger than its array
     engine = engine_of(name)
     written(engine, PROMPT)  # what is made once
     store_of(engine).clear()
@@ -303,15 +316,14 @@ def test_its_arrays_take_what_it_says(name: str) -> None:
         written(engine, prompt)
     stats = store_of(engine).stats
     assert stats.nbytes > 10_000
-    # The allocator may give an array a somewhat larger buffer.
-    assert stats.nbytes <= held_bytes() - before < 1.2 * stats.nbytes
+    assert stats.nbytes <= held_bytes() - before < 1.05 * stats.nbytes
     store_of(engine).clear()
     assert abs(held_bytes() - before) < 1000
+    mx.set_cache_limit(limit)
     assert store_of(engine).stats.nbytes == store_of(engine).stats.pasts == 0
 
 
 def held_bytes() -> int:
-    gc.collect()
     mx.synchronize()
     return mx.get_active_memory()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -33,6 +34,15 @@ class Node:
         self.used = 0
         if parent is not None:
             parent.children[tokens[0]] = self
+
+    @property
+    def parent(self) -> Node | None:
+        return self._parent() if self._parent is not None else None
+
+    @parent.setter
+    def parent(self, parent: Node | None) -> None:
+        # A node is held by the one above it alone, so its arrays are freed as soon as it is gone.
+        self._parent = ref(parent) if parent is not None else None
 
     def path(self) -> list[Node]:
         """The nodes from the root, which is not among them, to this one."""

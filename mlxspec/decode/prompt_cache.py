@@ -23,7 +23,7 @@ from mlxspec.models.kept import Entries, Kept, Rest, resumed, without_form
 from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
 from mlxspec.models.taps import Features
 
-PLACES = 4  # of a text, the last ones, from which another can go on where a past cannot go back
+PLACES = 6  # of a text, the last ones, from which another can go on where a past cannot go back
 
 
 class _Stored(NamedTuple):
