@@ -19,6 +19,7 @@ from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.messages import usage
 from mlxspec.serve.messages_body import Conversation
+from mlxspec.serve.thinking import template_args
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = {"city": "Köln 🌧"}
@@ -77,6 +78,12 @@ def blocks(message: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in one.items() if name != "id"} for one in given]
 
 
+def prompt_tokens(message: dict[str, Any]) -> int:
+    """The tokens of the prompt, whether they were read or came from a cache."""
+    counts = message["usage"]
+    return int(counts["input_tokens"] + counts["cache_read_input_tokens"])
+
+
 def refused(server: Served, body: dict[str, Any]) -> dict[str, Any]:
     with server.client() as client:
         answer = client.post("/v1/messages", json=body)
@@ -95,10 +102,8 @@ def test_an_answer_is_the_text_of_the_library(client: anthropic.Anthropic, serve
     expected = server.engine.generate(PROMPT, max_tokens=24, sampling=SamplingParams(**sampled))
     assert blocks(message) == [{"type": "text", "text": expected.text}]
     assert (message.role, message.stop_reason) == ("assistant", "max_tokens")
-    assert (message.usage.input_tokens, message.usage.output_tokens) == (
-        expected.prompt_tokens,
-        24,
-    )
+    assert prompt_tokens(message.model_dump()) == expected.prompt_tokens
+    assert message.usage.output_tokens == 24
     assert message.model_extra["timings"]["draft_n"] >= 0
 
 
@@ -304,7 +309,7 @@ def test_tokens_of_a_prompt_are_counted(chatting: anthropic.Anthropic) -> None:
     prompt = {"messages": [{"role": "user", "content": "why"}], "system": "be brief"}
     counted = chatting.messages.count_tokens(model="any", tools=[TOOL], **prompt)
     answered = chatting.messages.create(**asked(tools=[TOOL]) | prompt)
-    assert counted.input_tokens == answered.usage.input_tokens
+    assert counted.input_tokens == prompt_tokens(answered.model_dump())
 
 
 def test_tokens_of_a_prompt_beyond_the_context_are_counted_too(
@@ -314,6 +319,41 @@ def test_tokens_of_a_prompt_beyond_the_context_are_counted_too(
     assert client.messages.count_tokens(model="any", messages=long).input_tokens > 1024
     with pytest.raises(anthropic.BadRequestError, match=r"context is 1,024"):
         client.messages.create(**asked(long, stream=True))
+
+
+READS_BOTH = "{% if enable_thinking %}{% endif %}{{ m.thinking }}{{ reasoning_effort }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "asks", "given", "told"),
+    [
+        (READS_BOTH, {"on": True}, {"enable_thinking": True}, 0),
+        (
+            READS_BOTH,
+            {"on": False, "effort": "high"},
+            {
+                "enable_thinking": False,
+                "reasoning_effort": "high",
+            },
+            0,
+        ),
+        (READS_BOTH, {"effort": "none"}, {"enable_thinking": False}, 0),
+        (READS_BOTH, {"effort": "max"}, {"reasoning_effort": "high"}, 0),
+        (READS_BOTH + "{{ 'xhigh' }}", {"effort": "xhigh"}, {"reasoning_effort": "xhigh"}, 0),
+        ("{% if thinking %}", {"on": True}, {"thinking": True}, 0),
+        ("{{ m.thinking }}{{ m['thinking'] }}", {"on": True}, {}, 1),
+        ("{{ thinking_budget }}", {"budget": 99}, {"thinking_budget": 99}, 0),
+        ("", {"on": False, "effort": "low", "budget": 9}, {}, 3),
+        ("", {}, {}, 0),
+    ],
+)
+def test_a_template_is_told_what_it_can_take(
+    template: str, asks: dict[str, Any], given: dict[str, Any], told: int
+) -> None:
+    notes: list[str] = []
+    open_ = {"on": None, "effort": None, "budget": None}
+    assert template_args(template, **open_ | asks, tell=notes.append) == given
+    assert len(notes) == told
 
 
 # --- what Claude Code sends -----------------------------------------------------------------
@@ -379,12 +419,16 @@ def test_what_claude_code_sends_is_answered(chat: Served) -> None:
         for name in ("max_tokens", "stream", "temperature"):
             del body[name]
         count = client.post("/v1/messages/count_tokens?beta=true", json=body, headers=headers)
-        assert count.json()["input_tokens"] == answer["usage"]["input_tokens"]
+        assert count.json()["input_tokens"] == prompt_tokens(answer)
 
 
 def test_the_prompt_does_not_change_with_the_line_of_attribution(chat: Served) -> None:
     prompts = [turns_of(chat, **{"prompt": "why"} | of_claude_code(one)) for one in ("a1b", "ffe")]
     assert prompts[0] == prompts[1]
+    with chat.client() as client:
+        bodies = [of_claude_code(one, stream=False, max_tokens=1) for one in ("c0d", "bad")]
+        _, again = [client.post("/v1/messages", json=body).json() for body in bodies]
+    assert again["usage"]["cache_read_input_tokens"] > 0.9 * prompt_tokens(again)
     assert prompts[0][0]["content"].startswith("You are Claude Code.\n\nUse the tools")
 
 
@@ -462,6 +506,22 @@ def test_an_error_in_the_middle_is_an_event(
             pass
     assert caught.value.body["error"]["type"] == "api_error"
     assert client.messages.create(**asked(max_tokens=1)).usage.output_tokens == 1
+
+
+def test_the_model_is_listed(server: Served, client: anthropic.Anthropic) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("demo", "model", "demo")
+    assert model.created_at.year > 2000
+    assert client.models.retrieve("demo") == model
+
+
+def test_speculation_is_the_requests_to_choose(client: anthropic.Anthropic) -> None:
+    texts = []
+    for choice in ({"enabled": False}, {"draft_tokens": 3}):
+        message = client.messages.create(**asked(max_tokens=24, extra_body={"speculative": choice}))
+        assert (message.model_extra["timings"]["draft_n"] > 0) == ("draft_tokens" in choice)
+        texts.append(blocks(message))
+    assert texts[0] == texts[1]
 
 
 def test_a_client_of_another_protocol_is_told_so(server: Served) -> None:
