@@ -104,7 +104,8 @@ class Event:
     each whether it was proposed. `pieces` is the text that became final: it may lag behind the
     tokens while a stop string or a character is incomplete. `finish_reason` is set on the last
     event only. `notes` are lines for people about anything else that happened. `logprobs` has one
-    for each token, where the request asks for them. `tool_calls` ended with this text.
+    for each token, where the request asks for them. `tool_calls` ended with this text, where
+    an empty piece, a `Called`, stands for them.
     """
 
     tokens: tuple[int, ...] = ()

@@ -70,7 +70,7 @@ class Writer:
         return Event(
             tuple(tokens),
             tuple(origins),
-            tuple(piece for piece in pieces if not isinstance(piece, Called)),
+            tuple(pieces),
             stats,
             finish,
             notes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,7 +19,9 @@ _STARTED = now()
 @router.get("/v1/models")
 async def models(service: Asked) -> dict[str, Any]:
     """The one model that is loaded. A request may name any: it is always answered by this one."""
-    return {"object": "list", "data": [_model(service)]}
+    model = _model(service)
+    page = {"has_more": False, "first_id": model["id"], "last_id": model["id"]}  # Anthropic's
+    return {"object": "list", "data": [model]} | page
 
 
 @router.get("/v1/models/{name:path}")
@@ -47,7 +50,10 @@ def _model(service: Asked) -> dict[str, Any]:
     return {
         "id": settings.name,
         "object": "model",
+        "type": "model",  # as Anthropic has it, and so has the moment as a date
+        "display_name": settings.name,
         "created": _STARTED,
+        "created_at": datetime.fromtimestamp(_STARTED, UTC).isoformat(),
         "owned_by": "mlxspec",
         "context_length": engine.context if engine is not None else None,
     }

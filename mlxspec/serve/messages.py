@@ -33,7 +33,7 @@ async def message(body: Body, service: Asked, http: Http) -> Response:
     request = await service.request(**body.all_options(service, notes.append))
     request = replace(request, notes=(*request.notes, *notes))
     form = MessageForm(service.settings.name, len(request.tokens), body.max_tokens)
-    return await answer(service, http, [request], form, stream=body.stream)
+    return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
 
 
 @router.post("/v1/messages/count_tokens")

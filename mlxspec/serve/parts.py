@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from mlxspec.calling import Called
 from mlxspec.conversations import ToolCall
 from mlxspec.metrics import Event, Generation
 
@@ -51,10 +52,10 @@ class Parts:
     def add(self, event: Event) -> Iterator[Change]:
         """The changes that an event brings; the last event ends every part."""
         for piece in event.pieces:
+            for call in piece.calls if isinstance(piece, Called) else ():
+                yield from self._call(call)
             if piece.text:
                 yield from self._grow("reasoning" if piece.reasoning else "text", piece.text)
-        for call in event.tool_calls:
-            yield from self._call(call)
         if event.finish_reason is not None:
             if event.finish_reason != "stop":
                 self.cut()

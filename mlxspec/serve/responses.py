@@ -29,7 +29,7 @@ async def respond(body: Body, service: Asked, http: Http) -> Response:
     request = await service.request(**body.all_options(service, notes.append))
     request = replace(request, notes=(*request.notes, *notes))
     form = ResponseForm(service.settings.name, body, request)
-    return await answer(service, http, [request], form, stream=body.stream)
+    return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
 
 
 class ResponseForm:
