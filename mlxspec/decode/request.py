@@ -208,7 +208,7 @@ class Requests:
             tokens = list(prompt)
         if not tokens:
             raise PromptError("The prompt is empty.", hint="Give at least one token.")
-        if not all(_is_id(token, self._vocabulary) for token in tokens):
+        if not all(_is_below(token, self._vocabulary) for token in tokens):
             raise PromptError(
                 f"A token of the prompt is not one of the model's {self._vocabulary:,}.",
                 hint="Encode it with the model's own tokenizer.",
@@ -318,7 +318,7 @@ def _texts(given: str | Sequence[str] | None) -> tuple[str, ...]:
 def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
     if max_tokens is not None and max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}.", hint="It must be 1 or more.")
-    if logprobs is not None and not _is_in(logprobs, MAX_LOGPROBS):
+    if logprobs is not None and not _is_below(logprobs, MAX_LOGPROBS + 1):
         raise UsageError(
             f"logprobs is {logprobs!r}.",
             hint=f"It must be None, or a whole number between 0 and {MAX_LOGPROBS}.",
@@ -332,9 +332,6 @@ def _file_of(cache: str | Path | None) -> Path | None:
     return Path(cache)
 
 
-def _is_id(token: object, vocabulary: int) -> bool:
-    return isinstance(token, Integral) and 0 <= int(token) < vocabulary
-
-
-def _is_in(number: object, most: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= most
+def _is_below(number: object, end: int) -> bool:
+    """Whether it is a whole number from 0 on, which a truth value is not."""
+    return isinstance(number, Integral) and not isinstance(number, bool) and 0 <= int(number) < end
