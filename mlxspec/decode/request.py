@@ -334,4 +334,6 @@ def _file_of(cache: str | Path | None) -> Path | None:
 
 def _is_below(number: object, end: int) -> bool:
     """Whether it is a whole number from 0 on, which a truth value is not."""
-    return isinstance(number, Integral) and not isinstance(number, bool) and 0 <= int(number) < end
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        return False
+    return 0 <= int(number) < end

@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any
 
 from fastapi import APIRouter, Response
-from pydantic import Field
 from starlette.requests import Request as Http
 
-from mlxspec.metrics import Event, Generation
+from mlxspec.conversations import ToolCall
+from mlxspec.metrics import Event, Generation, Logprob
 from mlxspec.serve.answering import answer, choices
 from mlxspec.serve.answers import name_of, now, timings, usage
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, StreamOptions
+from mlxspec.serve.chat_body import Chat
 from mlxspec.serve.listening import DONE, sse
 from mlxspec.serve.refusal import Refusal, openai_error
 from mlxspec.serve.service import Asked
+from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
-
-
-class ResponseFormat(Fields):
-    """Text, and nothing else: output cannot be constrained."""
-
-    type: Literal["text"]
-
-
-class TextPart(Fields):
-    """A part of a text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Expected(Fields):
-    """A text that the answer is expected to repeat, at least in parts."""
-
-    type: Literal["content"] = "content"
-    content: str | list[TextPart]
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content)
-
-
-class Chat(SamplingFields):
-    """The body of a request."""
-
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
-    n: Annotated[int, Field(ge=1)] = 1
-    stop: str | list[str] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    prediction: Expected | None = None
-    response_format: ResponseFormat | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-
-    def all_options(self, service: Asked) -> dict[str, Any]:
-        """The options of `Engine.request`."""
-        options = self.options(service) | {"messages": self.messages, "stop": self.stop or ()}
-        most = self.max_completion_tokens or self.max_tokens
-        if most is not None:
-            options["max_tokens"] = most
-        if self.prediction is not None:
-            options["prediction"] = self.prediction.text
-        if self.chat_template_kwargs is not None:
-            usual = service.settings.usual.get("template_args") or {}
-            options["template_args"] = {**usual, **self.chat_template_kwargs}
-        return options
 
 
 @router.post("/v1/chat/completions")
@@ -81,28 +28,33 @@ async def chat(body: Chat, service: Asked, http: Http) -> Response:
     most = service.settings.max_choices
     if body.n > most:
         raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
-    request = await service.request(**body.all_options(service))
-    form = ChatForm(service.settings.name, body)
+    notes: list[str] = []
+    request = await service.request(notes, **body.all_options(service, notes.append))
+    form = ChatForm(service.settings.name, body, service.spelling)
     requests = list(choices(request, body.n))
     return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
 
 
 class ChatForm:
-    """The form of a chat's answer."""
+    """The form of a chat's answer.
 
-    def __init__(self, model: str, body: Chat) -> None:
-        self._count = body.n
-        self._predicted = body.prediction is not None
-        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+    Args:
+        model: its name. body: of the request. spelling: of tokens, for log-probabilities.
+    """
+
+    def __init__(self, model: str, body: Chat, spelling: Spelling) -> None:
+        self._body = body
+        self._spelling = spelling
         self._base = {"id": name_of("chatcmpl-"), "created": now(), "model": model}
+        self._calls = [count() for _ in range(body.n)]  # numbers for the calls of each text
 
     def whole(self, generations: list[Generation]) -> dict[str, Any]:
         texts = [
             {
                 "index": index,
                 "message": _message(one),
-                "logprobs": None,
-                "finish_reason": one.finish_reason,
+                "logprobs": self._logprobs(one.logprobs),
+                "finish_reason": _finish_reason(one),
             }
             for index, one in enumerate(generations)
         ]
@@ -110,19 +62,22 @@ class ChatForm:
         return named | {"choices": texts} | self._counts(generations)
 
     def begin(self) -> Iterator[bytes]:
-        for index in range(self._count):
+        for index in range(self._body.n):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def event(self, index: int, event: Event, generation: Generation) -> Iterator[bytes]:
-        if event.reasoning:
-            yield self._chunk(index, {"reasoning_content": event.reasoning})
-        if event.text:
-            yield self._chunk(index, {"content": event.text})
+        delta = _delta(event.text, event.reasoning)
+        if event.tool_calls:
+            numbered = zip(event.tool_calls, self._calls[index], strict=False)
+            delta["tool_calls"] = [{"index": at} | call.as_dict() for call, at in numbered]
+        if delta or event.logprobs:
+            yield self._chunk(index, delta, logprobs=self._logprobs(event.logprobs))
         if event.finish_reason:
-            yield self._chunk(index, {}, event.finish_reason, timings=timings(generation))
+            finish = _finish_reason(generation)
+            yield self._chunk(index, {}, finish, timings=timings(generation))
 
     def end(self, generations: list[Generation]) -> Iterator[bytes]:
-        if self._with_usage:
+        if self._body.with_usage:
             named = self._base | {"object": "chat.completion.chunk"}
             yield sse(named | {"choices": []} | self._counts(generations))
         yield DONE
@@ -131,19 +86,42 @@ class ChatForm:
         return sse(openai_error(refusal))
 
     def _counts(self, generations: list[Generation]) -> dict[str, Any]:
-        counts = usage(generations, predicted=self._predicted)
+        counts = usage(generations, predicted=self._body.prediction is not None)
         return {"usage": counts, "timings": timings(generations[0])}
 
+    def _logprobs(self, logprobs: Iterable[Logprob]) -> dict[str, Any] | None:
+        if not self._body.logprobs:
+            return None
+        return {"content": self._spelling.as_dicts(logprobs), "refusal": None}
+
     def _chunk(
-        self, index: int, delta: dict[str, Any], finish: str | None = None, **beside: Any
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish: str | None = None,
+        *,
+        logprobs: dict[str, Any] | None = None,
+        **beside: Any,
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         named = self._base | {"object": "chat.completion.chunk"}
         return sse(named | {"choices": [choice]} | beside)
 
 
 def _message(generation: Generation) -> dict[str, Any]:
-    message = {"role": "assistant", "content": generation.text}
+    calls: list[ToolCall] = generation.tool_calls
+    message = {"role": "assistant", "content": generation.text or (None if calls else "")}
     if generation.reasoning:
         message["reasoning_content"] = generation.reasoning
-    return message
+    return message | ({"tool_calls": [call.as_dict() for call in calls]} if calls else {})
+
+
+def _delta(text: str, reasoning: str) -> dict[str, Any]:
+    delta = {"reasoning_content": reasoning, "content": text}
+    return {name: value for name, value in delta.items() if value}
+
+
+def _finish_reason(generation: Generation) -> str:
+    """Why a text ended; a client runs the tools that it calls before it goes on."""
+    calls = generation.finish_reason == "stop" and generation.tool_calls
+    return "tool_calls" if calls else generation.finish_reason

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Response
 from pydantic import Field
 from starlette.requests import Request as Http
 
-from mlxspec.metrics import Event, Generation
+from mlxspec.defaults import MAX_LOGPROBS
+from mlxspec.metrics import Event, Generation, Logprob
 from mlxspec.serve.answering import answer, choices
 from mlxspec.serve.answers import name_of, now, timings, usage
 from mlxspec.serve.fields import MaxTokens, SamplingFields, StreamOptions, Token
 from mlxspec.serve.listening import DONE, sse
 from mlxspec.serve.refusal import Refusal, openai_error
 from mlxspec.serve.service import Asked
+from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -32,6 +34,7 @@ class Completion(SamplingFields):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: Literal[False] | None = None
     suffix: None = None
 
@@ -46,6 +49,7 @@ class Completion(SamplingFields):
 async def complete(body: Completion, service: Asked, http: Http) -> Response:
     """Write on from a prompt, without a chat template; token ids are taken as they are."""
     options = body.options(service) | {"raw": True, "stop": body.stop or ()}
+    options["logprobs"] = body.logprobs
     if body.max_tokens is not None:
         options["max_tokens"] = body.max_tokens
     prompts, most = body.prompts, service.settings.max_choices
@@ -57,15 +61,18 @@ async def complete(body: Completion, service: Asked, http: Http) -> Response:
         for one in choices(await service.request(prompt=prompt, **options), body.n)
     ]
     with_usage = body.stream_options is not None and body.stream_options.include_usage
-    form = CompletionForm(service.settings.name, with_usage=with_usage)
+    spelling = service.spelling if body.logprobs is not None else None
+    form = CompletionForm(service.settings.name, spelling, with_usage=with_usage)
     return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
 
 
 class CompletionForm:
     """The form of a completion; its chunks are of the same kind as the whole."""
 
-    def __init__(self, model: str, *, with_usage: bool) -> None:
+    def __init__(self, model: str, spelling: Spelling | None, *, with_usage: bool) -> None:
         self._with_usage = with_usage
+        self._spelling = spelling
+        self._lengths: dict[int, int] = {}  # characters of each text, behind which tokens stand
         self._base = {
             "id": name_of("cmpl-"),
             "object": "text_completion",
@@ -75,7 +82,8 @@ class CompletionForm:
 
     def whole(self, generations: list[Generation]) -> dict[str, Any]:
         texts = [
-            _choice(index, one.text, one.finish_reason) for index, one in enumerate(generations)
+            self._choice(index, one.text, one.logprobs, one.finish_reason)
+            for index, one in enumerate(generations)
         ]
         counts = {"usage": usage(generations), "timings": timings(generations[0])}
         return self._base | {"choices": texts} | counts
@@ -84,8 +92,8 @@ class CompletionForm:
         yield from ()
 
     def event(self, index: int, event: Event, generation: Generation) -> Iterator[bytes]:
-        if event.text or event.finish_reason:
-            choice = _choice(index, event.text, event.finish_reason)
+        if event.text or event.logprobs or event.finish_reason:
+            choice = self._choice(index, event.text, event.logprobs, event.finish_reason)
             beside = {"timings": timings(generation)} if event.finish_reason else {}
             yield sse(self._base | {"choices": [choice]} | beside)
 
@@ -98,6 +106,27 @@ class CompletionForm:
     def error(self, refusal: Refusal) -> bytes:
         return sse(openai_error(refusal))
 
+    def _choice(
+        self, index: int, text: str, logprobs: Sequence[Logprob], finish: str | None
+    ) -> dict[str, Any]:
+        told = self._logprobs(index, logprobs)
+        return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
 
-def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def _logprobs(self, index: int, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
+        """As this older protocol has them: lists, and the place of each token in the text."""
+        if self._spelling is None:
+            return None
+        spelled = self._spelling.as_dicts(logprobs)
+        at, offsets = self._lengths.get(index, 0), []
+        for one in spelled:
+            offsets.append(at)
+            at += len(one["token"])
+        self._lengths[index] = at
+        return {
+            "tokens": [one["token"] for one in spelled],
+            "token_logprobs": [one["logprob"] for one in spelled],
+            "top_logprobs": [
+                {top["token"]: top["logprob"] for top in one["top_logprobs"]} for one in spelled
+            ],
+            "text_offset": offsets,
+        }

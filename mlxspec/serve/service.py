@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from statistics import fmean
 from typing import Annotated, Any, TypeVar
 
@@ -23,6 +25,7 @@ from mlxspec.serve.settings import Settings
 from mlxspec.serve.ticket import Ticket
 from mlxspec.serve.watch import Watch
 from mlxspec.serve.worker import Worker
+from mlxspec.spelling import Spelling
 
 LONGEST_RETRY_S = 60
 
@@ -85,8 +88,16 @@ class Service:
         except MlxspecError as error:
             raise refusal_of(error) from error
 
-    async def request(self, **options: Any) -> Request:
+    @cached_property
+    def spelling(self) -> Spelling:
+        """The text and the bytes of tokens."""
+        return Spelling(self.engine.tokenizer)
+
+    async def request(self, notes: Sequence[str] = (), **options: Any) -> Request:
         """A request for one text; see `Engine.request`, with `prompt` among the options.
+
+        Args:
+            notes: what its answer tells a person beside.
 
         Raises:
             Refusal: it cannot be written as it is asked for.
@@ -102,6 +113,7 @@ class Service:
                 param="max_tokens",
             )
         request = await self.aside(lambda: engine.request(**options))
+        request = replace(request, notes=(*request.notes, *notes))
         longest, length = settings.max_prompt_tokens, len(request.tokens)
         if longest is not None and length > longest:
             raise Refusal(

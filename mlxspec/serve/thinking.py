@@ -13,7 +13,12 @@ _NEAREST = {"minimal": "low", "xhigh": "high", "max": "high"}
 
 
 def template_args(
-    template: str, *, on: bool | None, effort: str | None, budget: int | None, tell: Tell
+    template: str,
+    *,
+    on: bool | None = None,
+    effort: str | None = None,
+    budget: int | None = None,
+    tell: Tell,
 ) -> dict[str, Any]:
     """Arguments of a chat template for what a request asks of the reasoning.
 
