@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mlxspec.chats import ID_LETTERS
 from mlxspec.conversations import Tool, ToolCall
 from mlxspec.markup import CALL_OF_HARMONY, is_harmony
 from mlxspec.metrics import Piece, Tell, silent
@@ -24,7 +25,7 @@ from mlxspec.reasoning import PARAGRAPH, Reasoning
 from mlxspec.tokens import Tokenizer, decodes_at_once
 
 _START, _END = "\ufdee", "\ufdef"  # letters that no text has, for marks that are control tokens
-_ID_LETTERS, _ID_SIZE = string.ascii_letters + string.digits, 9  # what Mistral's templates take
+_OF_IDS = string.ascii_letters + string.digits
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _parse_harmony(block: str, tools: Any) -> dict[str, Any]:
 
 
 def new_id() -> str:
-    return "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_SIZE))
+    return "".join(secrets.choice(_OF_IDS) for _ in range(ID_LETTERS))
 
 
 @dataclass(frozen=True)

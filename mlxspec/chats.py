@@ -6,12 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import count
 from typing import Any
 
 from mlxspec.conversations import Message, Tool, texts_of
 
 THE_TOOLS = "the tools"
+ID_LETTERS = 9  # of the id of a call, where a template counts them
 
 # Names under which templates read a turn's reasoning.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -27,11 +29,13 @@ class Form:
         parts: the roles whose contents are lists of one part.
         strings: whether the arguments of calls are strings of JSON.
         reasons: whether turns have their reasoning.
+        short_ids: whether calls are named in nine letters, as Mistral's templates want it.
     """
 
     parts: frozenset[str] = frozenset()
     strings: bool = False
     reasons: bool = True
+    short_ids: bool = False
 
     def shaped(self, message: Message) -> Message:
         shaped = dict(message)
@@ -42,6 +46,10 @@ class Form:
             shaped |= dict.fromkeys(_REASONING, reasoning)
         if self.strings and "tool_calls" in message:
             shaped["tool_calls"] = [_changed(call, json_of) for call in message["tool_calls"]]
+        if self.short_ids:
+            calls = [{**call, "id": _short(call["id"])} for call in shaped.get("tool_calls", ())]
+            shaped |= {"tool_calls": calls} if calls else {}
+            shaped |= {"tool_call_id": _short(shaped.get("tool_call_id", ""))}
         return shaped
 
     def is_printed(self, rendered: str) -> bool:
@@ -83,6 +91,8 @@ class Chat:
         for reasons in (True, False) if self.have("reasoning_content") else (True,):
             for strings in (False, True) if self.have("tool_calls") else (False,):
                 yield from (Form(some, strings, reasons) for some in parts)
+        if self.have("tool_calls") or self.have("tool_call_id"):
+            yield Form(short_ids=True)
 
     def folded(self) -> Chat | None:
         """The system's text at the start of the user's, where one follows the other."""
@@ -170,6 +180,12 @@ class _Kept:
 
 def json_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _short(name: str) -> str:
+    """An id of nine letters and digits, the same for the same id."""
+    is_short = len(name) == ID_LETTERS and name.isascii() and name.isalnum()
+    return name if is_short else sha256(name.encode()).hexdigest()[:ID_LETTERS]
 
 
 def _changed(call: dict[str, Any], change: Any) -> dict[str, Any]:

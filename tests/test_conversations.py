@@ -105,6 +105,24 @@ def test_arguments_are_an_object_or_a_string_as_a_template_wants_them(template: 
     assert text.endswith("<tool>rain<assistant>")
 
 
+def test_ids_are_shortened_for_templates_that_count_their_letters() -> None:
+    counting = OBJECTS.replace(
+        "{% set f = c.function %}",
+        "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}[{{ c.id }}]"
+        "{% set f = c.function %}",
+    ).replace("{{ m.content }}", "{{ m.content }}{{ m.tool_call_id }}")
+    text = prompt_of(counting, CALLS, tools=[WEATHER])
+    short = text[text.index("[") + 1 : text.index("]<call>")].rpartition("[")[2]
+    assert len(short) == 9
+    assert f"<tool>rain{short}" in text
+    own = [
+        {**CALLS[1], "tool_calls": [{**CALL, "id": "abcDEF123"}]},
+        {**CALLS[2], "tool_call_id": "abcDEF123"},
+    ]
+    assert "<tool>rainabcDEF123" in prompt_of(counting, [USER, *own])
+    assert "<tool>rainc1" in prompt_of(counting.replace("!= 9", "> 9"), CALLS)
+
+
 def test_a_tool_may_give_nothing() -> None:
     for content in (None, "", []):
         assert prompt_of(OBJECTS, [*CALLS[:2], {**CALLS[2], "content": content}]).endswith(

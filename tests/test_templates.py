@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from test_tokens import tokenizer_of
 from tokenizers import AddedToken
 
-from mlxspec.cli.options import TextOptions
+from mlxspec.cli.options import template_args
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.text import encode_prompt, ends_of
 
@@ -252,11 +252,11 @@ def test_the_end_of_one_channel_is_no_end_of_a_text() -> None:
 def test_arguments_on_the_command_line_are_json_or_text() -> None:
     given = ["enable_thinking=false", "effort=low", "budget=3", "date=a=b", "empty="]
     expected = {"enable_thinking": False, "effort": "low", "budget": 3, "date": "a=b", "empty": ""}
-    assert TextOptions(template_arg=given).template_args() == expected
-    assert TextOptions().template_args() == {}
+    assert template_args(given) == expected
+    assert template_args(None) == {}
 
 
 @pytest.mark.parametrize("given", ["enable_thinking", "=false", ""])
 def test_an_argument_without_a_name_or_a_value_is_refused(given: str) -> None:
     with pytest.raises(UsageError, match="no name or no value"):
-        TextOptions(template_arg=[given]).template_args()
+        template_args([given])
