@@ -169,14 +169,15 @@ def test_a_thousand_texts_beside_one_leave_nothing_behind() -> None:
         steps_until(batch, lambda: batch.running == 1)
         for _ in range(12):  # and the rows that are free go
             batch.step()
+        batch.prefixes.clear()  # which keeps what it may for later texts
         gc.collect()
         mx.synchronize()
         mx.clear_cache()
         assert stays._lane is not None
         return mx.get_active_memory() - bytes_of(stays._lane.state)  # which grows with its text
 
-    before = some(400)
-    assert some(600) <= before + SLACK
+    before = some(60)
+    assert some(940) <= before + SLACK
     assert stays._lane is not None
     assert stays._lane.rows == 1
     assert [one for one in tracks if one() is not None] == []
