@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from mlxspec.control.estimates import Knowledge
 from mlxspec.control.policy import SLOW, Need, Permit
 from mlxspec.decode import drafts
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.reader import BETWEEN_S
 from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, MODEL
 from mlxspec.drafters.graph import ROWS
 from mlxspec.drafters.proposals import PLAIN, Choice
-from mlxspec.models.pace import Pace
+from mlxspec.models.pace import LONGER, Pace
 
 LENGTH = 60
 GOOD = {MODEL: Knowledge((1.0, 1.05, 1.1, 1.15), (0.9, 0.9, 0.9))}
@@ -132,6 +134,32 @@ def test_much_that_others_wrote_is_read_in_pieces(monkeypatch: pytest.MonkeyPatc
     assert len(pieces) >= 4
     assert max(pieces) == ROWS
     assert rounds[-2][0] == 2
+
+
+@pytest.mark.parametrize("row_s", [0.5e-3, 2e-3, 20e-3])
+def test_others_wait_for_a_piece_of_a_newcomer_at_most(row_s: float) -> None:
+    """Every text that is written gets its round between two pieces, and a piece takes 0.1 s."""
+    engine = Engine(model("llama"), compiled=False)
+    engine.models[0].pace = Planted(row_s, row_s)
+    batch = engine.batch(max_rows=4)
+    others = [batch.add(prompt_of(9, seed), max_tokens=5000) for seed in range(2)]
+    while not all(row.generation.tokens for row in others):
+        batch.step()
+    tokens = 1500
+    newcomer = batch.add(prompt_of(tokens), max_tokens=5)
+    places = [0]
+    while not newcomer.generation.tokens:
+        before = [len(row.generation.tokens) for row in others]
+        events = batch.step()
+        assert all(len(row.generation.tokens) > n for row, n in zip(others, before, strict=True))
+        read = [event.prefill.read for row, event in events if row is newcomer and event.prefill]
+        assert len(read) <= 1
+        places += read
+    pieces_s = [(after - at) * row_s for at, after in pairwise([*places, tokens - 1])]
+    # A size that may be faster is tried: up to a multiple of it, which tells little, and again.
+    assert sum(one > BETWEEN_S for one in pieces_s) <= 2
+    assert max(pieces_s) <= LONGER * BETWEEN_S
+    assert newcomer.generation.tokens == plain(model("llama"), prompt_of(tokens), 5)[:1]
 
 
 # --- what the controller permits ----------------------------------------------------------
