@@ -392,7 +392,7 @@ def of_claude_code(attribution: str, **others: Any) -> dict[str, Any]:
         "messages": [
             {"role": "user", "content": [reminder, {"type": "text", "text": "Reply 1"} | cached]}
         ],
-        "tools": [*tools, TOOL | cached | {"eager_input_streaming": True}],
+        "tools": [*tools, TOOL | cached | {"strict": True}],
         "metadata": {"user_id": "user_0_account__session_0"},
         "thinking": {"type": "enabled", "budget_tokens": 31999},
         "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
@@ -409,7 +409,7 @@ def test_what_claude_code_sends_is_answered(chat: Served) -> None:
         ).json()
         assert [block["type"] for block in answer["content"]] == ["thinking", "text", "tool_use"]
         notes = " ".join(answer["timings"]["notes"])
-        for what in ("switch", "effort", "budget"):
+        for what in ("switch", "effort", "budget", "strict"):
             assert what in notes
         with client.stream(
             "POST", "/v1/messages?beta=true", json=body, headers=headers

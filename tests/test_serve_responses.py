@@ -350,7 +350,7 @@ def of_codex(**others: Any) -> dict[str, Any]:
         ],
         "tools": [
             shell,
-            TOOL,
+            TOOL | {"strict": True},
             {"type": "custom", "name": "apply_patch", "description": "…", "format": grammar},
             {"type": "web_search", "external_web_access": True},
             {"type": "namespace", "name": "mcp__files", "tools": []},
@@ -380,7 +380,7 @@ def test_what_codex_sends_is_answered(chat: Served) -> None:
     assert kinds == ["reasoning", "message", "function_call"]
     assert [tool["name"] for tool in answer["tools"]] == ["shell_command", "weather"]
     notes = " ".join(answer["timings"]["notes"])
-    for what in ("custom", "web_search", "namespace", "effort"):
+    for what in ("custom", "web_search", "namespace", "effort", "strict"):
         assert what in notes
 
 

@@ -88,6 +88,7 @@ class Tool(Fields):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class ToolChoice(Fields):
@@ -135,7 +136,7 @@ class Conversation(Fields):
             Refusal: something is asked for that no local model does.
         """
         options: dict[str, Any] = {"messages": self._turns()}
-        tools = self._tools()
+        tools = self._tools(tell)
         if tools:
             options["tools"] = tools
         thinking, config = self.thinking or Thinking(type="adaptive"), self.output_config
@@ -163,7 +164,7 @@ class Conversation(Fields):
             message.add_to(turns)
         return turns.messages
 
-    def _tools(self) -> list[dict[str, Any]]:
+    def _tools(self, tell: Tell) -> list[dict[str, Any]]:
         choice = self.tool_choice.type if self.tool_choice is not None else "auto"
         if choice in ("any", "tool"):
             why = "a model cannot be made to call a tool: give auto or none"
@@ -173,6 +174,8 @@ class Conversation(Fields):
             if one.input_schema is None or one.type not in (None, "custom"):
                 why = f"{one.type or one.name} is no tool of the client's with an input_schema"
                 raise _refused(f"tools.{at}", f"{why}: leave it out")
+        if any(one.strict for one in tools):
+            tell("strict is not kept: nothing holds the input of a call to its schema")
         if choice == "none":
             return []
         return [tool(one.name, one.description, one.input_schema) for one in tools]

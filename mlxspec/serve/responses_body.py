@@ -220,6 +220,8 @@ class Body(SamplingFields):
         others = [one for one in self.tools or () if one.get("type") != "function"]
         for kind in dict.fromkeys(str(one.get("type")) for one in others):
             tell(f"tools of type {kind} are left out: the model is offered functions alone")
+        if any(one.get("strict") for one in self.functions):
+            tell("strict is not kept: nothing holds the arguments of a call to their schema")
         if self.tool_choice == "none":
             return []
         return [
