@@ -15,7 +15,7 @@ from starlette.requests import Request as Http
 from starlette.types import ASGIApp
 
 from mlxspec._version import __version__
-from mlxspec.serve import about, chat, completions, watching
+from mlxspec.serve import about, chat, completions, pages, watching
 from mlxspec.serve.gate import Gate
 from mlxspec.serve.logbook import Logbook
 from mlxspec.serve.refusal import Refusal, error_response
@@ -43,7 +43,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (about, chat, completions, watching):
+    for module in (about, chat, completions, pages, watching):
         app.include_router(module.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
