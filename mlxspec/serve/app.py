@@ -15,12 +15,23 @@ from starlette.requests import Request as Http
 from starlette.types import ASGIApp
 
 from mlxspec._version import __version__
-from mlxspec.serve import about, chat, completions, generate, messages, responses, watching
+from mlxspec.serve import (
+    about,
+    chat,
+    completions,
+    generate,
+    messages,
+    pages,
+    responses,
+    watching,
+)
 from mlxspec.serve.gate import Gate
 from mlxspec.serve.logbook import Logbook
 from mlxspec.serve.refusal import Refusal, error_response
 from mlxspec.serve.service import Service
 from mlxspec.serve.watchdog import watch_over
+
+_ROUTES = (about, chat, completions, generate, messages, pages, responses, watching)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -43,7 +54,7 @@ def make_app(service: Service) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
-    for module in (about, chat, completions, generate, messages, responses, watching):
+    for module in _ROUTES:
         app.include_router(module.router)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -15,7 +15,7 @@ from mlxspec.metrics import RoundStats, SpeculationStats
 FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 WHOLE_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-LATEST = 33  # rounds of a kind whose times are kept
+LATEST, FEWEST = 33, 9  # rounds of a kind whose times are kept, and that tell their time
 
 
 class Histogram:
@@ -76,6 +76,9 @@ class Counts:
         self.round_s.setdefault(kind, deque(maxlen=LATEST)).append(seconds)
 
     def usual_s(self, rows: int, draft_tokens: int) -> float | None:
-        """The median time of the latest rounds of a kind; None where there were too few."""
+        """The median time of the latest rounds of a kind; None where there were too few.
+
+        The first are slower: they are built beside other rounds.
+        """
         times = self.round_s.get((rows, draft_tokens), ())
-        return median(times) if len(times) >= 3 else None
+        return median(times) if len(times) >= FEWEST else None

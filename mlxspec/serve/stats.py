@@ -8,6 +8,7 @@ from typing import Any
 from mlxspec._version import __version__
 from mlxspec.control.estimates import Learned
 from mlxspec.control.records import described_length
+from mlxspec.defaults import HISTORY, MODEL, PREDICTION
 from mlxspec.metrics import Parked, RoundStats
 from mlxspec.serve.counts import Counts, Histogram
 from mlxspec.serve.service import Service
@@ -100,9 +101,15 @@ def _controller(latest: RoundStats | None) -> dict[str, Any]:
     if latest is None:
         return {"doing": "no text was written yet", "parked": None}
     if latest.drafted:
-        return {"doing": f"{latest.drafter} proposes {latest.drafted}", "parked": None}
+        tokens = f"{latest.drafted} token{'' if latest.drafted == 1 else 's'}"
+        return {"doing": f"{_named(latest.drafter)} proposes {tokens}", "parked": None}
     parked = _why(latest.parked) if latest.parked is not None else None
     return {"doing": "nothing is proposed", "parked": parked}
+
+
+def _named(drafter: str) -> str:
+    names = {MODEL: "the draft", HISTORY: "the text so far", PREDICTION: "the expected text"}
+    return names.get(drafter, drafter)
 
 
 def _why(parked: Parked) -> str:

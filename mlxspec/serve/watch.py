@@ -62,6 +62,7 @@ class Watch:
         self._worker = worker
         self._counts = Counts()
         self._written_s: dict[Ticket, float] = {}  # when each text got tokens, or 0 before
+        self._longest: dict[int, int] = {}  # of the step before
         self._recent: deque[_Done] = deque()
         self._lock = threading.Lock()  # guards what is above
         worker.watchers.append(self.step)
@@ -106,27 +107,32 @@ class Watch:
         now_s = time.perf_counter()
         longest = _longest(step)
         happenings: list[Happening] = []
+        gaps_s = []
         with self._lock:
             for ticket, event in step.events:
                 if ticket not in self._written_s and event.finish_reason is None:
                     self._written_s[ticket] = 0.0
                     self._counts.texts += 1
                     happenings.append(_joined(ticket))
-                self._count(ticket, event, now_s)
-            if _is_fair(step) and len(longest) == 1:
+                gaps_s += self._count(ticket, event, now_s)
+            # Rounds overlap, so that the time of one is known beside others of its kind alone.
+            if gaps_s and len(longest) == 1 and longest == self._longest and _is_fair(step):
                 ((rows, draft_tokens),) = longest.items()
-                self._counts.took(rows, draft_tokens, step.took_s)
+                self._counts.took(rows, draft_tokens, min(gaps_s))
+            self._longest = longest
             self._note(step, now_s)
         if self.listeners:
             for ticket, event in step.events:
                 happenings += _happenings(ticket, event, step.running, longest)
             self.listeners.say(happenings)
 
-    def _count(self, ticket: Ticket, event: Event, now_s: float) -> None:
-        counts = self._counts
+    def _count(self, ticket: Ticket, event: Event, now_s: float) -> list[float]:
+        """Count an event; returns the seconds since the text got its last tokens, if it has any."""
+        counts, gaps_s = self._counts, []
         if event.tokens:
             before_s = self._written_s.get(ticket, 0.0)
             if before_s:
+                gaps_s.append(now_s - before_s)
                 counts.between_s.add(now_s - before_s)
             else:
                 counts.first_token_s.add(now_s - ticket.asked_s)
@@ -144,6 +150,7 @@ class Watch:
             if ticket.row is not None:
                 counts.prompt_tokens += ticket.row.generation.prompt_tokens
                 counts.cached_tokens += ticket.row.generation.cached_prompt_tokens
+        return gaps_s
 
     def _note(self, step: Step, now_s: float) -> None:
         """Keep what a step brought, for as long as it is recent."""
@@ -176,7 +183,7 @@ def _longest(step: Step) -> dict[int, int]:
 
 
 def _is_fair(step: Step) -> bool:
-    """Whether the step's time is that of a round: nothing was read beside it."""
+    """Whether the time since the step before is that of a round: nothing was read beside it."""
     return all(event.round is not None for _, event in step.events)
 
 

@@ -31,11 +31,10 @@ class Load(NamedTuple):
 class Step(NamedTuple):
     """What happened to texts at one time: a round of each that is written, a piece that was read.
 
-    took_s: the seconds of the step. running: the texts that are written from now on.
+    running: the number of texts that are written from now on.
     """
 
     events: Sequence[tuple[Ticket, Event]]
-    took_s: float
     running: int
 
 
@@ -171,7 +170,7 @@ class Worker:
     def _serve(self, engine: Engine) -> None:
         batch = self._batch(engine)
         while self._take_in(batch):
-            begun_s = self._stepping_since_s = time.monotonic()
+            self._stepping_since_s = time.monotonic()
             try:
                 events = batch.step()
             except Exception as error:
@@ -180,9 +179,8 @@ class Worker:
                 continue
             finally:
                 self._stepping_since_s = None
-            took_s = time.monotonic() - begun_s
             told = [(self._tickets[row], event) for row, event in events]
-            self._told(Step(told, took_s, batch.running))
+            self._told(Step(told, batch.running))
         self._end(batch)
 
     def _batch(self, engine: Engine) -> Batch:
@@ -244,4 +242,4 @@ class Worker:
             ticket.tell(why)
         failed = Event(finish_reason="error", notes=(why.message,))
         for watcher in self.watchers:
-            watcher(Step([(ticket, failed) for ticket in tickets], 0.0, 0))
+            watcher(Step([(ticket, failed) for ticket in tickets], 0))
