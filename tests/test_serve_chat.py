@@ -223,6 +223,7 @@ def test_a_prediction_is_counted(server: Served) -> None:
             "max_tokens": 48,
             "temperature": 0,
             "prediction": {"type": "content", "content": expected},
+            "speculative": {"draft_tokens": 8},
         }
         answer = client.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == expected
