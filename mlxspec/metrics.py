@@ -27,11 +27,16 @@ def silent(line: str) -> None:
 class Parked:
     """Speculation is parked, because it was expected to lose `loss` of the speed, a fraction.
 
-    It is tried again in `retry_in` rounds.
+    It is tried again in `retry_in` rounds. `texts` were written at a time; rounds of `draft_tokens`
+    proposals would have been the best, at `cost` plain rounds each, and `brings` tokens of a text.
     """
 
     loss: float
     retry_in: int
+    texts: int = 1
+    draft_tokens: int = 0
+    cost: float = 1.0
+    brings: float = 1.0
 
 
 @dataclass(frozen=True)

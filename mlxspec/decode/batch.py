@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import cache
 from typing import Any
 
 from mlxspec.decode.lane import Lane
@@ -180,7 +179,7 @@ class Batch:
         events: list[tuple[Row, Event]] = []
         if len(track.text) < BEGUN and not rounds.takes_one:
             # Recurrent states have no shape yet: its first rounds run alone.
-            alone = Lane(rounds, lambda _: lane.policy, ahead=False)
+            alone = Lane(rounds, lane.policy_of, ahead=False)
             alone.join(track, state)
             while len(track.text) < BEGUN and not row.done:
                 events += self._round(alone)
@@ -202,6 +201,7 @@ class Batch:
     # --- writing --------------------------------------------------------------------------------
 
     def _round(self, lane: Lane) -> list[tuple[Row, Event]]:
+        lane.ahead.waiting, lane.ahead.most = self.waiting, self._max_rows
         try:
             committed = lane.step()
         except OutOfMemory as error:
@@ -289,7 +289,7 @@ class Batch:
             track.notes.append(UNLIKE)
         lane = Lane(
             rounds,
-            cache(lambda rows: self._maker.policy(request, rounds, rows)),
+            self._maker.policies(request, rounds),
             rounds_for=lambda method: self._maker.rounds_for(method, request),
         )
         self._lanes[lane] = key
