@@ -13,9 +13,8 @@ from functools import cache
 from itertools import pairwise
 from math import exp, inf
 
-import pytest
 
-from mlxspec.control.batching import Batching
+from mlxspec.control.policies import Controllers
 from mlxspec.control.estimates import Learned
 from mlxspec.control.policy import FixedPolicy, Outlook, Policy
 from mlxspec.device.lengths import attended
@@ -148,7 +147,9 @@ class Machine:
                 policy = policy_of(rows)
             lefts = sorted((text.left for text in writing), reverse=True)
             left = inf if waiting else lefts[min(rows // 2, len(lefts) - 1)]
-            self.round(policy, rows, writing, 0 if waiting and len(writing) == rows < most else left)
+            self.round(
+                policy, rows, writing, 0 if waiting and len(writing) == rows < most else left
+            )
             writing = [text for text in writing if text.left]
         return (self.tokens - tokens) / (self.seconds - seconds)
 
@@ -170,7 +171,7 @@ def best(machine: str, kind: str, rows: int, count: int) -> float:
 def learned_from(machine: str, kind: str, rows: int, count: int) -> tuple[Learned, Machine]:
     learned = Learned()
     one = Machine(MACHINES[machine], random.Random(SEED + 1))
-    policies = Batching({"model": MOST}, learned, 100)
+    policies = Controllers({"model": MOST}, learned, 100)
     one.write(policies, rows, texts_of(kind, count, SEED + 1))
     for number, policy in policies._made.items():
         learned.learn(100, policy.knowledge(), number)
@@ -179,24 +180,29 @@ def learned_from(machine: str, kind: str, rows: int, count: int) -> tuple[Learne
 
 def auto(machine: str, kind: str, rows: int, count: int, learned: Learned) -> float:
     one = Machine(MACHINES[machine], random.Random(SEED))
-    return one.write(
-        Batching({"model": MOST}, learned, 100), rows, texts_of(kind, count, SEED)
-    )
+    return one.write(Controllers({"model": MOST}, learned, 100), rows, texts_of(kind, count, SEED))
 
 
 if __name__ == "__main__":
     import sys
     import time
+
     for machine in MACHINES:
         for kind in KINDS:
-            for rows in (ROWS if len(sys.argv)<2 else map(int,sys.argv[1:])):
+            for rows in ROWS if len(sys.argv) < 2 else map(int, sys.argv[1:]):
                 n = 24 * rows
                 t = time.perf_counter()
                 cold = auto(machine, kind, rows, n, Learned())
                 t = time.perf_counter() - t
                 learned, _ = learned_from(machine, kind, rows, n)
                 warm = auto(machine, kind, rows, n, learned)
-                short = auto(machine, kind, rows, 2*rows, learned)
+                short = auto(machine, kind, rows, 2 * rows, learned)
                 b, p = best(machine, kind, rows, n), fixed(machine, kind, rows, n, 0)
-                bs, ps = best(machine, kind, rows, 2*rows), fixed(machine, kind, rows, 2*rows, 0)
-                print(f"{machine:20} {kind:6} {rows:3} best/plain {b/p:.2f} cold {cold/b:.3f} {cold/p:.3f} warm {warm/b:.3f} {warm/p:.3f} short({bs/ps:.2f}) {short/bs:.3f} {short/ps:.3f}  {t:.1f}s", flush=True)
+                bs, ps = (
+                    best(machine, kind, rows, 2 * rows),
+                    fixed(machine, kind, rows, 2 * rows, 0),
+                )
+                print(
+                    f"{machine:20} {kind:6} {rows:3} best/plain {b / p:.2f} cold {cold / b:.3f} {cold / p:.3f} warm {warm / b:.3f} {warm / p:.3f} short({bs / ps:.2f}) {short / bs:.3f} {short / ps:.3f}  {t:.1f}s",
+                    flush=True,
+                )

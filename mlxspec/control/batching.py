@@ -23,7 +23,7 @@ from mlxspec.control.controller import (
     Controller,
     Rest,
 )
-from mlxspec.control.estimates import SIZES, AcceptanceEstimate, Knowledge, Learned
+from mlxspec.control.estimates import SIZES, AcceptanceEstimate, Knowledge
 from mlxspec.control.offers import Graded, TextOffers
 from mlxspec.control.policy import ENDLESS, Outlook, Plan, planned
 from mlxspec.control.surface import Surface
@@ -343,42 +343,3 @@ class BatchController(Controller):
                     self._acceptance[name].soften(RETRY_WEIGHT * self._rows)
                 return best
         return None
-
-
-class Batching:
-    """The controllers of texts that share rounds, one for each number of rows.
-
-    Args:
-        most: the models that draft, each with its largest K.
-        learned: what earlier rounds have shown. length: of the texts.
-    """
-
-    def __init__(self, most: Mapping[str, int], learned: Learned, length: int) -> None:
-        self._most = dict(most)
-        self._learned, self._length = learned, length
-        self._made: dict[int, Controller] = {}
-        self._common: Common | None = None
-
-    def __call__(self, rows: int) -> Controller:
-        """The controller for so many rows, which knows what the others have learned by now."""
-        known = self._learned.by_rows(self._length)
-        known |= {other: one.knowledge() for other, one in self._made.items()}
-        made = self._made.get(rows)
-        if isinstance(made, BatchController):
-            made.reckon_with(known)
-        elif made is None:
-            made = self._made[rows] = self._new(rows, known)
-        return made
-
-    def _new(self, rows: int, known: Mapping[int, Mapping[str, Knowledge]]) -> Controller:
-        if rows == 1:
-            return Controller(self._most, known[1])
-        if self._common is None:
-            about = known[1] | self._learned.at(self._length, rows)
-            self._common = Common(
-                {
-                    name: AcceptanceEstimate(count, about[name].acceptance if name in about else ())
-                    for name, count in self._most.items()
-                }
-            )
-        return BatchController(rows, self._most, known, self._common)

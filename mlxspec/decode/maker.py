@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
 
-from mlxspec.control.batching import Batching
 from mlxspec.control.estimates import Learned
+from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.prefixes import Keeper, PrefixCache, identity_of_owner
 from mlxspec.decode.prompt_cache import PromptCache
@@ -82,7 +82,7 @@ class Maker:
         """The same for texts that share rounds, by the number of rows."""
         most = {name: one.most for name, one in rounds.drafters.items()}
         if request.auto:
-            return Batching(most, self._parts.learned, len(request.tokens))
+            return Controllers(most, self._parts.learned, len(request.tokens))
         fixed = FixedPolicy(most, request.draft_tokens)
         return lambda rows: fixed
 
