@@ -38,6 +38,35 @@ class Parked:
     cost: float = 1.0
     brings: float = 1.0
 
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        if not self.draft_tokens:
+            return f"speculation was losing {self.loss:.0%}"
+        plural = "" if self.draft_tokens == 1 else "s"
+        return (
+            f"{self.texts} texts at a time: proposing costs more than it brings (a round of "
+            f"{self.draft_tokens} proposal{plural} takes {self.cost:.1f} x a plain one and brings "
+            f"{self.brings:.1f} x)"
+        )
+
+
+class Doing(NamedTuple):
+    """What texts that share rounds do at present, and what is known of their rounds.
+
+    texts: their number. rows: the number of rows, B, that costs are known by. drafter,
+    draft_tokens: the choice of all rounds but trials and those that follow the texts; "" and 0
+    where nothing is proposed. parked: why nothing is, where that was decided. costs: of rounds of
+    each drafter by their K, in plain rounds, as far as they were measured.
+    """
+
+    texts: int
+    rows: int
+    drafter: str
+    draft_tokens: int
+    parked: Parked | None
+    costs: dict[str, dict[int, float]]
+
 
 @dataclass(frozen=True)
 class RoundStats:

@@ -26,7 +26,8 @@ class Controllers:
     def __call__(self, rows: int) -> Controller:
         """The controller for so many rows, which knows what the others have learned by now."""
         known = self._learned.by_rows(self._length)
-        known |= {other: one.knowledge() for other, one in self._made.items()}
+        for other, one in self._made.items():
+            known[other] = known.get(other, {}) | one.knowledge()
         made = self._made.get(rows)
         if isinstance(made, BatchController):
             made.reckon_with(known)

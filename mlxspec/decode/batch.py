@@ -19,7 +19,7 @@ from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.decode.writer import Writer
 from mlxspec.errors import MlxspecError, OutOfMemory, UsageError
-from mlxspec.metrics import Event, Generation, PrefillProgress
+from mlxspec.metrics import Doing, Event, Generation, PrefillProgress
 
 MAX_ROWS = 32
 TAKES_TURNS = "this text takes turns with the others: its rounds cannot be shared"
@@ -129,6 +129,10 @@ class Batch:
             if lane is not None:
                 events += self._round(lane)
         return events
+
+    def doing(self) -> list[Doing]:
+        """What the texts that are written do, and why; one entry for those that share rounds."""
+        return [lane.doing() for lane in self._lanes if lane.tracks]
 
     def close(self) -> None:
         """End every text where it is."""

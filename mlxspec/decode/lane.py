@@ -27,7 +27,7 @@ from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import RoundStats
+from mlxspec.metrics import Doing, RoundStats
 from mlxspec.params import Method
 from mlxspec.sampling.logprobs import logprobs_in
 from mlxspec.sampling.union import union
@@ -82,6 +82,22 @@ class Lane:
     def rows(self) -> int:
         """The number of rows, B, for which the policy decides."""
         return self._count
+
+    def doing(self) -> Doing:
+        """What the texts do at present, and why."""
+        choice = self.policy.current
+        costs = {
+            name: {
+                k: cost / one.costs[0]
+                for k, cost in enumerate(one.costs)
+                if k and cost and one.costs[0]
+            }
+            for name, one in self.policy.knowledge().items()
+        }
+        parked = None if choice.draft_tokens else self.policy.parked()
+        return Doing(
+            len(self.tracks), self.rows, choice.drafter, choice.draft_tokens, parked, costs
+        )
 
     @property
     def state(self) -> RoundState:
