@@ -33,14 +33,16 @@ from mlxspec.metrics import Parked
 # Numbers of proposals that models are asked for: each is a graph to build, and beside these none
 # is much better. Where B is a power of two, 1, 3 and 7 fill tiles of kernels.
 COUNTS = (1, 2, 3, 5, 7)
+# Rows that kernels for quantised weights take at once: more of them take a second pass.
+TILE = 32
 # The price of building a round, in plain rounds, before any was timed.
 FIRST_PRICE = 6.0
 # Rounds that texts are expected to go on for where little has passed, if their limits allow that.
 GRACE_ROUNDS = 64
 # The share of an expected gain that may be spent on trying it; and the share of the time that may
-# be spent on trying what is not expected to gain, while nothing gains and while something does; at
-# first, this many plain rounds may be.
-SURE, SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.5, 0.7, 0.008, 0.03, 7.0
+# be spent on trying what is not expected to gain, while nothing gains and while something does;
+# where nothing was tried yet, this many plain rounds may be besides.
+SURE, SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.5, 0.7, 0.005, 0.02, 7.0
 # The share of a trial's time that is taken to be lost; and rounds after one, until it is read.
 RISK, PAUSE = 0.5, 2
 
@@ -87,7 +89,7 @@ class BatchController(Controller):
         self._surface = Surface(known)
         super().__init__(most, known.get(rows))
         self._acceptance = {name: common.acceptance[name] for name in self._most}
-        self._texts = TextOffers(common.graded)
+        self._texts = TextOffers(common.graded, hope=1.0)  # finding out costs more than a round
         self._rests = {name: Rest(0) for name in ("", *most)}
         self.reckon_with(known)
 
@@ -136,12 +138,9 @@ class BatchController(Controller):
 
     def parked(self) -> Parked | None:
         """Why nothing is proposed; None while something is, or nothing can be."""
-        if self._current != PLAIN or self._left or not self._acceptance:
+        best = max(self._options(), key=self._rate, default=None)
+        if self._current != PLAIN or self._left or best is None:
             return None
-        every = list(self._options())
-        if not every:
-            return None
-        best = max(every, key=self._rate)
         brings = self._acceptance[best.drafter].tokens()[best.draft_tokens]
         cost = self._cost(best)
         if brings > cost:  # it would pay, if there were rounds enough to build it for
@@ -287,12 +286,12 @@ class BatchController(Controller):
         if self._plain < OPENING:
             return None
         unknown = [one for one in self._options() if not self._knows(one)]
-        worth = [one for one in unknown if self._pays(one)] or [
-            one for one in unknown if self._is_affordable(one)
-        ]
-        if not worth:
+        if worth := [one for one in unknown if self._pays(one)]:
+            best = max(worth, key=self._rate)
+        elif worth := [one for one in unknown if self._is_affordable(one)]:
+            best = max(worth, key=self._hopeful)
+        else:
             return None
-        best = max(worth, key=self._rate)
         self._common.spent += self._stake(best)
         return best
 
@@ -317,17 +316,23 @@ class BatchController(Controller):
 
     def _is_affordable(self, choice: Choice) -> bool:
         """Whether it may be better than what is done now, and a little time pays for trying it."""
+        rows = self._rows * (choice.draft_tokens + 1)
+        if choice.draft_tokens > 1 and rows > TILE and not self._is_foreseen(choice):
+            return False
+        may_gain = self._hopeful(choice) > self._rate(self._current) * HYSTERESIS
+        return may_gain and self._has_budget(self._stake(choice))
+
+    def _hopeful(self, choice: Choice) -> float:
+        """The rate of a round that was never run, if it costs no more than it must."""
         shorter = [k for k in range(1, choice.draft_tokens) if self._costs.knows(choice.drafter, k)]
         # A longer round costs no less than a shorter one.
         least = self._cost(replace(choice, draft_tokens=shorter[-1])) if shorter else 1.0
-        least = max(least, sqrt(self._cost(choice)))
-        if self._tokens(choice) / least < self._rate(self._current) * HYSTERESIS:
-            return False
-        return self._has_budget(self._stake(choice))
+        return self._tokens(choice) / max(least, sqrt(self._cost(choice)))
 
     def _has_budget(self, stake: float) -> bool:
         share = EXPLORING if self._current == PLAIN else EXPLORING_ON
-        budget = FIRST_STAKE + share * (self._common.elapsed + self._ahead)
+        first = 0.0 if any(map(self._tried, self._acceptance)) else FIRST_STAKE
+        budget = first + share * (self._common.elapsed + self._ahead)
         return self._common.spent + stake < budget
 
     def _due(self) -> Choice | None:

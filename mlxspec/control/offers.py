@@ -22,9 +22,11 @@ class TextOffers:
 
     Args:
         graded: what others have counted, and are to count with these.
+        hope: see HOPE.
     """
 
-    def __init__(self, graded: Graded | None = None) -> None:
+    def __init__(self, graded: Graded | None = None, hope: float = HOPE) -> None:
+        self._hope = hope
         self._graded: Graded = {} if graded is None else graded
         self._curve = [1.0]  # costs of a round with 0, 1, 2, … such proposals, in plain rounds
 
@@ -38,7 +40,9 @@ class TextOffers:
         reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
         curve = costs.curve(TEXT, reach)
         if known:
-            curve[known:] = [curve[known] + HOPE * (cost - curve[known]) for cost in curve[known:]]
+            curve[known:] = [
+                curve[known] + self._hope * (cost - curve[known]) for cost in curve[known:]
+            ]
         self._curve = curve
 
     def best(self, offers: Sequence[Offer], most: int) -> tuple[Choice, float]:
