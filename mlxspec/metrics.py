@@ -51,23 +51,6 @@ class Parked:
         )
 
 
-class Doing(NamedTuple):
-    """What texts that share rounds do at present, and what is known of their rounds.
-
-    texts: their number. rows: the number of rows, B, that costs are known by. drafter,
-    draft_tokens: the choice of all rounds but trials and those that follow the texts; "" and 0
-    where nothing is proposed. parked: why nothing is, where that was decided. costs: of rounds of
-    each drafter by their K, in plain rounds, as far as they were measured.
-    """
-
-    texts: int
-    rows: int
-    drafter: str
-    draft_tokens: int
-    parked: Parked | None
-    costs: dict[str, dict[int, float]]
-
-
 @dataclass(frozen=True)
 class RoundStats:
     """One round of one sequence.

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
 
+from mlxspec.decode.doing import Doing
 from mlxspec.decode.lane import Lane
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.request import Prompt, Request
@@ -19,7 +20,7 @@ from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.decode.writer import Writer
 from mlxspec.errors import MlxspecError, OutOfMemory, UsageError
-from mlxspec.metrics import Doing, Event, Generation, PrefillProgress
+from mlxspec.metrics import Event, Generation, PrefillProgress
 
 MAX_ROWS = 32
 TAKES_TURNS = "this text takes turns with the others: its rounds cannot be shared"

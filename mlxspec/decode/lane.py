@@ -18,6 +18,7 @@ from mlxspec.control.policy import Permit, Plan, Policy, planned
 from mlxspec.control.stopwatch import Marks, Stopwatch
 from mlxspec.decode.ahead import Ahead
 from mlxspec.decode.catching_up import CatchingUp
+from mlxspec.decode.doing import Doing
 from mlxspec.decode.given import given_of
 from mlxspec.decode.in_flight import InFlight
 from mlxspec.decode.round import BROKEN, FusedRound
@@ -27,7 +28,7 @@ from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import Doing, RoundStats
+from mlxspec.metrics import RoundStats
 from mlxspec.params import Method
 from mlxspec.sampling.logprobs import logprobs_in
 from mlxspec.sampling.union import union
@@ -85,19 +86,7 @@ class Lane:
 
     def doing(self) -> Doing:
         """What the texts do at present, and why."""
-        choice = self.policy.current
-        costs = {
-            name: {
-                k: cost / one.costs[0]
-                for k, cost in enumerate(one.costs)
-                if k and cost and one.costs[0]
-            }
-            for name, one in self.policy.knowledge().items()
-        }
-        parked = None if choice.draft_tokens else self.policy.parked()
-        return Doing(
-            len(self.tracks), self.rows, choice.drafter, choice.draft_tokens, parked, costs
-        )
+        return Doing.of(self.policy, texts=len(self.tracks), rows=self.rows)
 
     @property
     def state(self) -> RoundState:
