@@ -10,11 +10,13 @@ is expected of its cost comes from rounds of other B and K over as many rows (`s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from math import sqrt
 
+from mlxspec.control.common import Common
 from mlxspec.control.controller import (
+    FIRST_RETRY,
     HYSTERESIS,
     OPENING,
     PARKING_HYSTERESIS,
@@ -23,8 +25,8 @@ from mlxspec.control.controller import (
     Controller,
     Rest,
 )
-from mlxspec.control.estimates import SIZES, AcceptanceEstimate, Knowledge
-from mlxspec.control.offers import Graded, TextOffers
+from mlxspec.control.estimates import SIZES, Knowledge
+from mlxspec.control.offers import TextOffers
 from mlxspec.control.policy import ENDLESS, Outlook, Plan, planned
 from mlxspec.control.surface import Surface
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
@@ -45,22 +47,6 @@ GRACE_ROUNDS = 64
 SURE, SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.5, 0.7, 0.005, 0.02, 7.0
 # The share of a trial's time that is taken to be lost; and rounds after one, until it is read.
 RISK, PAUSE = 0.5, 2
-
-
-@dataclass
-class Common:
-    """What the controllers of all numbers of rows share.
-
-    acceptance: of each model. graded: of the texts' offers. building_s: the seconds that building a
-    round took; 0 before any was built. spent, elapsed: on trials of rounds that were never run, and
-    in all, in plain rounds.
-    """
-
-    acceptance: dict[str, AcceptanceEstimate]
-    graded: Graded = field(default_factory=dict)
-    building_s: float = 0.0
-    spent: float = 0.0
-    elapsed: float = 0.0
 
 
 class BatchController(Controller):
@@ -342,7 +328,10 @@ class BatchController(Controller):
                 continue
             best = self._best(name)
             price = self._price * self._outlook.is_new(best)
-            if self._round >= self._next_retry(name) and (not price or self._has_budget(price)):
+            # What an earlier run has kept may be wrong, and many batches end before a retry.
+            unseen = not name and self._plain < TRIAL_ROUNDS and self._round >= FIRST_RETRY
+            due = unseen or self._round >= self._next_retry(name)
+            if due and (not price or self._has_budget(price)):
                 self._common.spent += price
                 if name:
                     self._acceptance[name].soften(RETRY_WEIGHT * self._rows)

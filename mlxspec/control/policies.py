@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlxspec.control.batching import BatchController, Common
+from mlxspec.control.batching import BatchController
+from mlxspec.control.common import Common
 from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import AcceptanceEstimate, Knowledge, Learned
 
