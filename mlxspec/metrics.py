@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlxspec.conversations import ToolCall
 from mlxspec.params import SamplingParams
+from mlxspec.parked import Parked
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
 TARGET = "target"  # in place of a drafter's name: the author of tokens that no drafter proposed
@@ -21,34 +22,6 @@ Tell = Callable[[str], None]  # called with one line for people
 
 def silent(line: str) -> None:
     """A `Tell` that nobody hears."""
-
-
-@dataclass(frozen=True)
-class Parked:
-    """Speculation is parked, because it was expected to lose `loss` of the speed, a fraction.
-
-    It is tried again in `retry_in` rounds. `texts` were written at a time; rounds of `draft_tokens`
-    proposals would have been the best, at `cost` plain rounds each, and `brings` tokens of a text.
-    """
-
-    loss: float
-    retry_in: int
-    texts: int = 1
-    draft_tokens: int = 0
-    cost: float = 1.0
-    brings: float = 1.0
-
-    @property
-    def why(self) -> str:
-        """The reason, in words."""
-        if not self.draft_tokens:
-            return f"speculation was losing {self.loss:.0%}"
-        plural = "" if self.draft_tokens == 1 else "s"
-        return (
-            f"{self.texts} texts at a time: proposing costs more than it brings (a round of "
-            f"{self.draft_tokens} proposal{plural} takes {self.cost:.1f} x a plain one and brings "
-            f"{self.brings:.1f} x)"
-        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ from mlxspec.metrics import (
     Event,
     FinishReason,
     Generation,
-    Parked,
     Piece,
     Progress,
     RoundStats,
@@ -36,6 +35,7 @@ from mlxspec.metrics import (
     speed,
 )
 from mlxspec.params import Penalties, SamplingParams
+from mlxspec.parked import Parked
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4

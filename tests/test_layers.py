@@ -47,6 +47,7 @@ ROOT = {
     "host",
     "markup",
     "metrics",
+    "parked",
     "params",
     "pieces",
     "reasoning",

@@ -30,7 +30,7 @@ from mlxspec.control.offers import TextOffers
 from mlxspec.control.policy import ENDLESS, Outlook, Plan, planned
 from mlxspec.control.surface import Surface
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 # Numbers of proposals that models are asked for: each is a graph to build, and beside these none
 # is much better. Where B is a power of two, 1, 3 and 7 fill tiles of kernels.

@@ -21,7 +21,7 @@ from mlxspec.control.estimates import TEXT, AcceptanceEstimate, Costs, Knowledge
 from mlxspec.control.offers import TextOffers
 from mlxspec.control.policy import ENDLESS, Need, Outlook, Permit, Plan
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 # Rounds of a trial, and plain rounds before the first trial, to know their cost.
 TRIAL_ROUNDS, OPENING = 2, 3

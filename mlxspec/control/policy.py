@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from mlxspec.control.estimates import Knowledge
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 # A draft whose pass takes longer than this many plain rounds is given up. One would be enough, but
 # a pass that reads is no compiled round.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mlxspec.control.policy import Policy
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 
 class Doing(NamedTuple):
