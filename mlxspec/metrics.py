@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from mlxspec.conversations import ToolCall
 from mlxspec.params import SamplingParams
+from mlxspec.parked import Parked
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
 TARGET = "target"  # in place of a drafter's name: the author of tokens that no drafter proposed
@@ -21,17 +22,6 @@ Tell = Callable[[str], None]  # called with one line for people
 
 def silent(line: str) -> None:
     """A `Tell` that nobody hears."""
-
-
-@dataclass(frozen=True)
-class Parked:
-    """Speculation is parked, because it was expected to lose `loss` of the speed, a fraction.
-
-    It is tried again in `retry_in` rounds.
-    """
-
-    loss: float
-    retry_in: int
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from mlxspec.decode.session import Session
 from mlxspec.defaults import AUTO, MAX_AUTO_TOKENS, MODEL
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.errors import UsageError
-from mlxspec.metrics import Event, Parked, RoundStats
+from mlxspec.metrics import Event, RoundStats
 from mlxspec.params import SamplingParams
+from mlxspec.parked import Parked
 
 LENGTH = 80
 SAMPLED = SamplingParams(temperature=1.0, seed=3)

@@ -12,9 +12,11 @@ from architectures import build
 from conftest import draft_for, foreign, model, plain, prompt_of, with_vocabulary
 from test_quantized import SHAPE
 
+from mlxspec.control.estimates import Knowledge
 from mlxspec.decode import lane
 from mlxspec.decode.batch import MAX_ROWS, TAKES_TURNS, Batch, Row
 from mlxspec.decode.engine import Engine
+from mlxspec.defaults import MODEL
 from mlxspec.drafters.history import History
 from mlxspec.errors import BrokenOutput, MlxspecError, OutOfMemory, UsageError
 from mlxspec.metrics import Event
@@ -262,3 +264,25 @@ def test_closing_ends_every_text_where_it_is() -> None:
     assert batch.done
     assert [row.generation.finish_reason for row in rows] == ["interrupted"] * 2
     assert rows[0].generation.tokens
+
+
+def test_a_batch_tells_what_its_texts_do_and_why() -> None:
+    engine = engine_of()
+    costs = (1.0, 2.0, 3.0)
+    engine.learned.learn(9, {MODEL: Knowledge(costs, (0.5, 0.5))}, rows=2)
+    batch = engine.batch(max_rows=2)
+    for length in (5, 9):
+        batch.add(prompt_of(length), max_tokens=COUNT, draft_tokens="auto")
+    seen = [batch.doing()]
+    while not batch.done:
+        batch.step()
+        seen.append(batch.doing())
+    assert seen[0] == seen[-1] == []
+    together = [one for several in seen for one in several if one.texts == one.rows == 2]
+    # Nothing is proposed where that was seen to take longer than it brings.
+    assert {one.draft_tokens for one in together} == {0}
+    parked = next(one.parked for one in together if one.parked is not None)
+    assert parked.why.startswith("2 texts at a time: proposing costs more than it brings")
+    assert max(together, key=lambda one: len(one.costs)).costs[MODEL] == pytest.approx(
+        {1: 2.0, 2: 3.0}, rel=0.5
+    )

@@ -504,11 +504,11 @@ def test_what_was_offered_is_chosen_only_then() -> None:
     offer = Offer("history", 5, 4)
     assert controller.choose(10, [offer]) == PLAIN  # what it would be compared with is not known
     controller.took(PLAIN, 1.0)
-    assert not controller.wants([])
-    assert controller.wants([offer])
+    assert not controller.wants([[]])
+    assert controller.wants([[offer]])
     assert controller.choose(10, [offer]) == Choice("history", 3, 4)  # of so many, 5 is none
     assert controller.choose(10) == PLAIN
     for _ in range(20):
         controller.kept(Choice("history", 4, 4), 0)
-    assert not controller.wants([offer])
-    assert controller.wants([Offer("prediction", 5, 4)])  # another one, of which nothing is known
+    assert not controller.wants([[offer]])
+    assert controller.wants([[Offer("prediction", 5, 4)]])  # another one, of which nothing is known

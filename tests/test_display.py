@@ -28,7 +28,6 @@ from mlxspec.metrics import (
     Event,
     FinishReason,
     Generation,
-    Parked,
     Piece,
     Progress,
     RoundStats,
@@ -36,6 +35,7 @@ from mlxspec.metrics import (
     speed,
 )
 from mlxspec.params import Penalties, SamplingParams
+from mlxspec.parked import Parked
 
 SPLIT = Split(draft=0.14, verify=0.79, host=0.07)
 K = 4
@@ -1040,6 +1040,11 @@ DRAFTING = RoundStats(3, 2, drafter="model")
     [
         (DRAFTING, "model drafts 3"),
         (PARKED, "parked: speculation was losing 8%, retry in 64 rounds"),
+        (
+            RoundStats(0, 0, parked=Parked(0.4, 9, texts=4, draft_tokens=3, cost=2.9, brings=1.8)),
+            "parked: 4 texts at a time: proposing costs more than it brings (a round of 3 "
+            "proposals takes 2.9 x a plain one and brings 1.8 x), retry in 9 rounds",
+        ),
         (RoundStats(0, 0), "nothing drafted"),
     ],
 )

@@ -10,7 +10,16 @@ import pytest
 from conftest import draft_for, model, plain, prompt_of
 
 from mlxspec.control.controller import Controller
-from mlxspec.control.policy import FixedPolicy, Need, Permit, Plan, Policy, planned
+from mlxspec.control.policy import (
+    ENDLESS,
+    FixedPolicy,
+    Need,
+    Outlook,
+    Permit,
+    Plan,
+    Policy,
+    planned,
+)
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.lane import Lane
 from mlxspec.decode.track import Track
@@ -32,7 +41,9 @@ class Erratic(Controller):
         super().__init__({MODEL: 4})
         self._rng = random.Random(seed)
 
-    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+    def plan(
+        self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook = ENDLESS
+    ) -> Plan:
         rows = []
         for of_row in offers:
             some = [
@@ -47,7 +58,7 @@ class Erratic(Controller):
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         return self.plan(length, [offers]).whole
 
-    def wants(self, offers: Sequence[Offer]) -> bool:
+    def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
         return self._rng.random() < 0.3
 
     def permit(self, name: str, need: Need) -> Permit:

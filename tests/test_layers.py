@@ -48,6 +48,7 @@ ROOT = {
     "markup",
     "metrics",
     "params",
+    "parked",
     "pieces",
     "reasoning",
     "spelling",

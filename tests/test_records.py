@@ -60,6 +60,26 @@ def test_numbers_that_were_not_measured_are_kept_as_such() -> None:
     assert recall(SETTING, silent).learned == learned
 
 
+def test_what_several_texts_have_shown_is_kept_by_their_number() -> None:
+    learned = Learned()
+    learned.learn(9, {"model": Knowledge((1.0, 1.1), (0.9,))})
+    learned.learn(9, {"model": Knowledge((2.0, None, None, 4.5), (0.8,))}, rows=4)
+    learned.learn(9_000, {"text": Knowledge((3.0, 3.5))}, rows=8)
+    remember(Record(SETTING, learned), silent)
+    assert recall(SETTING, silent).learned == learned
+    assert recall(SETTING, silent).learned.at(9, 4)["model"].costs == (2.0, None, None, 4.5)
+
+
+def test_records_from_before_texts_were_written_together_are_read(kept: Path) -> None:
+    remember(Record(SETTING, LEARNED, Recommendation(2, 1.9)), silent)
+    content = json.loads(kept.read_text())
+    del content["records"][0]["beside"]
+    kept.write_text(json.dumps(content | {"format": 1}))
+    assert recall(SETTING, silent) == Record(SETTING, LEARNED, Recommendation(2, 1.9))
+    remember(Record(SETTING, LEARNED), silent)
+    assert json.loads(kept.read_text())["format"] == records.FORMAT
+
+
 def test_a_verdict_stays_until_there_is_another() -> None:
     verdict = Recommendation(2, 1.9)
     remember(Record(SETTING, LEARNED, verdict), silent)

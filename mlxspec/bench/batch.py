@@ -4,7 +4,8 @@
     scripts/bench_batch --rows 1 --rows 4 --count 5 --json FILE
 
 Every contender decodes the same prompts greedily to the same number of tokens, all of them at a
-time or, `serial`, one after the other. They take turns, and a run that warms up is not counted.
+time or, `serial`, one after the other. They take turns. A run that warms up is not counted, nor two
+of `auto`, which begins each with what the one before has shown.
 A speed is tokens of all texts over the whole time, prefill included; ratios are taken turn by turn,
 and a median is quoted with the interval that 95% of resampled medians fall into.
 """
@@ -85,6 +86,7 @@ def contenders(engine: Engine, max_tokens: int) -> dict[str, Contender]:
 def measured(engine: Engine, prompts: Texts, count: int, max_tokens: int) -> dict[str, Any]:
     """Tokens per second of every contender, turn by turn, and whether all wrote the same."""
     ways = contenders(engine, max_tokens)
+    ways[AUTO](prompts)  # what it learns in one run, it uses in the next
     texts = {name: decode(prompts) for name, decode in ways.items()}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(count):
@@ -129,7 +131,7 @@ def joining_share(engine: Engine, prompts: Texts, rows: int) -> float:
 
         return call
 
-    many = prompts * 3
+    many = prompts * 2
     options: dict[str, Any] = {"max_tokens": SHORT, "ignore_eos": True, "draft_tokens": 0}
     engine.generate_many(many, max_rows=rows, **options)
     Lane.join, Lane.leave = timed(join), timed(leave)  # type: ignore[method-assign]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +14,7 @@ from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.output import Output
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
-from mlxspec.metrics import Progress, speed
+from mlxspec.metrics import Progress, RoundStats, speed
 from mlxspec.spelling import Spelling
 
 if TYPE_CHECKING:
@@ -76,7 +76,11 @@ class Many:
         self._rows: dict[Row, Entry] = {}
         self._held: dict[int, dict[str, Any]] = {}  # results that wait for those before them
         self._order = deque(one.index for one in self._left)
-        self._tokens = self._drafted = self._accepted = 0
+        self._tokens = self._drafted = self._accepted = self._rounds = 0
+        self._parked: Counter[str] = (
+            Counter()
+        )  # rounds in which nothing was proposed, by the reason
+        self._is_parked = False
 
     def write(self) -> Iterator[Progress]:
         """Write all texts; yields how far they are, a few times a second."""
@@ -90,15 +94,30 @@ class Many:
             self._feed(batch)
             for row, event in batch.step():
                 self._tokens += len(event.tokens)
-                if event.round is not None and event.round.full:
-                    self._drafted += event.round.drafted
-                    self._accepted += event.round.accepted
+                if event.round is not None:
+                    self._count(event.round)
                 if event.finish_reason is not None:
                     self._ended(row)
             now_s = time.monotonic()
             if now_s - shown_s >= SHOWN_EVERY_S:
                 shown_s = now_s
                 yield self._progress(batch, now_s - started_s)
+
+    def _count(self, stats: RoundStats) -> None:
+        if stats.full:
+            self._drafted += stats.drafted
+            self._accepted += stats.accepted
+        self._is_parked = stats.parked is not None
+        self._rounds += 1
+        if stats.parked is not None:
+            self._parked[stats.parked.why] += 1
+
+    def why_parked(self) -> str | None:
+        """Why nothing was proposed in most rounds, or None where something was."""
+        if 2 * self._parked.total() <= self._rounds:
+            return None
+        (why, _), *_ = self._parked.most_common(1)
+        return why
 
     def _feed(self, batch: Batch) -> None:
         """Keep a few texts waiting; a prompt becomes tokens only then."""
@@ -140,6 +159,8 @@ class Many:
         parts = [f"{batch.running} at a time", f"{speed(self._tokens / elapsed_s)} tok/s"]
         if self._drafted:
             parts.append(f"acceptance {self._accepted / self._drafted:.0%}")
+        if self._is_parked:
+            parts.append("parked")
         new, count = self.done - self._resumed, len(self.entries)
         left_s = elapsed_s / new * (count - self.done) if new else None
         return Progress("writing", self.done, count, left_s, " · ".join(parts))
@@ -162,5 +183,7 @@ def write_many(many: Many, display: Display, out: Output) -> None:
         raise typer.Exit(INTERRUPTED)
     failed = f", {many.failed} of them errors" if many.failed else ""
     out.tell(f"{count} results{failed}")
+    if why := many.why_parked():
+        out.tell(f"parked: {why}")
     if many.failed:
         raise typer.Exit(MlxspecError.exit_code)

@@ -100,12 +100,14 @@ def _learned(record: Record) -> Table:
     )
     for column in table.columns[2:]:
         column.justify = "right"
-    for length, drafters in sorted(record.learned.by_length.items()):
-        texts = records.described_length(length).removeprefix("texts ")
-        for name, one in sorted(drafters.items()):
-            for row in _measured(one):
-                table.add_row(texts, name, *row)
-                texts = name = ""
+    for rows, learned in sorted({1: record.learned, **record.learned.beside}.items()):
+        together = f", {rows} at a time" if rows > 1 else ""
+        for length, drafters in sorted(learned.by_length.items()):
+            texts = records.described_length(length).removeprefix("texts ") + together
+            for name, one in sorted(drafters.items()):
+                for row in _measured(one):
+                    table.add_row(texts, name, *row)
+                    texts = name = ""
     return table
 
 

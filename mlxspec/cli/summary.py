@@ -92,8 +92,7 @@ def _doing(latest: RoundStats) -> str:
         return f"{latest.drafter} drafts {latest.drafted}"
     if latest.parked is None:
         return "nothing drafted"
-    rounds = latest.parked.retry_in
-    return f"parked: speculation was losing {latest.parked.loss:.0%}, retry in {rounds} rounds"
+    return f"parked: {latest.parked.why}, retry in {latest.parked.retry_in} rounds"
 
 
 def _output(generation: Generation) -> list[str]:

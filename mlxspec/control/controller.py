@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
-from mlxspec.control.estimates import SIZES, TEXT, AcceptanceEstimate, Costs, Knowledge
+from mlxspec.control.estimates import TEXT, AcceptanceEstimate, Costs, Knowledge
 from mlxspec.control.offers import TextOffers
-from mlxspec.control.policy import Need, Permit, Plan, planned
+from mlxspec.control.policy import ENDLESS, Need, Outlook, Permit, Plan
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 # Rounds of a trial, and plain rounds before the first trial, to know their cost.
 TRIAL_ROUNDS, OPENING = 2, 3
@@ -46,7 +46,7 @@ READING_SHARE, GRACE_S = 0.05, 1.0
 
 
 @dataclass
-class _Rest:
+class Rest:
     """When something was last left or tried, and for how many rounds it rests from then on."""
 
     since: int
@@ -88,11 +88,11 @@ class Controller:
         self._current = PLAIN
         self._entered = 0  # the round in which the current drafter came into use
         self._trial, self._left = PLAIN, 0
-        self._undo: _Rest | None = None  # the rest of the drafter on trial, before it was
-        self._neighbours = _Rest(0, FIRST_NEIGHBOUR)
+        self._undo: Rest | None = None  # the rest of the drafter on trial, before it was
+        self._neighbours = Rest(0, FIRST_NEIGHBOUR)
         first_trial = (0 if not self._costs.unknown else OPENING) - FIRST_RETRY
-        self._rests = {"": _Rest(0)} | {
-            name: _Rest(0 if one.tried else first_trial) for name, one in self._acceptance.items()
+        self._rests = {"": Rest(0)} | {
+            name: Rest(0 if one.tried else first_trial) for name, one in self._acceptance.items()
         }
         self._rank()
 
@@ -106,36 +106,17 @@ class Controller:
         self._round += 1
         return choice
 
-    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
-        """The next round of several texts, the longest of `length` tokens, and their offers.
+    def plan(
+        self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook = ENDLESS
+    ) -> Plan:
+        """The next round of one text; see `BatchController` for several."""
+        (of_row,) = offers
+        choice = self.choose(length, of_row)
+        return Plan(choice, (choice,))
 
-        The better of two, by the tokens of all texts together over the round's time: rounds in
-        which a model drafts and texts take their own offers where those promise more; and rounds
-        that follow the texts alone.
-        """
-        model = self.choose(length)
-        if not any(offers) or self._costs.plain_s is None:
-            return planned(model, [model] * len(offers))
-        rows, value, cost = [PLAIN] * len(offers), float(len(offers)), 1.0
-        if model.draft_tokens:
-            here = self._acceptance[model.drafter].tokens()[model.draft_tokens]
-            taken = [self._texts.best(of_row, model.draft_tokens) for of_row in offers]
-            rows = [one if tokens > here else model for one, tokens in taken]
-            value = sum(max(tokens, here) for _, tokens in taken)
-            cost = self._curves[model.drafter][model.draft_tokens]
-            if self._left:  # a trial goes on
-                return planned(model, rows)
-        following = self._texts.following(offers, value / cost * HYSTERESIS)
-        if following is None:
-            return planned(model, rows)
-        plan = planned(PLAIN, following)
-        # Each K is a graph: shorter proposals are filled up.
-        size = next(size for size in SIZES if size >= plan.whole.draft_tokens)
-        return plan._replace(whole=replace(plan.whole, draft_tokens=size))
-
-    def wants(self, offers: Sequence[Offer]) -> bool:
+    def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
         """Whether the next round would be one of these offers."""
-        return self._taken(offers) is not None
+        return any(self._taken(of_row) is not None for of_row in offers)
 
     def kept(self, choice: Choice, accepted: int) -> None:
         """Record that a round kept `accepted` proposals, or would have kept those from the text."""
@@ -149,6 +130,9 @@ class Controller:
         """Record that a round took `seconds`, more than 0."""
         self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
         self._rank()
+
+    def built(self, seconds: float) -> None:
+        """Nothing is learned: a text alone has few shapes of rounds."""
 
     @property
     def current(self) -> Choice:
@@ -277,7 +261,7 @@ class Controller:
         if self._rate(best) < self._rate(self._current) * margin:
             return self._current
         if best != self._current:
-            self._neighbours = _Rest(self._round, FIRST_NEIGHBOUR)
+            self._neighbours = Rest(self._round, FIRST_NEIGHBOUR)
         if best.drafter != self._current.drafter:
             self._leave(self._current.drafter)
         self._current = best

@@ -8,7 +8,7 @@ the time of such a round relative to a round without proposals.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import exp, log, sqrt
@@ -85,6 +85,10 @@ class Learned:
         nearest = min(self.by_length, key=lambda one: abs(one - there), default=there)
         return self.by_length.get(nearest, {})
 
+    def by_rows(self, length: int) -> dict[int, dict[str, Knowledge]]:
+        """The knowledge of every number of rows, by that number."""
+        return {1: self.at(length)} | {rows: one.at(length) for rows, one in self.beside.items()}
+
     def learn(self, length: int, known: dict[str, Knowledge], rows: int = 1) -> None:
         if rows > 1:
             self.beside.setdefault(rows, Learned()).learn(length, known)
@@ -114,10 +118,12 @@ class AcceptanceEstimate:
         self._hits = [weight * rate for rate in rates] + missing
         self.tried = bool(known)
 
-    def add(self, drafted: int, accepted: int) -> None:
+    def add(self, drafted: int, accepted: int, beside: int = 1) -> None:
+        """Record a round of one text, beside so many in all."""
         self.tried = True
-        self._reached = [FADE * count for count in self._reached]
-        self._hits = [FADE * count for count in self._hits]
+        fade = FADE ** (1 / beside)
+        self._reached = [fade * count for count in self._reached]
+        self._hits = [fade * count for count in self._hits]
         for k in range(min(drafted, accepted + 1)):
             self._reached[k] += 1
             self._hits[k] += k < accepted
@@ -164,6 +170,9 @@ def expected_tokens(rates: Sequence[float]) -> list[float]:
     return totals
 
 
+Expected = Callable[[str, int], "list[float] | None"]
+
+
 class Costs:
     """A pace, and for every (drafter, K) a ratio to it: a Kalman filter over logarithms.
 
@@ -172,10 +181,15 @@ class Costs:
     filter keeps their covariance: after many rounds of one kind only the sum is known well, and a
     plain round that reveals the pace then corrects the ratio too.
 
+    Args:
+        known: costs from an earlier run. expected: the curve of a drafter up to a K, as far as
+            other rounds tell it.
+
     Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960.
     """
 
-    def __init__(self, known: Mapping[str, Knowledge]) -> None:
+    def __init__(self, known: Mapping[str, Knowledge], expected: Expected | None = None) -> None:
+        self.expected = expected or (lambda drafter, most: None)
         self._bucket = 0
         self._slow = 0  # rounds in a row that were slower than expected
         self._fast = 0
@@ -234,9 +248,15 @@ class Costs:
         return max((k for name, k in self._places if name == drafter), default=0)
 
     def curve(self, drafter: str, most: int) -> list[float]:
-        """C(K)/C(0) for K = 0 … `most`, linear between known costs and beyond them."""
+        """C(K)/C(0) for K = 0 … `most`: as is expected, scaled by known costs near it.
+
+        Where nothing is expected, it is linear between known costs and beyond them.
+        """
         known = {k: self._means[i] for (name, k), i in self._places.items() if name == drafter}
         points = [(k, exp(value)) for k, value in sorted({0: 0.0, **known}.items())]
+        expected = self.expected(drafter, max(most, points[-1][0]))
+        if expected is not None:
+            return _scaled(points, expected)[: most + 1]
         curve: list[float] = []
         for (a, cost), (b, after) in pairwise(points):
             curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
@@ -281,3 +301,16 @@ class Costs:
                 row[j] -= share * other / total
         for place in self._places.values():
             self._means[place] = max(self._means[place], log(CHEAPEST))
+
+
+def _scaled(points: Sequence[tuple[int, float]], expected: Sequence[float]) -> list[float]:
+    """A curve through the points; between them, and beyond, as is expected, and never falling."""
+    known = dict(points)
+    scales = [(k, cost / expected[k]) for k, cost in points if k < len(expected)]
+    curve: list[float] = []
+    for k, cost in enumerate(expected):
+        (a, low) = max(one for one in scales if one[0] <= k)
+        (b, high) = min((one for one in scales if one[0] >= k), default=(a, low))
+        scale = low + (high - low) * (k - a) / (b - a) if b > a else low
+        curve.append(known.get(k) or max(cost * scale, curve[-1]))
+    return curve

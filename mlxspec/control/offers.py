@@ -14,12 +14,20 @@ FIRST_TEXT = 3
 # costs no more than one of some, and finding out costs one round.
 HOPE = 0.5
 
+Graded = dict[tuple[str, int], AcceptanceEstimate]  # by drafter and grade
+
 
 class TextOffers:
-    """Expects tokens of proposals by drafter and grade, and costs by their number alone."""
+    """Expects tokens of proposals by drafter and grade, and costs by their number alone.
 
-    def __init__(self) -> None:
-        self._graded: dict[tuple[str, int], AcceptanceEstimate] = {}
+    Args:
+        graded: what others have counted, and are to count with these.
+        hope: see HOPE.
+    """
+
+    def __init__(self, graded: Graded | None = None, hope: float = HOPE) -> None:
+        self._hope = hope
+        self._graded: Graded = {} if graded is None else graded
         self._curve = [1.0]  # costs of a round with 0, 1, 2, … such proposals, in plain rounds
 
     def add(self, choice: Choice, accepted: int) -> None:
@@ -32,7 +40,9 @@ class TextOffers:
         reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
         curve = costs.curve(TEXT, reach)
         if known:
-            curve[known:] = [curve[known] + HOPE * (cost - curve[known]) for cost in curve[known:]]
+            curve[known:] = [
+                curve[known] + self._hope * (cost - curve[known]) for cost in curve[known:]
+            ]
         self._curve = curve
 
     def best(self, offers: Sequence[Offer], most: int) -> tuple[Choice, float]:
@@ -44,6 +54,16 @@ class TextOffers:
             if brings > tokens:
                 best, tokens = Choice(offer.drafter, size, offer.grade), brings
         return best, tokens
+
+    def brings(self, choice: Choice) -> float:
+        """The tokens that a round of such proposals is expected to bring a text."""
+        if not choice.draft_tokens:
+            return 1.0
+        return self._of_grade(choice.drafter, choice.grade).tokens()[choice.draft_tokens]
+
+    def cost(self, size: int) -> float:
+        """The cost of a round of so many, in plain rounds."""
+        return self._curve[size]
 
     def following(self, offers: Sequence[Sequence[Offer]], least: float) -> list[Choice] | None:
         """What each text takes of its offers in a round that follows the texts alone.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
+from math import inf
 from typing import NamedTuple, Protocol
 
 from mlxspec.control.estimates import Knowledge
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 # A draft whose pass takes longer than this many plain rounds is given up. One would be enough, but
 # a pass that reads is no compiled round.
@@ -67,6 +68,20 @@ class Plan(NamedTuple):
     rows: tuple[Choice, ...]
 
 
+class Outlook(NamedTuple):
+    """What is ahead of several texts.
+
+    left: the rounds that they may go on for. is_new: whether a round of that drafter and K would
+        have to be built first, which takes as long as several rounds.
+    """
+
+    left: float
+    is_new: Callable[[Choice], bool]
+
+
+ENDLESS = Outlook(inf, lambda _: False)
+
+
 class Policy(Protocol):
     """Chooses, and is told how each round went. A session asks; a policy changes nothing itself."""
 
@@ -77,17 +92,22 @@ class Policy(Protocol):
     def choose(self, length: int, offers: Sequence[Offer] = ()) -> Choice:
         """The next round of a text of `length` tokens, given what text drafters offer."""
 
-    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+    def plan(
+        self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook = ENDLESS
+    ) -> Plan:
         """The next round of several texts, the longest of `length` tokens, and their offers."""
 
-    def wants(self, offers: Sequence[Offer]) -> bool:
-        """Whether the next round would take one of these offers."""
+    def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
+        """Whether the next round would take one of these offers, text by text."""
 
     def kept(self, choice: Choice, accepted: int) -> None:
         """Record that a round kept `accepted` proposals, or would have kept those from the text."""
 
     def took(self, choice: Choice, seconds: float) -> None:
         """Record that a round took `seconds`, more than 0."""
+
+    def built(self, seconds: float) -> None:
+        """Record that a round had to be built first, which took `seconds`."""
 
     def seconds(self, choice: Choice) -> float | None:
         """The time of such a round at the present pace; None where nothing was timed."""
@@ -143,16 +163,21 @@ class FixedPolicy:
         offer = self._taken(offers)
         return self.current if offer is None else Choice(offer.drafter, offer.tokens, offer.grade)
 
-    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+    def plan(
+        self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook = ENDLESS
+    ) -> Plan:
         return planned(self.current, [self.choose(length, of_row) for of_row in offers])
 
-    def wants(self, offers: Sequence[Offer]) -> bool:
-        return self._taken(offers) is not None
+    def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
+        return any(self._taken(of_row) is not None for of_row in offers)
 
     def kept(self, choice: Choice, accepted: int) -> None:
         """Nothing is learned."""
 
     def took(self, choice: Choice, seconds: float) -> None:
+        """Nothing is learned."""
+
+    def built(self, seconds: float) -> None:
         """Nothing is learned."""
 
     def seconds(self, choice: Choice) -> float | None:

@@ -25,7 +25,7 @@ from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.files import replacing
 from mlxspec.metrics import Tell
 
-FORMAT = 1
+FORMAT = 2  # 1 has nothing of rounds of several texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +155,22 @@ def described_length(there: int) -> str:
 
 
 def _record(entry: dict[str, Any]) -> Record:
-    by_length = {
+    beside = {
+        int(rows): Learned(_by_length(learned)) for rows, learned in entry.get("beside", {}).items()
+    }
+    learned = Learned(_by_length(entry["learned"]), beside)
+    verdict = Recommendation(**entry["verdict"]) if entry["verdict"] else None
+    return Record(Setting(**entry["setting"]), learned, verdict)
+
+
+def _by_length(learned: dict[str, Any]) -> dict[int, dict[str, Knowledge]]:
+    return {
         int(there): {
             str(name): Knowledge(_costs(one["costs"]), _numbers(one["acceptance"]))
             for name, one in drafters.items()
         }
-        for there, drafters in entry["learned"].items()
+        for there, drafters in learned.items()
     }
-    verdict = Recommendation(**entry["verdict"]) if entry["verdict"] else None
-    return Record(Setting(**entry["setting"]), Learned(by_length), verdict)
 
 
 def _costs(values: list[Any]) -> tuple[float | None, ...]:
@@ -185,12 +192,20 @@ def _write(kept: list[Record]) -> None:
 
 
 def as_dict(record: Record) -> dict[str, Any]:
-    learned = {
-        str(there): {name: asdict(one) for name, one in drafters.items()}
-        for there, drafters in record.learned.by_length.items()
+    beside = {str(rows): _lengths(one) for rows, one in record.learned.beside.items()}
+    return {
+        "setting": asdict(record.setting),
+        "learned": _lengths(record.learned),
+        "beside": beside,
+        "verdict": asdict(record.recommendation) if record.recommendation else None,
     }
-    verdict = asdict(record.recommendation) if record.recommendation else None
-    return {"setting": asdict(record.setting), "learned": learned, "verdict": verdict}
+
+
+def _lengths(learned: Learned) -> dict[str, Any]:
+    return {
+        str(there): {name: asdict(one) for name, one in drafters.items()}
+        for there, drafters in learned.by_length.items()
+    }
 
 
 @contextmanager

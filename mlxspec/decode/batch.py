@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from functools import cache
 from typing import Any
 
+from mlxspec.decode.doing import Doing
 from mlxspec.decode.lane import Lane
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.request import Prompt, Request
@@ -131,6 +131,10 @@ class Batch:
                 events += self._round(lane)
         return events
 
+    def doing(self) -> list[Doing]:
+        """What the texts that are written do, and why; one entry for those that share rounds."""
+        return [lane.doing() for lane in self._lanes if lane.tracks]
+
     def close(self) -> None:
         """End every text where it is."""
         for row in [*self._waiting, *self._rows.values(), *filter(None, [self._reading])]:
@@ -180,7 +184,7 @@ class Batch:
         events: list[tuple[Row, Event]] = []
         if len(track.text) < BEGUN and not rounds.takes_one:
             # Recurrent states have no shape yet: its first rounds run alone.
-            alone = Lane(rounds, lambda _: lane.policy, ahead=False)
+            alone = Lane(rounds, lane.policy_of, ahead=False)
             alone.join(track, state)
             while len(track.text) < BEGUN and not row.done:
                 events += self._round(alone)
@@ -202,6 +206,7 @@ class Batch:
     # --- writing --------------------------------------------------------------------------------
 
     def _round(self, lane: Lane) -> list[tuple[Row, Event]]:
+        lane.ahead.waiting, lane.ahead.most = self.waiting, self._max_rows
         try:
             committed = lane.step()
         except OutOfMemory as error:
@@ -289,7 +294,7 @@ class Batch:
             track.notes.append(UNLIKE)
         lane = Lane(
             rounds,
-            cache(lambda rows: self._maker.policy(request, rounds, rows)),
+            self._maker.policies(request, rounds),
             rounds_for=lambda method: self._maker.rounds_for(method, request),
         )
         self._lanes[lane] = key

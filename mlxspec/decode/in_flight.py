@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from mlxspec.control.policy import Plan
 from mlxspec.decode.track import Track
-from mlxspec.metrics import Parked
+from mlxspec.parked import Parked
 
 
 class InFlight(NamedTuple):

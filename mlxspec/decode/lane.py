@@ -16,11 +16,14 @@ import mlx.core as mx
 
 from mlxspec.control.policy import Permit, Plan, Policy, planned
 from mlxspec.control.stopwatch import Marks, Stopwatch
+from mlxspec.decode.ahead import Ahead
 from mlxspec.decode.catching_up import CatchingUp
+from mlxspec.decode.doing import Doing
+from mlxspec.decode.given import given_of
 from mlxspec.decode.in_flight import InFlight
 from mlxspec.decode.round import BROKEN, FusedRound
 from mlxspec.decode.slots import Slots
-from mlxspec.decode.state import NOTHING, Given, RoundState
+from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
 from mlxspec.drafters.proposals import PLAIN, Choice
@@ -53,9 +56,10 @@ class Lane:
         rounds_for: Callable[[Method], FusedRound] | None = None,
     ) -> None:
         self._depth = 2 if ahead and not rounds.waits else 1
-        self._policy_of = policy_of
+        self.policy_of = policy_of
         self.policy = policy_of(1)
         self._slots = Slots(rounds)
+        self.ahead = Ahead(self._slots)
         self._rounds_for = rounds_for
         self._method = rounds.sampler.method  # the steps that its texts need
         self._spare = 0  # rounds in a row that took more steps than that
@@ -79,6 +83,10 @@ class Lane:
     def rows(self) -> int:
         """The number of rows, B, for which the policy decides."""
         return self._count
+
+    def doing(self) -> Doing:
+        """What the texts do at present, and why."""
+        return Doing.of(self.policy, texts=len(self.tracks), rows=self.rows)
 
     @property
     def state(self) -> RoundState:
@@ -120,7 +128,7 @@ class Lane:
         self._chosen = None
         if self._slots.count not in (0, self._count):
             self._count = self._slots.count
-            self.policy = self._catching_up.policy = self._policy_of(self._count)
+            self.policy = self._catching_up.policy = self.policy_of(self._count)
         for track in self.tracks:
             track.policy = self.policy
         if self.tracks:
@@ -247,7 +255,8 @@ class Lane:
             choice = self.policy.choose(length, offers[0])
             plan = Plan(choice, (choice,))
         else:
-            plan = self.policy.plan(length, offers)
+            bound = max(map(self.bound, self.tracks))
+            plan = self.policy.plan(length, offers, self.ahead.outlook(bound))
         most = [track.draft_tokens if track is not None and may(track) else 0 for track in rows]
         rows_cut = [_cut(one, count) for one, count in zip(plan.rows, most, strict=True)]
         if rows_cut == list(plan.rows):
@@ -260,7 +269,8 @@ class Lane:
         follows = any(
             one.draft_tokens and one.drafter not in self.rounds.drafters for one in latest.plan.rows
         )
-        return follows or any(self.policy.wants(track.offers()) for track in self.tracks)
+        offers = [track.offers() if track is not None else [] for track in self._slots.tracks]
+        return follows or self.policy.wants(offers)
 
     # --- dispatching --------------------------------------------------------------------------
 
@@ -269,7 +279,7 @@ class Lane:
         bounds = {track: self.bound(track) + count for track in self.tracks}
         length = self._slots.room_for(bounds)
         draft_length = self._slots.draft_room_for(name, bounds)
-        given = self._given(plan, rows)
+        given = given_of(plan, rows, drafts=name in self.rounds.drafters)
         shape = self.rounds.shape(count, length, name, draft_length, given, rows=len(rows))
         shape = shape._replace(logprobs=self._slots.top is not None)
         fair = not self.rounds.is_new(shape)
@@ -278,10 +288,13 @@ class Lane:
             self._in_flight[:] = [one._replace(fair=False) for one in self._in_flight]
         moving = [track for track in rows if track is not None]
         synced = tuple(track for track in moving if self._catching_up.syncs(track, name))
+        begun_s = time.perf_counter()
         result = self._slots.run(shape, given)
         built_s = time.perf_counter()
         mx.async_eval(result, self.state)
         now_s = time.perf_counter()
+        if not fair:
+            self.policy.built(built_s - begun_s)
         # First rounds are not the policy's choice.
         chose = count == 0 and not all(track.is_first for track in moving)
         parked = self.policy.parked() if chose else None
@@ -291,25 +304,6 @@ class Lane:
         for track, one in zip(rows, plan.rows, strict=True):
             if track is not None:
                 track.chose(one)
-
-    def _given(self, plan: Plan, rows: Sequence[Track | None]) -> Given:
-        """The host's part in the proposals."""
-        count = plan.whole.draft_tokens
-        own = [
-            track.proposed(one) if track is not None else ()
-            for track, one in zip(rows, plan.rows, strict=True)
-        ]
-        filled = [[*tokens, *[0] * (count - len(tokens))] for tokens in own]
-        if len(rows) == 1:
-            return Given(mx.array(filled, mx.int32)) if own[0] else NOTHING
-        both = zip(rows, plan.rows, strict=True)
-        limit = [-1 if track is None else one.draft_tokens for track, one in both]
-        limits = mx.array(limit, mx.int32)
-        drafts = plan.whole.drafter in self.rounds.drafters
-        if not count or (drafts and not any(own)):
-            return Given(limit=limits)
-        is_given = mx.array([bool(tokens) for tokens in own]) if drafts else None
-        return Given(mx.array(filled, mx.int32), limits, is_given)
 
 
 def _cut(choice: Choice, most: int) -> Choice:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Protocol
 
-from mlxspec.control.controller import Controller
 from mlxspec.control.estimates import Learned
+from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.prefixes import Keeper, PrefixCache, identity_of_owner
 from mlxspec.decode.prompt_cache import PromptCache
@@ -74,12 +74,17 @@ class Maker:
         texts = self._proposing(request) if request.draft_tokens else []
         return Track(rounds, reader, request, policy, texts=texts, notes=notes)
 
-    def policy(self, request: Request, rounds: FusedRound, rows: int = 1) -> Policy:
-        """Chooses the drafter and K of rounds of so many rows."""
+    def policy(self, request: Request, rounds: FusedRound) -> Policy:
+        """Chooses the drafter and K of every round of one text."""
+        return self.policies(request, rounds)(1)
+
+    def policies(self, request: Request, rounds: FusedRound) -> Callable[[int], Policy]:
+        """The same for texts that share rounds, by the number of rows."""
         most = {name: one.most for name, one in rounds.drafters.items()}
         if request.auto:
-            return Controller(most, self._parts.learned.at(len(request.tokens), rows))
-        return FixedPolicy(most, request.draft_tokens)
+            return Controllers(most, self._parts.learned, len(request.tokens))
+        fixed = FixedPolicy(most, request.draft_tokens)
+        return lambda rows: fixed
 
     def learn(self, length: int, policy: Policy, rows: int = 1) -> None:
         """Let later texts begin with what the rounds of one of `length` tokens have shown."""

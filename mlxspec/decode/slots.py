@@ -108,13 +108,18 @@ class Slots:
         return length
 
     def draft_room_for(self, name: str, bounds: Mapping[Track, int]) -> int:
-        """The same with a drafter; the caches of a head grow with the target's."""
+        """The same with a drafter; the caches of a head grow with the target's.
+
+        Beside others a draft attends over as many entries as the target: one graph to build in
+        place of several.
+        """
         entries = [
             track.drafts.entries(name, bound)
             for track, bound in bounds.items()
             if name in track.drafts.read
         ]
-        length = lengths.attended(max(entries or bounds.values()))
+        alone = entries if self.count == 1 else []
+        length = lengths.attended(max(alone or bounds.values()))
         if entries and length > capacity_of(self.state.drafts[name].layers):
             past = self.state.drafts[name]
             grown = self.rounds.drafters[name].grown(past, lengths.reserved(length))

@@ -80,6 +80,11 @@ class Track:
         return self.request.limit - len(self.text)
 
     @property
+    def follows(self) -> bool:
+        """Whether anything proposes from the text."""
+        return bool(self._texts)
+
+    @property
     def cached_tokens(self) -> int:
         """Tokens of the prompt that were not read, because their past was held."""
         return self._reader.cached_tokens

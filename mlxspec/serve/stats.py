@@ -9,7 +9,8 @@ from mlxspec._version import __version__
 from mlxspec.control.estimates import Learned
 from mlxspec.control.records import described_length
 from mlxspec.defaults import HISTORY, MODEL, PREDICTION
-from mlxspec.metrics import Parked, RoundStats
+from mlxspec.metrics import RoundStats
+from mlxspec.parked import Parked
 from mlxspec.serve.counts import Counts, Histogram
 from mlxspec.serve.service import Service
 

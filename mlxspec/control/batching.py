@@ -1,0 +1,339 @@
+"""The choice of rounds of several texts, by the tokens of all of them together.
+
+Every number of rows, B, has costs of its own, and no gain at one B promises any at another: what a
+pass costs may rise in steps. A round that was never run has to be built, which takes as long as
+several rounds, and texts are short. So a K is tried only where what it is expected to bring over
+the rest of the texts pays for that, or where a small share of the time pays for finding out. What
+is expected of its cost comes from rounds of other B and K over as many rows (`surface`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from math import sqrt
+
+from mlxspec.control.common import Common
+from mlxspec.control.controller import (
+    FIRST_RETRY,
+    HYSTERESIS,
+    OPENING,
+    PARKING_HYSTERESIS,
+    RETRY_WEIGHT,
+    TRIAL_ROUNDS,
+    Controller,
+    Rest,
+)
+from mlxspec.control.estimates import SIZES, Knowledge
+from mlxspec.control.offers import TextOffers
+from mlxspec.control.policy import ENDLESS, Outlook, Plan, planned
+from mlxspec.control.surface import Surface
+from mlxspec.drafters.proposals import PLAIN, Choice, Offer
+from mlxspec.parked import Parked
+
+# Numbers of proposals that models are asked for: each is a graph to build, and beside these none
+# is much better. Where B is a power of two, 1, 3 and 7 fill tiles of kernels.
+COUNTS = (1, 2, 3, 5, 7)
+# Rows that kernels for quantised weights take at once: more of them take a second pass.
+TILE = 32
+# The price of building a round, in plain rounds, before any was timed.
+FIRST_PRICE = 6.0
+# Rounds that texts are expected to go on for where little has passed, if their limits allow that.
+GRACE_ROUNDS = 64
+# The share of an expected gain that may be spent on trying it; and the share of the time that may
+# be spent on trying what is not expected to gain, while nothing gains and while something does;
+# where nothing was tried yet, this many plain rounds may be besides.
+SURE, SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.5, 0.7, 0.005, 0.02, 7.0
+# The share of a trial's time that is taken to be lost; and rounds after one, until it is read.
+RISK, PAUSE = 0.5, 2
+
+
+class BatchController(Controller):
+    """Picks the drafter and K of rounds of several texts.
+
+    Args:
+        rows: B. most: the models that draft, each with its largest K.
+        known: what is known of every drafter, by number of rows.
+        common: what is shared with the controllers of other numbers of rows.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        most: Mapping[str, int],
+        known: Mapping[int, Mapping[str, Knowledge]],
+        common: Common,
+    ) -> None:
+        self._rows = rows
+        self._common = common
+        self._outlook = ENDLESS
+        self._elapsed = 0.0  # at this number of rows, in plain rounds
+        self._plain = 0  # rounds without proposals that were timed
+        self._pause = 0  # the round before which no other trial begins
+        self._missed = dict.fromkeys(SIZES, 0.0)  # gains, for lack of a graph, in plain rounds
+        self._surface = Surface(known)
+        super().__init__(most, known.get(rows))
+        self._acceptance = {name: common.acceptance[name] for name in self._most}
+        self._texts = TextOffers(common.graded, hope=1.0)  # finding out costs more than a round
+        self._rests = {name: Rest(0) for name in ("", *most)}
+        self.reckon_with(known)
+
+    def reckon_with(self, known: Mapping[int, Mapping[str, Knowledge]]) -> None:
+        """Expect costs as rounds of any number of rows tell them by now."""
+        self._surface = Surface(known)
+        self._costs.expected = partial(self._surface.curve, self._rows)
+        self._rank()
+
+    # --- what is asked ------------------------------------------------------------------------
+
+    def plan(
+        self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook = ENDLESS
+    ) -> Plan:
+        """The next round of several texts, the longest of `length` tokens, and their offers.
+
+        The better of two: rounds in which a model drafts and texts take their own offers where
+        those promise more; and rounds that follow the texts alone.
+        """
+        self._outlook = outlook
+        self._rank()
+        model = self.choose(length)
+        plan = self._following(model, offers, miss=True) or self._beside(model, offers)
+        self._elapsed += self._cost(model)
+        self._common.elapsed += self._cost(model)
+        return plan
+
+    def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
+        """Whether the next round would take any of these offers, text by text."""
+        model = self._trial if self._left else self._current
+        if self._following(model, offers) is not None:
+            return True
+        return any(one not in (model, PLAIN) for one in self._beside(model, offers).rows)
+
+    def kept(self, choice: Choice, accepted: int) -> None:
+        if choice.drafter in self._most:
+            count = choice.draft_tokens
+            self._acceptance[choice.drafter].add(count, accepted, beside=self._rows)
+        elif choice.drafter:
+            self._texts.add(choice, accepted)
+
+    def built(self, seconds: float) -> None:
+        """Record that a round had to be built first, which took `seconds`."""
+        before = self._common.building_s or seconds
+        self._common.building_s = (before + seconds) / 2
+
+    def parked(self) -> Parked | None:
+        """Why nothing is proposed; None while something is, or nothing can be."""
+        best = max(self._options(), key=self._rate, default=None)
+        if self._current != PLAIN or self._left or best is None:
+            return None
+        brings = self._acceptance[best.drafter].tokens()[best.draft_tokens]
+        cost = self._cost(best)
+        if brings > cost:  # it would pay, if there were rounds enough to build it for
+            return None
+        tried = [name for name in self._acceptance if self._tried(name)]
+        retry = min((self._next_retry(name) for name in tried), default=self._round)
+        return Parked(
+            1 - brings / cost,
+            max(retry - self._round, 0),
+            texts=self._rows,
+            draft_tokens=best.draft_tokens,
+            cost=cost,
+            brings=brings,
+        )
+
+    # --- what texts take of their own ---------------------------------------------------------
+
+    def _beside(self, model: Choice, offers: Sequence[Sequence[Offer]]) -> Plan:
+        """A round of the model, in which texts take their own offers where those promise more."""
+        rows = [model] * len(offers)
+        if model.draft_tokens and any(offers):
+            here = self._acceptance[model.drafter].tokens()[model.draft_tokens]
+            taken = [self._texts.best(of_row, model.draft_tokens) for of_row in offers]
+            if sum(max(tokens, here) for _, tokens in taken) > HYSTERESIS * here * len(offers):
+                rows = [one if tokens > here else model for one, tokens in taken]
+        return planned(model, rows)
+
+    def _following(
+        self, model: Choice, offers: Sequence[Sequence[Offer]], *, miss: bool = False
+    ) -> Plan | None:
+        """A round that follows the texts alone; None where it is no better.
+
+        Args:
+            miss: note what is missed where its graph would have to be built first. It is built
+                once as much was missed as that takes.
+        """
+        if not any(offers) or self._costs.plain_s is None or self._left:
+            return None
+        here = self._tokens(model)
+        value = sum(max(self._texts.best(one, model.draft_tokens)[1], here) for one in offers)
+        rate = value / self._cost(model)
+        following = self._texts.following(offers, rate * HYSTERESIS)
+        if following is None:
+            return None
+        plan = planned(PLAIN, following)
+        # Each K is a graph: shorter proposals are filled up.
+        size = next(size for size in SIZES if size >= plan.whole.draft_tokens)
+        whole = replace(plan.whole, draft_tokens=size)
+        if self._outlook.is_new(whole) and self._missed[size] < self._price:
+            if miss:
+                brings = sum(self._texts.brings(one) for one in plan.rows)
+                gain = brings / rate - self._texts.cost(size)
+                self._missed[size] += SURE * max(gain, 0.0)
+            return None
+        return plan._replace(whole=whole)
+
+    # --- what is expected ---------------------------------------------------------------------
+
+    @property
+    def _price(self) -> float:
+        """The expected price of building a round, in plain rounds."""
+        plain_s = self._costs.plain_s
+        building_s = self._common.building_s
+        return building_s / plain_s if building_s and plain_s else FIRST_PRICE
+
+    @property
+    def _ahead(self) -> float:
+        """The plain rounds that texts are expected to go on for."""
+        return min(self._outlook.left, max(self._elapsed, GRACE_ROUNDS))
+
+    def _rank(self) -> None:
+        self._curves, self._rates = {}, {}
+        for name, most in self._most.items():
+            curve = self._curves[name] = self._costs.curve(name, most)
+            tokens = self._acceptance[name].tokens()
+            self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
+        self._texts.rank(self._costs)
+
+    def took(self, choice: Choice, seconds: float) -> None:
+        self._plain += not choice.draft_tokens
+        self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
+
+    def _cost(self, choice: Choice) -> float:
+        return self._curves[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
+
+    def _tokens(self, choice: Choice) -> float:
+        return self._rate(choice) * self._cost(choice)
+
+    def _options(self, name: str = "") -> Iterator[Choice]:
+        """All rounds in which that model drafts, or any."""
+        for one in [name] if name else self._most:
+            yield from (Choice(one, k) for k in COUNTS if k <= self._most[one])
+
+    def _knows(self, choice: Choice) -> bool:
+        return self._costs.knows(choice.drafter, choice.draft_tokens)
+
+    def _tried(self, name: str) -> bool:
+        """Whether rounds of the model have a cost at this number of rows."""
+        return any(map(self._knows, self._options(name)))
+
+    def _best(self, name: str) -> Choice:
+        """The best round of a model whose cost is known, or of all."""
+        options = [one for one in self._options(name) if self._knows(one)] if name else [PLAIN]
+        return max(options or self._options(name), key=self._rate)
+
+    def _time(self, choice: Choice) -> float:
+        """The time of all that is ahead, in plain rounds."""
+        return self._ahead / self._rate(choice) + self._price * self._outlook.is_new(choice)
+
+    # --- what is done -------------------------------------------------------------------------
+
+    def _settled(self) -> Choice:
+        if not self._outlook.left:  # another number of rows is next
+            return PLAIN if self._outlook.is_new(self._current) else self._current
+        known = [one for one in self._options() if self._knows(one)]
+        best = min([PLAIN, *known], key=self._time)
+        margin = PARKING_HYSTERESIS if best == PLAIN else HYSTERESIS
+        if self._time(self._current) < self._time(best) * margin:
+            return self._current
+        if best.drafter != self._current.drafter:
+            self._leave(self._current.drafter)
+        self._current = best
+        return best
+
+    def _next_trial(self) -> Choice | None:
+        if not self._left:
+            if self._round < self._pause or not self._outlook.left:
+                return None
+            self._settled()  # what the last trial has shown
+            trial = self._promising() or self._due()
+            if trial is None:
+                return None
+            self._trial = trial
+            self._left = TRIAL_ROUNDS + self._outlook.is_new(trial)
+            self._pause = self._round + self._left + PAUSE
+            self._undo = replace(self._rests[trial.drafter])
+            self._rests[trial.drafter].tried(self._round)
+        self._left -= 1
+        return self._trial
+
+    def _promising(self) -> Choice | None:
+        """The best round that was never tried and is worth it."""
+        if self._plain < OPENING:
+            return None
+        unknown = [one for one in self._options() if not self._knows(one)]
+        if worth := [one for one in unknown if self._pays(one)]:
+            best = max(worth, key=self._rate)
+        elif worth := [one for one in unknown if self._is_affordable(one)]:
+            best = max(worth, key=self._hopeful)
+        else:
+            return None
+        self._common.spent += self._stake(best)
+        return best
+
+    def _stake(self, choice: Choice) -> float:
+        """What a trial takes and may lose, in plain rounds."""
+        rounds = TRIAL_ROUNDS * self._cost(choice)
+        return self._price * self._outlook.is_new(choice) + RISK * rounds
+
+    def _pays(self, choice: Choice) -> bool:
+        """Whether a round's expected gain over what is ahead pays for trying it."""
+        if not self._is_foreseen(choice):
+            return False
+        gain = self._ahead * (1 / self._rate(self._current) - 1 / self._rate(choice))
+        return (SURER if self._tried(choice.drafter) else SURE) * gain > self._stake(choice)
+
+    def _is_foreseen(self, choice: Choice) -> bool:
+        """Whether its cost and its worth were measured in other rounds."""
+        rows = self._rows * (choice.draft_tokens + 1)
+        return self._acceptance[choice.drafter].tried and (
+            self._surface.reaches(rows) or self._tried(choice.drafter)
+        )
+
+    def _is_affordable(self, choice: Choice) -> bool:
+        """Whether it may be better than what is done now, and a little time pays for trying it."""
+        rows = self._rows * (choice.draft_tokens + 1)
+        if choice.draft_tokens > 1 and rows > TILE and not self._is_foreseen(choice):
+            return False
+        may_gain = self._hopeful(choice) > self._rate(self._current) * HYSTERESIS
+        return may_gain and self._has_budget(self._stake(choice))
+
+    def _hopeful(self, choice: Choice) -> float:
+        """The rate of a round that was never run, if it costs no more than it must."""
+        shorter = [k for k in range(1, choice.draft_tokens) if self._costs.knows(choice.drafter, k)]
+        # A longer round costs no less than a shorter one.
+        least = self._cost(replace(choice, draft_tokens=shorter[-1])) if shorter else 1.0
+        return self._tokens(choice) / max(least, sqrt(self._cost(choice)))
+
+    def _has_budget(self, stake: float) -> bool:
+        share = EXPLORING if self._current == PLAIN else EXPLORING_ON
+        first = 0.0 if any(map(self._tried, self._acceptance)) else FIRST_STAKE
+        budget = first + share * (self._common.elapsed + self._ahead)
+        return self._common.spent + stake < budget
+
+    def _due(self) -> Choice | None:
+        """A drafter that was left, or plain rounds, if they are to be tried again."""
+        for name in self._rests:
+            if name == self._current.drafter or (name and not self._tried(name)):
+                continue
+            best = self._best(name)
+            price = self._price * self._outlook.is_new(best)
+            # What an earlier run has kept may be wrong, and many batches end before a retry.
+            unseen = not name and self._plain < TRIAL_ROUNDS and self._round >= FIRST_RETRY
+            due = unseen or self._round >= self._next_retry(name)
+            if due and (not price or self._has_budget(price)):
+                self._common.spent += price
+                if name:
+                    self._acceptance[name].soften(RETRY_WEIGHT * self._rows)
+                return best
+        return None
