@@ -87,7 +87,8 @@ class SamplingFields(Fields):
         try:
             options["sampling"] = changed(usual, given, **others)
         except MlxspecError as error:
-            raise refusal_of(error) from error
+            name = error.message.partition(" ")[0]
+            raise refusal_of(error, name if name in type(self).model_fields else None) from error
         return options
 
     def _biases(self) -> dict[int, float] | None:
