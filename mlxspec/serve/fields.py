@@ -104,6 +104,21 @@ class SamplingFields(Fields):
         return {int(token): bias for token, bias in self.logit_bias.items()}
 
 
+def may_call(choice: Any) -> bool:
+    """Whether the model may call tools, from a `tool_choice` or its type.
+
+    Raises:
+        Refusal: it has to call one.
+    """
+    if choice in (None, "auto", "none"):
+        return bool(choice != "none")
+    raise Refusal(
+        400,
+        "tool_choice: a model cannot be made to call a tool. Give auto or none.",
+        param="tool_choice",
+    )
+
+
 def _require_draft(service: Service, name: str | None) -> None:
     """Refuse a draft that the server does not have: it is not loaded for one request."""
     if name is None or name == service.settings.about.get("draft"):
