@@ -78,7 +78,10 @@ def test_an_answer_has_its_reasoning_apart(client: openai.OpenAI) -> None:
     assert message.reasoning_content == "hm"  # type: ignore[attr-defined]
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
-    assert answer.usage.completion_tokens > 0
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert details.reasoning_tokens == 3  # <think> and two letters
+    assert answer.usage.completion_tokens > 3
     assert answer.timings["draft_n"] > 0  # type: ignore[attr-defined]
 
 

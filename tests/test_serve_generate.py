@@ -104,6 +104,27 @@ def test_a_field_that_is_wrong_is_named(client: httpx.Client, body: Any, param: 
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("name", "most", "beyond"),
+    [
+        ("temperature", 1e30, 1e39),
+        ("presence_penalty", 1e30, -1e39),
+        ("frequency_penalty", -1e30, 1e39),
+        ("repetition_penalty", 1e-30, 1e-39),
+        ("repetition_penalty", 1e30, 1e39),
+        ("logit_bias", {"5": 1e30}, {"5": 1e39}),
+    ],
+)
+def test_numbers_that_a_model_cannot_count_with_are_the_requests_fault(
+    client: httpx.Client, name: str, most: Any, beyond: Any
+) -> None:
+    body = {"prompt": "a a a", "max_tokens": 4}
+    assert client.post("/generate", json=body | {name: most}).status_code == 200
+    answer = client.post("/generate", json=body | {name: beyond})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == name
+
+
 def test_a_prompt_longer_than_the_context_is_refused(client: httpx.Client) -> None:
     answer = client.post("/generate", json={"prompt": "word " * 5000})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")

@@ -351,8 +351,7 @@ def test_a_template_is_told_what_it_can_take(
     template: str, asks: dict[str, Any], given: dict[str, Any], told: int
 ) -> None:
     notes: list[str] = []
-    open_ = {"on": None, "effort": None, "budget": None}
-    assert template_args(template, **open_ | asks, tell=notes.append) == given
+    assert template_args(template, notes.append, **asks) == given
     assert len(notes) == told
 
 
@@ -450,7 +449,7 @@ def test_the_prompt_does_not_change_with_the_line_of_attribution(chat: Served) -
         ({"thinking": {"type": "maybe"}}, "thinking.type: "),
         ({"tools": [{"name": "a", "input_schema": []}]}, "tools.0.input_schema: "),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0: web_search"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice.type: "),
+        ({"tool_choice": {"type": "any"}}, "tool_choice: "),
         ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format: "),
         ({"speculative": {"draft_model": "x"}}, "speculative.draft_model is 'x'"),
     ],

@@ -28,12 +28,12 @@ def usage(generations: list[Generation], *, predicted: bool = False) -> dict[str
     """
     first = generations[0]
     written = sum(len(one.tokens) for one in generations)
-    details: dict[str, int] = {}
+    details = {"reasoning_tokens": sum(one.reasoning_tokens for one in generations)}
     if predicted:
         sources = [one.speculation.by_source.get(PREDICTION) for one in generations]
         accepted = sum(source.accepted for source in sources if source is not None)
         drafted = sum(source.drafted for source in sources if source is not None)
-        details = {
+        details |= {
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": drafted - accepted,
         }

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, StreamOptions
+from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, StreamOptions, may_call
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
-from mlxspec.serve.thinking import template_args
-from mlxspec.templates import source_of
+from mlxspec.serve.thinking import template_options
 
 
 class ResponseFormat(Fields):
@@ -84,21 +83,11 @@ class Chat(SamplingFields):
         if tools := self._tools():
             options["tools"] = tools
         options["logprobs"] = self._logprobs()
-        template = source_of(service.engine.tokenizer) if service.engine.tokenizer else ""
-        given = template_args(template, effort=self.reasoning_effort, tell=tell)
-        if given or self.chat_template_kwargs:
-            usual = service.settings.usual.get("template_args") or {}
-            options["template_args"] = {**usual, **given, **(self.chat_template_kwargs or {})}
-        return options
+        given = self.chat_template_kwargs or {}
+        return options | template_options(service, tell, given, effort=self.reasoning_effort)
 
     def _tools(self) -> list[dict[str, Any]]:
-        if self.tool_choice not in (None, "auto", "none"):
-            raise Refusal(
-                400,
-                "tool_choice: a model cannot be made to call a tool. Give auto or none.",
-                param="tool_choice",
-            )
-        return [] if self.tool_choice == "none" else self.tools or []
+        return self.tools or [] if may_call(self.tool_choice) else []
 
     def _logprobs(self) -> int | None:
         if self.top_logprobs and not self.logprobs:

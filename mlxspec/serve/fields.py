@@ -87,7 +87,8 @@ class SamplingFields(Fields):
         try:
             options["sampling"] = changed(usual, given, **others)
         except MlxspecError as error:
-            raise refusal_of(error) from error
+            name = error.message.partition(" ")[0]
+            raise refusal_of(error, name if name in type(self).model_fields else None) from error
         return options
 
     def _biases(self) -> dict[int, float] | None:
@@ -101,6 +102,21 @@ class SamplingFields(Fields):
                 param="logit_bias",
             )
         return {int(token): bias for token, bias in self.logit_bias.items()}
+
+
+def may_call(choice: Any) -> bool:
+    """Whether the model may call tools, from a `tool_choice` or its type.
+
+    Raises:
+        Refusal: it has to call one.
+    """
+    if choice in (None, "auto", "none"):
+        return bool(choice != "none")
+    raise Refusal(
+        400,
+        "tool_choice: a model cannot be made to call a tool. Give auto or none.",
+        param="tool_choice",
+    )
 
 
 def _require_draft(service: Service, name: str | None) -> None:

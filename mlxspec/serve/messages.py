@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -30,8 +29,7 @@ SIGNATURE = "unsigned"
 async def message(body: Body, service: Asked, http: Http) -> Response:
     """Write the assistant's next turn."""
     notes: list[str] = []
-    request = await service.request(**body.all_options(service, notes.append))
-    request = replace(request, notes=(*request.notes, *notes))
+    request = await service.request(notes, **body.all_options(service, notes.append))
     form = MessageForm(service.settings.name, len(request.tokens), body.max_tokens)
     return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
 

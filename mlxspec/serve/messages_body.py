@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields
+from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, may_call
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
-from mlxspec.serve.thinking import template_args
+from mlxspec.serve.thinking import template_options
 from mlxspec.serve.turns import PARAGRAPH, Turns, tool
-from mlxspec.templates import source_of
 
 # Claude Code begins its system text with a line that differs from request to request: read as a
 # part of the prompt, it would keep every turn from using what was read for the last one.
@@ -142,17 +141,13 @@ class Conversation(Fields):
         thinking, config = self.thinking or Thinking(type="adaptive"), self.output_config
         if config is not None and config.format is not None:
             raise _refused("output_config.format", "the form of an answer cannot be constrained")
-        given = template_args(
-            source_of(service.engine.tokenizer) if service.engine.tokenizer is not None else "",
+        return options | template_options(
+            service,
+            tell,
             on=thinking.is_on,
             effort=config.effort if config is not None else None,
             budget=thinking.budget_tokens,
-            tell=tell,
         )
-        if given:
-            usual = service.settings.usual.get("template_args") or {}
-            options["template_args"] = {**usual, **given}
-        return options
 
     def _turns(self) -> list[dict[str, Any]]:
         turns = Turns()
@@ -165,10 +160,6 @@ class Conversation(Fields):
         return turns.messages
 
     def _tools(self, tell: Tell) -> list[dict[str, Any]]:
-        choice = self.tool_choice.type if self.tool_choice is not None else "auto"
-        if choice in ("any", "tool"):
-            why = "a model cannot be made to call a tool: give auto or none"
-            raise _refused("tool_choice.type", why)
         tools = self.tools or []
         for at, one in enumerate(tools):
             if one.input_schema is None or one.type not in (None, "custom"):
@@ -176,7 +167,7 @@ class Conversation(Fields):
                 raise _refused(f"tools.{at}", f"{why}: leave it out")
         if any(one.strict for one in tools):
             tell("strict is not kept: nothing holds the input of a call to its schema")
-        if choice == "none":
+        if not may_call(self.tool_choice.type if self.tool_choice is not None else None):
             return []
         return [tool(one.name, one.description, one.input_schema) for one in tools]
 

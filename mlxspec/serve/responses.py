@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -26,8 +25,7 @@ router = APIRouter(tags=["OpenAI"])
 async def respond(body: Body, service: Asked, http: Http) -> Response:
     """Write the next items: reasoning, a message, calls of functions."""
     notes: list[str] = []
-    request = await service.request(**body.all_options(service, notes.append))
-    request = replace(request, notes=(*request.notes, *notes))
+    request = await service.request(notes, **body.all_options(service, notes.append))
     form = ResponseForm(service.settings.name, body, request)
     return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
 

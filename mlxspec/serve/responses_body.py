@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields
+from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, may_call
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
-from mlxspec.serve.thinking import template_args
+from mlxspec.serve.thinking import template_options
 from mlxspec.serve.turns import PARAGRAPH, Turns, tool
-from mlxspec.templates import source_of
 
 # What needs an answer that was kept, or is kept; nothing is kept here.
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
@@ -175,18 +174,8 @@ class Body(SamplingFields):
             options["tools"] = tools
         if self.max_output_tokens is not None:
             options["max_tokens"] = self.max_output_tokens
-        tokenizer = service.engine.tokenizer
-        given = template_args(
-            source_of(tokenizer) if tokenizer is not None else "",
-            on=None,
-            effort=self.reasoning.effort if self.reasoning is not None else None,
-            budget=None,
-            tell=tell,
-        )
-        if given:
-            usual = service.settings.usual.get("template_args") or {}
-            options["template_args"] = {**usual, **given}
-        return options
+        effort = self.reasoning.effort if self.reasoning is not None else None
+        return options | template_options(service, tell, effort=effort)
 
     def _require_stateless(self) -> None:
         for name in _STATEFUL:
@@ -211,9 +200,6 @@ class Body(SamplingFields):
         return turns.messages
 
     def _tools(self, tell: Tell) -> list[dict[str, Any]]:
-        if self.tool_choice not in (None, "auto", "none"):
-            why = "tool_choice: a model cannot be made to call a tool: give auto or none."
-            raise _refused("tool_choice", why)
         for at, one in enumerate(self.functions):
             if not isinstance(one.get("name"), str):
                 raise _refused(f"tools.{at}.name", f"tools.{at}.name: a function needs a name.")
@@ -222,7 +208,7 @@ class Body(SamplingFields):
             tell(f"tools of type {kind} are left out: the model is offered functions alone")
         if any(one.get("strict") for one in self.functions):
             tell("strict is not kept: nothing holds the arguments of a call to their schema")
-        if self.tool_choice == "none":
+        if not may_call(self.tool_choice):
             return []
         return [
             tool(one["name"], one.get("description"), one.get("parameters"))

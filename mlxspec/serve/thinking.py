@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from mlxspec.metrics import Tell
+from mlxspec.serve.service import Service
+from mlxspec.templates import source_of
 
 # Not the field of an earlier turn that has the same name.
 _SWITCHES = (r"\benable_thinking\b", r"(?<![.\w'\"])thinking\b(?!\w|['\"])")
 _NEAREST = {"minimal": "low", "xhigh": "high", "max": "high"}
 
 
+def template_options(
+    service: Service, tell: Tell, given: Mapping[str, Any] | None = None, **asked: Any
+) -> dict[str, Any]:
+    """The option `template_args` of `Engine.request`; nothing where a request asks for nothing.
+
+    Args:
+        tell: called with what the template has no argument for.
+        given: arguments that the request gives by their names.
+        asked: what `template_args` takes.
+    """
+    tokenizer = service.engine.tokenizer
+    found = template_args(source_of(tokenizer) if tokenizer is not None else "", tell, **asked)
+    if not (found or given):
+        return {}
+    usual = service.settings.usual.get("template_args") or {}
+    return {"template_args": {**usual, **found, **(given or {})}}
+
+
 def template_args(
     template: str,
+    tell: Tell,
     *,
     on: bool | None = None,
     effort: str | None = None,
     budget: int | None = None,
-    tell: Tell,
 ) -> dict[str, Any]:
     """Arguments of a chat template for what a request asks of the reasoning.
 
     Args:
         template: its source. on: whether to reason. effort: how much. budget: in tokens; each
             None where the request leaves it open.
-        tell: called with what the template has no argument for.
     """
     arguments: dict[str, Any] = {}
     if effort == "none":
