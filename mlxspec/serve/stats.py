@@ -49,7 +49,7 @@ def stats_of(service: Service) -> dict[str, Any]:
         "speculation": _speculation(counts),
         "controller": _controller(watch.latest),
         "rounds": _rounds(counts),
-        "learned": _learned(engine.learned) if engine is not None else {},
+        "learned": _learned(engine.learned) if engine is not None else [],
         "cache": live.cache._asdict() if live.cache is not None else None,
     }
 

@@ -7,12 +7,15 @@ function state(kind, words) {
 
 // Look at the server once: show its counts, or why there are none.
 async function look() {
+  let stats;
   try {
-    showStats(await server.json("/stats"));
+    stats = await server.json("/stats");
   } catch (error) {
-    if (error.status === 401) await askForKey(Boolean(server.key));
+    if (error.status === 401) askForKey(Boolean(server.key));
     else state("bad", error instanceof Refused ? error.message : "no answer; trying again");
+    return;
   }
+  showStats(stats);
 }
 
 function showStats(stats) {
@@ -189,7 +192,7 @@ function verdictOn({ costs, brings }) {
 // --- the key -----------------------------------------------------------------------------------
 
 // Ask for the key until one is given; `wrong` says that the one in use is not known.
-async function askForKey(wrong) {
+function askForKey(wrong) {
   if ($("ask").open) return;
   server.key = null;
   state("waits", "asks for a key");
