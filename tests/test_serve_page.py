@@ -88,7 +88,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served() as one:
+    with served(measures=True) as one:
         yield one
 
 
@@ -118,6 +118,7 @@ def test_a_text_arrives_in_the_colours_of_its_authors(page: Page, server: Served
     assert page.all("#rounds rect")
     assert page.text("#positions .rate").endswith("%")
     page.until(lambda: "Tokens written" in page.text("#totals"))
+    assert page.all("#curve polyline")
 
 
 def test_a_race_of_two_settings_ends_in_the_same_tokens(page: Page) -> None:
@@ -153,7 +154,7 @@ def test_a_text_is_written_and_stopped_by_keyboard(page: Page, server: Served) -
     page.set(tokens=3000)
     page("prompt").send_keys(Keys.CONTROL, Keys.ENTER)
     page.until(lambda: page.text("#lane .text"))
-    page.until(lambda: page.text("#queue") == "1 text written")
+    page.until(lambda: page.text("#queue") == "1 running")
     page("stop").send_keys(Keys.ENTER)
     page.until_over()
     assert page.text("#lane .said") == "Stopped."

@@ -26,7 +26,7 @@ ENDLESS = BODY | {"max_tokens": 900, "logit_bias": {"0": -100}, "stream": True}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(about={"pair": "demo"}, max_rows=2) as one:
+    with served(measures=True, about={"pair": "demo"}, max_rows=2) as one:
         yield one
 
 
@@ -111,6 +111,7 @@ def test_stats_and_metrics_count_the_same(server: Served) -> None:
     rows = sum(value for (name, _), value in later.items() if name == "mlxspec_rows_total")
     assert rows == sum(one["count"] for one in after["rounds"])
     assert after["plain"]["tokens_per_second"] > 0
+    assert [one["draft_tokens"] for one in after["measured"]["rounds"]] == list(range(1, 9))
     assert later["mlxspec_plain_round_seconds", ()] == pytest.approx(after["plain"]["seconds"], 0.1)
 
 
