@@ -72,20 +72,28 @@ class Lane {
 
   // Add a piece in its author's colour; line breaks and what indents a line have none.
   put({ by, text, reasoning }) {
-    const thinks = reasoning ? " thinks" : "";
+    const into = reasoning ? this.thoughts() : this.text;
     for (const part of text.match(/[\n ]*\n *|[^\n]+?(?= *\n)|[^\n]+/g) ?? []) {
       const indent = this.length === 0 || this.isIndented ? part.match(/^[\n ]*/)[0] : part.includes("\n") ? part : "";
-      this.append(`by-target${thinks}`, "target", indent);
-      this.append(`by-${classOf(by)}${thinks}`, by, part.slice(indent.length));
+      this.append(into, "by-target", "target", indent);
+      this.append(into, `by-${classOf(by)}`, by, part.slice(indent.length));
       this.isIndented = indent.length === part.length;
     }
   }
 
-  append(name, title, text) {
+  // Where the reasoning stands, before the answer.
+  thoughts() {
+    const first = this.text.firstElementChild;
+    if (first?.className === "thinks") return first;
+    this.text.prepend(make("div", { class: "thinks" }));
+    return this.text.firstElementChild;
+  }
+
+  append(into, name, title, text) {
     if (!text) return;
-    const last = this.text.lastElementChild;
+    const last = into.lastElementChild;
     if (last?.className === name) last.append(text);
-    else this.text.append(make("span", { class: name, title }, text));
+    else into.append(make("span", { class: name, title }, text));
     this.length += text.length;
   }
 
