@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from servers import Served, served
+from talkers import talker
 
 from mlxspec.pairs.loading import load
 
@@ -34,7 +35,9 @@ class Page:
         self.driver = driver
 
     def open(self, url: str, *, width: int = 1280, dark: bool = False) -> None:
-        """A new tab's view of the page, without what it has kept."""
+        """The page, once that of the test before is gone."""
+        self.driver.get("about:blank")
+        self.complaints()
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -88,7 +91,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served() as one:
+    with served(measures=True) as one:
         yield one
 
 
@@ -118,6 +121,23 @@ def test_a_text_arrives_in_the_colours_of_its_authors(page: Page, server: Served
     assert page.all("#rounds rect")
     assert page.text("#positions .rate").endswith("%")
     page.until(lambda: "Tokens written" in page.text("#totals"))
+    assert page.all("#curve polyline")
+
+
+def test_a_chat_has_its_reasoning_apart_and_follows_what_is_expected(
+    browser: webdriver.Chrome,
+) -> None:
+    page = Page(browser)
+    with served(lambda: talker("<think>hm</think>a b c d e f g h")) as server:
+        page.open(server.url)
+        page.until_ready()
+        page.set(prompt="0", expected="a b c d e f g h", proposals=4)
+        page("go").click()
+        page.until(lambda: "by itself" in page.text("#lane .said"))
+        assert page.text("#lane .thinks") == "hm"
+        assert page.text("#lane .text") == "hma b c d e f g h"
+        assert page.all("#lane .by-prediction")
+        assert page.complaints() == []
 
 
 def test_a_race_of_two_settings_ends_in_the_same_tokens(page: Page) -> None:
@@ -136,20 +156,13 @@ def test_a_race_shows_the_first_difference(page: Page) -> None:
     page.until_over()
     found = re.match(r"First difference: token (\d+) of (\d+)", page.text("#verdict"))
     assert found
-    assert len(page.all(".lane mark")) == 2
-    first, second = (page.text(f"#lane-{one} mark") for one in ("first", "second"))
-    assert first != second
-    texts = [page.text(f"#lane-{one} .text") for one in ("first", "second")]
-    places = [
-        page.run(
-            f"const range = document.createRange(), lane = document.querySelector('#lane-{one} "
-            ".text'); range.setStart(lane, 0); range.setEndBefore(lane.querySelector('mark')); "
-            "return range.toString()"
-        )
-        for one in ("first", "second")
-    ]
-    assert places[0] == places[1]
-    assert all(text.startswith(places[0]) for text in texts)
+    first, second = (page.text(f"#lane-{one} .text") for one in ("first", "second"))
+    pairs = enumerate(zip(first, second, strict=False))
+    same = next(place for place, (one, other) in pairs if one != other)
+    for lane, text in (("first", first), ("second", second)):
+        marked = "".join(one.get_attribute("textContent") for one in page.all(f"#lane-{lane} mark"))
+        assert marked
+        assert text[same:].startswith(marked)
 
 
 def test_a_text_is_written_and_stopped_by_keyboard(page: Page, server: Served) -> None:
@@ -160,7 +173,7 @@ def test_a_text_is_written_and_stopped_by_keyboard(page: Page, server: Served) -
     page.set(tokens=3000)
     page("prompt").send_keys(Keys.CONTROL, Keys.ENTER)
     page.until(lambda: page.text("#lane .text"))
-    page.until(lambda: page.text("#queue") == "1 text written")
+    page.until(lambda: page.text("#queue") == "1 running")
     page("stop").send_keys(Keys.ENTER)
     page.until_over()
     assert page.text("#lane .said") == "Stopped."
@@ -224,7 +237,7 @@ def test_a_server_that_loads_says_so(browser: webdriver.Chrome) -> None:
         page.until(lambda: page.text("#state") == "is loading its models")
         goes_on.set()
         page.until_ready()
-    assert page.complaints() == []
+        assert page.complaints() == []
 
 
 def test_the_page_needs_nothing_from_elsewhere(server: Served) -> None:

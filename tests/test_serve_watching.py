@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from cli_tools import wait_for
 from prometheus_client.parser import text_string_to_metric_families
@@ -26,7 +27,7 @@ ENDLESS = BODY | {"max_tokens": 900, "logit_bias": {"0": -100}, "stream": True}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(about={"pair": "demo"}, max_rows=2) as one:
+    with served(measures=True, about={"pair": "demo"}, max_rows=2) as one:
         yield one
 
 
@@ -111,6 +112,7 @@ def test_stats_and_metrics_count_the_same(server: Served) -> None:
     rows = sum(value for (name, _), value in later.items() if name == "mlxspec_rows_total")
     assert rows == sum(one["count"] for one in after["rounds"])
     assert after["plain"]["tokens_per_second"] > 0
+    assert [one["draft_tokens"] for one in after["measured"]["rounds"]] == list(range(1, 9))
     assert later["mlxspec_plain_round_seconds", ()] == pytest.approx(after["plain"]["seconds"], 0.1)
 
 
@@ -137,6 +139,20 @@ def test_a_text_whose_client_is_gone_is_counted_as_cancelled(server: Served) -> 
             next(lines)
         wait_for(server.is_idle)
         assert client.get("/stats").json()["requests"]["cancelled"] == before + 1
+
+
+def test_a_client_of_openai_skips_rounds_in_its_stream(server: Served) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+        asked: dict[str, Any] = BODY | {"model": "any", "stream": True}
+        plain = list(client.completions.create(**asked))
+        traced = list(
+            client.completions.create(**asked, extra_body={"speculative": {"trace": True}})
+        )
+    texts = [
+        [chunk.choices[0].text for chunk in chunks if chunk.choices] for chunks in (plain, traced)
+    ]
+    assert "".join(texts[0]) == "".join(texts[1]) != ""
+    assert sum(not chunk.choices for chunk in traced) > 0
 
 
 def test_a_prompt_that_was_read_before_is_a_hit_of_the_cache(server: Served) -> None:

@@ -12,6 +12,7 @@ from mlxspec.defaults import HISTORY, MODEL, PREDICTION
 from mlxspec.metrics import RoundStats
 from mlxspec.parked import Parked
 from mlxspec.serve.counts import Counts, Histogram
+from mlxspec.serve.measured import Measured
 from mlxspec.serve.service import Service
 
 _STARTED_S = time.monotonic()
@@ -35,6 +36,7 @@ def stats_of(service: Service) -> dict[str, Any]:
             "seconds": _rounded(plain_s, 6),
             "tokens_per_second": _rounded(1 / plain_s if plain_s else None, 2),
         },
+        "measured": _measured(service.worker.measured),
         "requests": _requests(counts),
         "tokens": {
             "prompt": counts.prompt_tokens,
@@ -50,7 +52,7 @@ def stats_of(service: Service) -> dict[str, Any]:
         "speculation": _speculation(counts),
         "controller": _controller(watch.latest),
         "rounds": _rounds(counts),
-        "learned": _learned(engine.learned) if engine is not None else {},
+        "learned": _learned(engine.learned) if engine is not None else [],
         "cache": live.cache._asdict() if live.cache is not None else None,
     }
 
@@ -129,6 +131,23 @@ def _rounds(counts: Counts) -> list[dict[str, Any]]:
         }
         for (rows, draft_tokens), count in sorted(counts.rows.items())
     ]
+
+
+def _measured(measured: Measured | None) -> dict[str, Any] | None:
+    """The rounds that were timed before the first request."""
+    if measured is None:
+        return None
+    return {
+        "plain": _rounded(measured.plain_s, 6),
+        "rounds": [
+            {
+                "draft_tokens": k,
+                "draft": _rounded(one.draft_s, 6),
+                "verify": _rounded(one.verify_s, 6),
+            }
+            for k, one in sorted(measured.halves.items())
+        ],
+    }
 
 
 def _learned(learned: Learned) -> list[dict[str, Any]]:

@@ -100,8 +100,8 @@ function drawCurve(into, costs, brings) {
     const path = points.map(([k, value]) => `${x(k)},${y(value)}`).join(" ");
     svg.append(shape("polyline", { points: path, class: kind }));
     for (const [k, value] of points) svg.append(shape("circle", { cx: x(k), cy: y(value), r: 2, class: dot }));
-    const [k, value] = points.at(-1);
-    ends.push({ kind, x: x(k) + 8, y: y(value) + 4 });
+    const value = points.at(-1)[1];
+    ends.push({ kind, x: width - right + 8, y: y(value) + 4 });
   }
   if (ends.length === 2 && Math.abs(ends[0].y - ends[1].y) < 14) {
     const upper = ends[0].y <= ends[1].y ? 0 : 1;

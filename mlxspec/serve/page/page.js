@@ -36,7 +36,7 @@ class Lane {
       this.text,
       this.said,
     );
-    Object.assign(this, { tokens: [], places: [], rounds: 0, drafted: 0, accepted: 0 });
+    Object.assign(this, { tokens: [], rounds: 0, drafted: 0, accepted: 0 });
     Object.assign(this, { firstMs: 0, firstCount: 0, rate: 0, finish: "", length: 0 });
   }
 
@@ -63,7 +63,6 @@ class Lane {
     this.tokens.push(...round.token_ids);
     const stays = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight < 40;
     for (const piece of round.pieces) this.put(piece);
-    while (this.places.length < this.tokens.length) this.places.push(this.length);
     if (stays) this.text.scrollTop = this.text.scrollHeight;
     const seconds = (now - this.firstMs) / 1000;
     if (seconds > 0.2) this.rate = (this.tokens.length - this.firstCount) / seconds;
@@ -73,20 +72,28 @@ class Lane {
 
   // Add a piece in its author's colour; line breaks and what indents a line have none.
   put({ by, text, reasoning }) {
-    const thinks = reasoning ? " thinks" : "";
+    const into = reasoning ? this.thoughts() : this.text;
     for (const part of text.match(/[\n ]*\n *|[^\n]+?(?= *\n)|[^\n]+/g) ?? []) {
       const indent = this.length === 0 || this.isIndented ? part.match(/^[\n ]*/)[0] : part.includes("\n") ? part : "";
-      this.append(`by-target${thinks}`, "target", indent);
-      this.append(`by-${classOf(by)}${thinks}`, by, part.slice(indent.length));
+      this.append(into, "by-target", "target", indent);
+      this.append(into, `by-${classOf(by)}`, by, part.slice(indent.length));
       this.isIndented = indent.length === part.length;
     }
   }
 
-  append(name, title, text) {
+  // Where the reasoning stands, before the answer.
+  thoughts() {
+    const first = this.text.firstElementChild;
+    if (first?.className === "thinks") return first;
+    this.text.prepend(make("div", { class: "thinks" }));
+    return this.text.firstElementChild;
+  }
+
+  append(into, name, title, text) {
     if (!text) return;
-    const last = this.text.lastElementChild;
+    const last = into.lastElementChild;
     if (last?.className === name) last.append(text);
-    else this.text.append(make("span", { class: name, title }, text));
+    else into.append(make("span", { class: name, title }, text));
     this.length += text.length;
   }
 
@@ -117,21 +124,22 @@ class Lane {
     this.said.classList.toggle("wrong", wrong);
   }
 
-  // Mark the text from one of its tokens on.
-  mark(index) {
-    const [from, to] = [this.places[index - 1] ?? 0, this.places[index] ?? this.length];
+  // Mark what stands at a place of the text, to the end of its word.
+  mark(place) {
+    const end = place + this.text.textContent.slice(place).match(/^.\S*/s)?.[0].length;
     const walker = document.createTreeWalker(this.text, NodeFilter.SHOW_TEXT);
+    const found = [];
     let passed = 0;
     for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-      const size = node.data.length;
-      if (passed + size > from) {
-        const range = document.createRange();
-        range.setStart(node, from - passed);
-        range.setEnd(node, Math.max(Math.min(to - passed, size), from - passed + 1));
-        range.surroundContents(make("mark"));
-        return;
-      }
-      passed += size;
+      const [from, to] = [Math.max(place - passed, 0), Math.min(end - passed, node.data.length)];
+      if (from < to) found.push([node, from, to]);
+      passed += node.data.length;
+    }
+    for (const [node, from, to] of found) {
+      const range = document.createRange();
+      range.setStart(node, from);
+      range.setEnd(node, to);
+      range.surroundContents(make("mark"));
     }
   }
 }
@@ -182,7 +190,7 @@ async function write(lane, proposals, signal) {
     return true;
   } catch (error) {
     if (error.name === "AbortError") lane.say("Stopped.");
-    else if (error.status === 401) await askForKey(true);
+    else if (error.status === 401) askForKey(true);
     else lane.say(error instanceof Refused ? error.message : "The server does not answer.", true);
     return false;
   }
@@ -201,10 +209,16 @@ async function race(signal) {
   compare(lanes, settings);
 }
 
+// How many items two lists, or texts, begin with in common.
+function common(one, other) {
+  let place = 0;
+  while (place < one.length && one[place] === other[place]) place += 1;
+  return place;
+}
+
 function compare([first, second], settings) {
   const length = Math.max(first.tokens.length, second.tokens.length);
-  let place = 0;
-  while (place < length && first.tokens[place] === second.tokens[place]) place += 1;
+  const place = common(first.tokens, second.tokens);
   const faster = second.rate >= first.rate ? [1, second, first] : [0, first, second];
   const by = faster[2].rate ? faster[1].rate / faster[2].rate : 1;
   const who = `“${named(settings[faster[0]])}” was ${by.toFixed(2)} times as fast.`;
@@ -212,8 +226,9 @@ function compare([first, second], settings) {
     judge("same", `Same tokens: all ${count(length)}`, who);
     return;
   }
-  first.mark(place);
-  second.mark(place);
+  const letters = common(first.text.textContent, second.text.textContent);
+  first.mark(letters);
+  second.mark(letters);
   const sampled = Number($("temperature").value) > 0;
   const why = sampled
     ? "Sampled with a fixed number of proposals, texts are as likely as without any, but a seed writes another one. Chosen round by round, it writes the same."

@@ -7,12 +7,15 @@ function state(kind, words) {
 
 // Look at the server once: show its counts, or why there are none.
 async function look() {
+  let stats;
   try {
-    showStats(await server.json("/stats"));
+    stats = await server.json("/stats");
   } catch (error) {
-    if (error.status === 401) await askForKey(Boolean(server.key));
+    if (error.status === 401) askForKey(Boolean(server.key));
     else state("bad", error instanceof Refused ? error.message : "no answer; trying again");
+    return;
   }
+  showStats(stats);
 }
 
 function showStats(stats) {
@@ -59,7 +62,7 @@ function showQueue() {
   const { running: written, waiting } = seen.stats.now;
   const most = seen.stats.server.max_rows;
   const queue = waiting ? `, ${count(waiting)} waiting` : "";
-  $("queue").textContent = written || waiting ? `${plural(written, "text")} written${queue}` : "Nothing runs";
+  $("queue").textContent = written || waiting ? `${count(written)} running${queue}` : "Nothing runs";
   const slots = Array.from({ length: most }, (_, index) => make("i", { class: index < written ? "taken" : "" }));
   $("slots").replaceChildren(...slots);
   $("slots").setAttribute("aria-label", `${written} of ${most} rows are taken.`);
@@ -131,8 +134,12 @@ function curves() {
       costs: one.costs.map((cost) => cost && cost / one.costs[0]),
       brings: one.acceptance.length ? expected(one.acceptance, one.costs.length - 1) : [],
       plain: one.costs[0],
-      learned: true,
     }));
+  const { measured } = seen.stats;
+  if (measured?.rounds.length) {
+    const costs = measured.rounds.map(({ draft, verify }) => (draft + verify) / measured.plain);
+    found.push({ name: "timed at the start", costs: [1, ...costs], brings: [], plain: measured.plain });
+  }
   const timed = new Map();
   for (const { rows, draft_tokens: k, seconds } of seen.stats.rounds) {
     if (seconds) timed.set(rows, (timed.get(rows) ?? new Map()).set(k, seconds));
@@ -141,7 +148,7 @@ function curves() {
     const plain = times.get(0) ?? (rows === 1 ? seen.stats.plain.seconds : null);
     if (!plain || Math.max(...times.keys()) < 1) continue;
     const costs = Array.from({ length: Math.max(...times.keys()) + 1 }, (_, k) => (k ? times.get(k) / plain || null : 1));
-    found.push({ name: `timed, ${plural(rows, "row")}`, costs, brings: [], plain, learned: false });
+    found.push({ name: `timed, ${plural(rows, "row")}`, costs, brings: [], plain });
   }
   const unique = new Map(found.map((one) => [one.name, one]));
   return [...unique.values()];
@@ -167,7 +174,7 @@ function showCurve() {
   const one = found.find(({ name }) => name === select.value) ?? found[0];
   if (!one) {
     $("curve").replaceChildren();
-    $("curve-note").textContent = "Nothing was timed yet: it shows once a few rounds with proposals have run.";
+    $("curve-note").textContent = "Nothing was timed yet. It shows once a text with proposals has ended.";
     return;
   }
   drawCurve($("curve"), one.costs, one.brings);
@@ -189,7 +196,7 @@ function verdictOn({ costs, brings }) {
 // --- the key -----------------------------------------------------------------------------------
 
 // Ask for the key until one is given; `wrong` says that the one in use is not known.
-async function askForKey(wrong) {
+function askForKey(wrong) {
   if ($("ask").open) return;
   server.key = null;
   state("waits", "asks for a key");
