@@ -6,7 +6,7 @@ in a batch, after a rollback, and behind a prompt that was stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -107,13 +107,17 @@ class Talker(nn.Module):
         return [None]
 
 
-def talker(*replies: str, **options: Any) -> Engine:
+def talker(
+    *replies: str, around: Callable[[Talker], nn.Module] | None = None, **options: Any
+) -> Engine:
     """An engine that answers with one of these texts, in which names of tokens are tokens.
 
     Args:
+        around: makes the target, and then the draft, of the model.
         options: of `Engine`. It drafts with itself unless told otherwise.
     """
     tokenizer = talking_tokenizer()
     tokens = [tokenizer.encode(one, add_special_tokens=False) for one in replies]
     model = Talker(tokenizer, tokens)
-    return Engine(model, **{"draft": model, "compiled": False, "tokenizer": tokenizer} | options)
+    target, draft = (model, model) if around is None else (around(model), around(model))
+    return Engine(target, **{"draft": draft, "compiled": False, "tokenizer": tokenizer} | options)

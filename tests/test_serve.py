@@ -16,7 +16,6 @@ from servers import Served, served
 from mlxspec.pairs.loading import load
 
 PROMPT = "def fibonacci(n):"
-ENDLESS = {"prompt": PROMPT, "max_tokens": 900, "temperature": 1, "logit_bias": {"0": -100}}
 
 
 @pytest.fixture(scope="module")
@@ -109,36 +108,6 @@ def test_a_prompt_longer_than_the_context_is_refused_before_any_header(
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert "5,000" in answer.json()["error"]["message"]
-
-
-def test_a_client_that_goes_away_frees_its_row(client: httpx.Client, server: Served) -> None:
-    with client.stream("POST", "/v1/completions", json=ENDLESS | {"stream": True}) as response:
-        lines = response.iter_lines()  # its end would be the response's
-        next(lines)
-        assert not server.is_idle()
-    wait_for(server.is_idle)
-
-
-def test_a_client_that_goes_away_unstreamed_frees_its_row(server: Served) -> None:
-    with httpx.Client(base_url=server.url, timeout=0.5) as hasty, pytest.raises(httpx.ReadTimeout):
-        hasty.post("/v1/completions", json=ENDLESS)
-    wait_for(server.is_idle)
-
-
-def test_one_request_too_many_is_told_to_come_again() -> None:
-    with served(max_rows=1, max_queue=1) as server, server.client() as client:
-        body = ENDLESS | {"stream": True, "n": 2}
-        with client.stream("POST", "/v1/completions", json=body) as response:
-            lines = response.iter_lines()  # its end would be the response's
-            next(lines)
-            refused = client.post("/v1/completions", json={"prompt": PROMPT})
-            assert refused.status_code == 429
-            assert int(refused.headers["retry-after"]) >= 1
-            assert client.get("/ready").status_code == 503
-            assert client.get("/health").status_code == 200
-        wait_for(server.is_idle)
-        answer = client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 2})
-        assert answer.status_code == 200
 
 
 def test_what_was_read_of_a_prompt_outlasts_the_server(tmp_path: Path) -> None:

@@ -107,22 +107,6 @@ def test_calls_of_tools_come_whole_and_in_streams(
     ]
 
 
-def test_text_streams_although_there_are_tools(client: openai.OpenAI) -> None:
-    chunks = list(client.chat.completions.create(**asked("3", tools=[WEATHER]), stream=True))
-    parts = [one.choices[0].delta.content for one in chunks if one.choices]
-    assert "".join(filter(None, parts)) == REPLIES[3]
-    assert len([part for part in parts if part]) > 2
-
-
-@pytest.mark.parametrize("most", range(1, 60, 4))
-def test_a_call_that_is_cut_is_no_call(client: openai.OpenAI, most: int) -> None:
-    body = asked("1", tools=[WEATHER], max_tokens=most)
-    choice = client.chat.completions.create(**body).choices[0]
-    assert choice.finish_reason == "length"
-    assert not choice.message.tool_calls  # what there is of it stays in the text
-    assert f"Let me look.\n{CALL}".startswith(choice.message.content or "")
-
-
 def test_a_client_may_send_back_what_it_got(client: openai.OpenAI) -> None:
     first = client.chat.completions.create(**asked("1", tools=[WEATHER])).choices[0].message
     call = (first.tool_calls or [])[0]
@@ -133,13 +117,6 @@ def test_a_client_may_send_back_what_it_got(client: openai.OpenAI) -> None:
     ]
     answer = client.chat.completions.create(**asked(turns, tools=[WEATHER]))
     assert answer.choices[0].message.content == "so it is"
-
-
-def test_a_stop_string_never_leaks(client: openai.OpenAI) -> None:
-    body = asked("3", stop=["STOP"])
-    whole = client.chat.completions.create(**body).choices[0]
-    assert (whole.message.content, whole.finish_reason) == ("a b c ", "stop")
-    assert joined(list(client.chat.completions.create(**body, stream=True)))["content"] == "a b c "
 
 
 def test_several_choices_of_one_prompt(client: openai.OpenAI) -> None:
@@ -164,33 +141,6 @@ def test_clients_of_a_loop(chat: Served) -> None:
 
     whole, chunks = asyncio.run(both())
     assert whole.choices[0].message.content == joined(chunks)["content"] == "so it is"
-
-
-def test_logprobs_are_the_targets_own_under_speculation(
-    client: openai.OpenAI, chat: Served
-) -> None:
-    body = asked("0", logprobs=True, top_logprobs=2)
-    told = client.chat.completions.create(**body).choices[0].logprobs
-    assert told is not None
-    assert told.content is not None
-    engine = chat.engine
-    expected = engine.generate(
-        messages=body["messages"], max_tokens=200, logprobs=2, draft_tokens=0
-    )
-    assert [one.logprob for one in told.content] == pytest.approx(
-        [one.logprob for one in expected.logprobs], abs=1e-5
-    )
-    assert all(len(one.top_logprobs) == 2 for one in told.content)
-    text = b"".join(bytes(one.bytes or ()) for one in told.content).decode()
-    assert text == REPLIES[0]
-    streamed = [
-        one
-        for chunk in client.chat.completions.create(**body, stream=True)
-        for choice in chunk.choices
-        if choice.logprobs is not None
-        for one in choice.logprobs.content or ()
-    ]
-    assert streamed == told.content
 
 
 def test_a_completion_equals_the_library_with_the_same_seed(server: Served) -> None:

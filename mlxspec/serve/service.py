@@ -67,10 +67,16 @@ class Service:
             return "is shutting down"
         if self.worker.engine is None:
             return "is loading its models"
-        if self.worker.still_s > self.settings.stuck_s:
-            return f"has not ended a round for {self.worker.still_s:.0f} s"
+        if (stuck := self._stuck()) is not None:
+            return stuck
         if self._free() < 1:
             return "is full"
+        return None
+
+    def _stuck(self) -> str | None:
+        still_s = self.worker.still_s
+        if still_s > self.settings.stuck_s:
+            return f"has not ended a round for {still_s:.0f} s"
         return None
 
     def _free(self) -> int:
@@ -133,10 +139,12 @@ class Service:
             call: the HTTP request that asked for them; see `call_of`.
 
         Raises:
-            Refusal: too many wait, or the server is shutting down.
+            Refusal: too many wait, or the server is shutting down or stuck.
         """
         if self.draining:
             raise unready("is shutting down")
+        if (stuck := self._stuck()) is not None:
+            raise unready(stuck)
         if self._free() < len(requests):
             raise full(self._retry_s())
         tickets = [Ticket(request, self.worker.cancel, call) for request in requests]
