@@ -13,7 +13,7 @@ from conftest import draft_for, model, plain, prompt_of
 from mlx.utils import tree_flatten
 from test_every_cache import engine_of
 
-from mlxspec.control.policy import FixedPolicy, Plan, planned
+from mlxspec.control.policy import FixedPolicy, Outlook, Plan, planned
 from mlxspec.decode.batch import Batch
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.lane import Lane
@@ -88,7 +88,7 @@ class ForTheFirst(FixedPolicy):
     def __init__(self) -> None:
         super().__init__([MODEL], 3)
 
-    def plan(self, length: int, offers: Sequence[Sequence[Offer]]) -> Plan:
+    def plan(self, length: int, offers: Sequence[Sequence[Offer]], outlook: Outlook) -> Plan:
         rows = [PLAIN] * len(offers)
         rows[0] = self.current
         return planned(Choice(MODEL, 3), rows)

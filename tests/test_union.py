@@ -146,8 +146,13 @@ def finish(batch: Batch) -> int:
     return steps
 
 
-def lanes(rows: list[Row]) -> int:
-    return len({id(row._lane) for row in rows})
+def lanes(batch: Batch, rows: list[Row]) -> list[lane.Lane]:
+    """Write all texts to their end; returns the lane of each."""
+    found: dict[Row, lane.Lane] = {}
+    while not batch.done:
+        found |= {row: row._lane for row in rows if row._lane is not None}
+        batch.step()
+    return [found[row] for row in rows]
 
 
 @pytest.mark.parametrize("agreement", ["agrees", "half"])
@@ -174,9 +179,8 @@ def test_unlike_rows_share_rounds(rule: Any, draft_tokens: Any, agreement: str) 
     for in_order in (texts, texts[::-1]):
         batch = engine.batch(max_rows=8)
         rows = [batch.add(prompt, sampling=way, **options) for prompt, way, _ in in_order]
-        finish(batch)
+        assert len(set(lanes(batch, rows))) == 1
         assert [row.generation.tokens for row in rows] == [one for _, _, one in in_order]
-        assert lanes(rows) == 1
         notes = [note for row in rows for note in row.generation.notes]
         assert not {UNLIKE, TAKES_TURNS} & set(notes)
 
@@ -191,10 +195,10 @@ def test_what_cannot_share_takes_turns_and_says_so() -> None:
         batch.add(prompt_of(9), max_tokens=COUNT, sampling=way, draft_tokens=count)
         for way, count in zip(ways, counts, strict=True)
     ]
-    finish(batch)
+    found = lanes(batch, rows)
     assert [UNLIKE in row.generation.notes for row in rows] == [False, True, False, True]
-    assert rows[2]._lane is rows[0]._lane
-    assert lanes(rows) == 3
+    assert found[2] is found[0]
+    assert len(set(found)) == 3
     for way, count, row in zip(ways, counts, rows, strict=True):
         alone = engine.generate(prompt_of(9), max_tokens=COUNT, sampling=way, draft_tokens=count)
         assert row.generation.tokens == alone.tokens

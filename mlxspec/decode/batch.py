@@ -32,7 +32,7 @@ class Row:
     """One text of a batch; `Batch.add` makes it.
 
     request: the request. generation: the result so far. index: how many were added before it.
-    error: the reason why it ended early, or None.
+    error: the reason why it ended early, or None. rows: of the latest round that wrote it.
     """
 
     def __init__(self, index: int, writer: Writer) -> None:
@@ -41,6 +41,7 @@ class Row:
         self.generation: Generation = writer.generation
         self.error: MlxspecError | None = None
         self.done = False
+        self.rows = 0
         self._cancelled = False
         self._writer = writer
         self._rounds: FusedRound | None = None  # of such texts
@@ -50,14 +51,14 @@ class Row:
         self._begun_s = 0.0
         self._read_s = 0.0  # the moment at which the prompt was read
 
-    @property
-    def rows(self) -> int:
-        """The number of rows of the rounds that write it; 0 before there are any."""
-        return self._lane.rows if self._lane is not None else 0
-
     def cancel(self) -> None:
         """End the text where it is. Its row is free before the next round."""
         self._cancelled = True
+
+    def _end(self, error: MlxspecError | None = None) -> None:
+        """Let go of what its rounds needed: a program may keep the row for its text."""
+        self.error, self.done = error, True
+        self._track = self._lane = self._rounds = self._reading = None
 
 
 class Batch:
@@ -229,11 +230,12 @@ class Batch:
             track.is_sound = False
             self._leave(lane, track)
             return self._failed(row, committed.error)
+        row.rows = lane.rows
         decode_s = time.perf_counter() - row._read_s
         event = row._writer.write(committed, done=track.left <= 0, decode_s=decode_s)
         if event.finish_reason is not None:
             self._leave(lane, track)
-            row.done = True
+            row._end()
         return row, event
 
     def _make_room(self, lane: Lane, error: OutOfMemory) -> list[tuple[Row, Event]]:
@@ -257,7 +259,7 @@ class Batch:
         del self._rows[track]
 
     def _failed(self, row: Row, error: MlxspecError) -> tuple[Row, Event]:
-        row.error, row.done = error, True
+        row._end(error)
         event = Event(finish_reason="error", notes=(error.message,))
         row.generation.add(event)
         return row, event
@@ -275,7 +277,7 @@ class Batch:
                 ended.append(row)
         events = []
         for row in ended:
-            row.done = True
+            row._end()
             event = Event(finish_reason="interrupted")
             row.generation.add(event)
             events.append((row, event))
