@@ -19,6 +19,7 @@ Tool = Mapping[str, Any]
 
 _ROLES = ("system", "user", "assistant", "tool")
 _NEWER = {"developer": "system"}  # names that OpenAI's later models give to the same
+DEEPEST = 100  # levels of a tool or of a call's arguments; what reads and writes them recurses
 _TEXT = ("text", "input_text", "output_text")  # types of a part of a content
 _REASONING = ("reasoning_content", "reasoning")  # how servers name it, the first that has some
 
@@ -74,6 +75,7 @@ def tools_of(given: Any) -> tuple[Tool, ...]:
             raise PromptError(f"Tool {at} is no function with a name.", hint=_TOOL)
         if not isinstance(function.get("parameters") or {}, Mapping):
             raise PromptError(f"The parameters of tool {at} are no schema.", hint=_TOOL)
+        _require_shallow(tool, f"Tool {at}")
         every_text(tool, partial(_unicode, what=f"Tool {at}"))
     return tuple(given)
 
@@ -108,6 +110,13 @@ def mapped(message: Message, change: Callable[[str], str]) -> Message:
     return result
 
 
+def is_deeper(value: Any, levels: int = DEEPEST) -> bool:
+    """Whether a value of JSON is nested deeper than that."""
+    inner = value.values() if isinstance(value, Mapping) else value
+    inside = inner if isinstance(value, Mapping | list | tuple) else ()
+    return levels < 0 or any(is_deeper(one, levels - 1) for one in inside)
+
+
 def every_text(value: Any, change: Callable[[str], str]) -> Any:
     """A value of JSON with every string changed; the names of an object's own fields too."""
     if isinstance(value, str):
@@ -127,6 +136,14 @@ def require_unicode(what: str, text: str) -> None:
             f"{what} is not valid Unicode: {half} is half of a character, or a byte.",
             hint="Decode bytes as what they are, such as bytes.decode('latin1').",
         ) from error
+
+
+def _require_shallow(value: Any, what: str) -> None:
+    if is_deeper(value):
+        raise PromptError(
+            f"{what} has an object that is nested more than {DEEPEST} levels deep.",
+            hint="Make it flatter: no chat template writes such objects.",
+        )
 
 
 def _message(given: Any, what: str) -> Message:
@@ -193,6 +210,7 @@ def _call(given: Any, what: str) -> dict[str, Any]:
             f"{what} calls {function['name']} with arguments that are no JSON object.",
             hint='Give a string such as "{\\"city\\": \\"Paris\\"}".',
         )
+    _require_shallow(arguments, what)
     every_text(arguments, partial(_unicode, what=what))
     called = {"name": _unicode(function["name"], what), "arguments": arguments}
     return {"id": str(given.get("id") or ""), "type": "function", "function": called}

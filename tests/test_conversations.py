@@ -261,6 +261,8 @@ def test_a_conversation_folds_its_system_message_where_authors_do() -> None:
     assert "refuses the system message: no" in refused(no_system + TEMPLATE, alone).message
 
 
+DEEP = '{"a":' * 101 + "1" + "}" * 101
+
 BAD: list[tuple[Any, str]] = [
     ("why", "no list of turns"),
     ([], "no list of turns"),
@@ -293,6 +295,13 @@ BAD: list[tuple[Any, str]] = [
         ],
         "arguments that are no JSON object",
     ),
+    (
+        [
+            USER,
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]},
+        ],
+        "Message 2 has an object that is nested more than 100 levels deep",
+    ),
     ([{"role": "tool", "content": "a", "tool_call_id": 3}], "The tool_call_id of message 1"),
 ]
 
@@ -311,6 +320,7 @@ def test_messages_that_are_none_are_refused_in_words(messages: Any, words: str) 
         ([{"function": {"name": " "}}], "Tool 1 is no function with a name"),
         ([{"function": {"name": "f", "parameters": [1]}}], "parameters of tool 1 are no schema"),
         ([{"function": {"name": "f", "description": "\ud800"}}], "Tool 1 is not valid Unicode"),
+        ([{"function": {"name": "f", "parameters": json.loads(DEEP)}}], "Tool 1 has an object"),
     ],
 )
 def test_tools_that_are_none_are_refused_in_words(tools: Any, words: str) -> None:

@@ -417,6 +417,63 @@ def test_a_field_that_is_wrong_is_named(server: Served, body: dict[str, Any], pa
     assert param.split(".")[-1] in error["message"]
 
 
+HALF = r'"\ud800"'  # of a character, which JSON can spell
+DEEP = '{"a":' * 900 + "1" + "}" * 900
+USER = '{"role": "user", "content": "a"}'
+FUNCTION = '{"type": "function", "name": "f", "parameters": {"a": %s}}'
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("/v1/responses", f'"input": "a", "instructions": {HALF}', ""),
+        ("/v1/responses", f'"input": "a", "reasoning": {{"effort": {HALF}}}', "reasoning.effort"),
+        ("/v1/responses", f'"input": [{{"type": {HALF}}}]', "input.0"),
+        ("/v1/responses", f'"input": "a", "include": ["logprobs", {HALF}]', "include"),
+        ("/v1/responses", f'"input": "a", "tools": [{FUNCTION % "NaN"}]', "tools.0.parameters"),
+        (
+            "/v1/responses",
+            f'"input": "a", "tools": [{FUNCTION % HALF}], "tool_choice": "none"',
+            "tools.0.parameters",
+        ),
+        (
+            "/v1/chat/completions",
+            f'"messages": [{USER}], "chat_template_kwargs": {{"a": {HALF}}}',
+            "chat_template_kwargs",
+        ),
+        (
+            "/v1/messages",
+            f'"messages": [{USER}], "tools": [{{"name": {HALF}}}]',
+            "tools.0",
+        ),
+        (
+            "/v1/chat/completions",
+            f'"messages": [{USER}], "tools": [{FUNCTION % DEEP}]',
+            "more than 100 levels deep",
+        ),
+    ],
+)
+def test_what_json_cannot_say_back_is_the_requests_fault(
+    chat: Served, path: str, fields: str, param: str
+) -> None:
+    body = f'{{"max_tokens": 5, {fields}}}'
+    headers = {"Content-Type": "application/json"}
+    with chat.client() as client:
+        answer = client.post(path, content=body, headers=headers)
+    assert answer.status_code == 400
+    assert param in answer.text
+
+
+def test_half_of_a_character_in_what_is_told_back_is_a_question_mark(chat: Served) -> None:
+    body = f'{{"input": "a", "metadata": {{"a": {HALF}}}, "stream": %s}}'
+    with chat.client() as client:
+        for stream in ("true", "false"):
+            headers = {"Content-Type": "application/json"}
+            answer = client.post("/v1/responses", content=body % stream, headers=headers)
+            assert answer.status_code == 200
+            assert '"metadata": {"a": "?"}' in answer.text
+
+
 def test_only_text_can_be_read(chat: Served) -> None:
     picture = {"type": "input_image", "image_url": "data:image/png;base64,"}
     error = refused(chat, asked([{"role": "user", "content": [picture]}]))

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Http
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,7 @@ from mlxspec.serve.refusal import Refusal, refusal_of
 from mlxspec.serve.service import Service
 from mlxspec.serve.ticket import Ticket
 from mlxspec.serve.tracing import trace_of
+from mlxspec.serve.wire import Json
 
 GONE = 499  # the client closed the connection; nobody reads it but a log
 
@@ -98,7 +99,7 @@ async def answer_whole(
             raise refusal_of(error) from error
         except ClientDisconnect:
             return Response(status_code=GONE)
-        return JSONResponse(form(_generations(service, tickets)))
+        return Json(form(_generations(service, tickets)))
 
 
 async def _stream(

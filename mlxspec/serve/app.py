@@ -81,10 +81,12 @@ async def _invalid(http: Http, error: Exception) -> Response:
     # Where there are alternatives, the one that fits best is found to be wrong deep inside.
     first: dict[str, Any] = max(error.errors(), key=lambda one: len(one["loc"]))
     param = ".".join(str(one) for one in first["loc"][1:] if _is_name(one)) or None
-    message = f"{param or 'The body'}: {first['msg']}."
+    message = f"{param or 'The body'}: {first['msg'].removeprefix('Value error, ')}."
     if first["type"] == "union_tag_invalid":
         known, tag = first["ctx"]["expected_tags"], first["ctx"]["tag"]
         message = f"{param} is of type {tag!r}, and only {known} can be read: leave it out."
+    if first["type"] == "union_tag_not_found":
+        message = f"{param} is no object with a type."
     if first["type"] == "json_invalid":
         param, message = None, f"The body is no JSON: {first.get('ctx', {}).get('error', '')}."
     return error_response(http.url.path, Refusal(400, message, param=param))

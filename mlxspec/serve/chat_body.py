@@ -8,7 +8,15 @@ from pydantic import Field
 
 from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, StreamOptions, may_call
+from mlxspec.serve.fields import (
+    Effort,
+    Fields,
+    JsonObject,
+    MaxTokens,
+    SamplingFields,
+    StreamOptions,
+    may_call,
+)
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
 from mlxspec.serve.thinking import template_options
@@ -55,10 +63,10 @@ class Chat(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prediction: Expected | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[JsonObject] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    reasoning_effort: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: JsonObject | None = None
 
     @property
     def with_usage(self) -> bool:

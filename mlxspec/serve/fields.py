@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.errors import MlxspecError
 from mlxspec.params import NAMES, SamplingParams, changed
 from mlxspec.serve.refusal import Refusal, refusal_of
 from mlxspec.serve.service import Service
+from mlxspec.serve.wire import require_json
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(require_json)]
+Effort = Annotated[str, Field(pattern=r"^\w+$")]
 DraftTokens = Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | Literal["auto"]
 
 

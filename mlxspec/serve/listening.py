@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event
 from mlxspec.serve.ticket import Ticket
+from mlxspec.serve.wire import encoded
 
 Result = TypeVar("Result")
 
@@ -22,7 +22,7 @@ DONE = b"data: [DONE]\n\n"
 def sse(data: Mapping[str, Any], event: str | None = None) -> bytes:
     """A server-sent event; `event` names its kind."""
     name = f"event: {event}\n" if event is not None else ""
-    return f"{name}data: {json.dumps(data, ensure_ascii=False)}\n\n".encode(errors="replace")
+    return name.encode() + b"data: " + encoded(data) + b"\n\n"
 
 
 def alive(event: Event) -> bytes:

@@ -12,7 +12,7 @@ from mlxspec.defaults import MAX_AUTO_TOKENS
 from mlxspec.measure.timing import begun, halves, round_seconds
 
 PROMPT = [0] * 16  # what a round takes does not depend on the text
-ROUNDS, REPEATS = 12, 2
+ROUNDS, REPEATS = 12, 3
 
 
 class Halves(NamedTuple):

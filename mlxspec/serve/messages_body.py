@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, may_call
+from mlxspec.serve.fields import Effort, Fields, JsonObject, MaxTokens, SamplingFields, may_call
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
 from mlxspec.serve.thinking import template_options
@@ -44,7 +44,7 @@ class ToolUseBlock(Fields):
     type: Literal["tool_use"]
     id: str
     name: str
-    input: dict[str, Any]
+    input: JsonObject
 
 
 class ToolResultBlock(Fields):
@@ -86,7 +86,7 @@ class Tool(Fields):
     name: Annotated[str, Field(min_length=1)]
     type: str | None = None
     description: str | None = None
-    input_schema: dict[str, Any] | None = None
+    input_schema: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -110,7 +110,7 @@ class Thinking(Fields):
 class OutputConfig(Fields):
     """How the model is to answer: text cannot be constrained."""
 
-    effort: str | None = None
+    effort: Effort | None = None
     format: dict[str, Any] | None = None
 
 

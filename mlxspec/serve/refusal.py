@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from mlxspec.errors import MlxspecError, UsageError
+from mlxspec.serve.wire import Json
 
 INVALID = "invalid_request_error"
 
@@ -91,4 +92,4 @@ def anthropic_error(refusal: Refusal) -> dict[str, Any]:
 def error_response(path: str, refusal: Refusal) -> Response:
     """An error in the form of the protocol that a path belongs to."""
     form = anthropic_error if path.startswith("/v1/messages") else openai_error
-    return JSONResponse(form(refusal), refusal.status, headers=dict(refusal.headers))
+    return Json(form(refusal), refusal.status, headers=dict(refusal.headers))

@@ -172,7 +172,10 @@ def _asked(body: Body, request: Request) -> dict[str, Any]:
         "temperature": request.sampling.temperature,
         "text": {"format": {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
-        "tools": [{"parameters": {}, "strict": False} | one for one in body.functions],
+        "tools": [
+            {"parameters": {}, "strict": False} | one.model_dump(exclude_none=True)
+            for one in body.functions
+        ],
         "top_p": request.sampling.top_p,
         "truncation": "disabled",
     }

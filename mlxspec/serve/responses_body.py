@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Fields, MaxTokens, SamplingFields, may_call
+from mlxspec.serve.fields import Effort, Fields, JsonObject, MaxTokens, SamplingFields, may_call
 from mlxspec.serve.refusal import Refusal
 from mlxspec.serve.service import Service
 from mlxspec.serve.thinking import template_options
@@ -115,10 +115,20 @@ Item = Annotated[
 ]
 
 
+class Tool(Fields):
+    """A tool: a function of the client's, or one that runs at OpenAI or is offered otherwise."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: JsonObject | None = None
+    strict: bool | None = None
+
+
 class Reasoning(Fields):
     """How much the model is to reason."""
 
-    effort: str | None = None
+    effort: Effort | None = None
     summary: str | None = None
 
 
@@ -141,13 +151,13 @@ class Body(SamplingFields):
     model: str | None = None
     instructions: str | None = None
     max_output_tokens: MaxTokens | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     stream: bool = False
     reasoning: Reasoning | None = None
     text: Text | None = None
     include: list[str] | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: dict[str, str] | None = None
     store: bool | None = None
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
@@ -155,9 +165,9 @@ class Body(SamplingFields):
     background: bool | None = None
 
     @property
-    def functions(self) -> list[dict[str, Any]]:
+    def functions(self) -> list[Tool]:
         """The tools that a model can call: functions of the client."""
-        return [one for one in self.tools or () if one.get("type") == "function"]
+        return [one for one in self.tools or () if one.type == "function"]
 
     def all_options(self, service: Service, tell: Tell) -> dict[str, Any]:
         """The options of `Engine.request`.
@@ -200,20 +210,17 @@ class Body(SamplingFields):
         return turns.messages
 
     def _tools(self, tell: Tell) -> list[dict[str, Any]]:
-        for at, one in enumerate(self.functions):
-            if not isinstance(one.get("name"), str):
+        for at, one in enumerate(self.tools or ()):
+            if one.type == "function" and not one.name:
                 raise _refused(f"tools.{at}.name", f"tools.{at}.name: a function needs a name.")
-        others = [one for one in self.tools or () if one.get("type") != "function"]
-        for kind in dict.fromkeys(str(one.get("type")) for one in others):
+        others = {one.type: None for one in self.tools or () if one.type != "function"}
+        for kind in others:
             tell(f"tools of type {kind} are left out: the model is offered functions alone")
-        if any(one.get("strict") for one in self.functions):
+        if any(one.strict for one in self.functions):
             tell("strict is not kept: nothing holds the arguments of a call to their schema")
         if not may_call(self.tool_choice):
             return []
-        return [
-            tool(one["name"], one.get("description"), one.get("parameters"))
-            for one in self.functions
-        ]
+        return [tool(one.name or "", one.description, one.parameters) for one in self.functions]
 
 
 def _joined(content: Content, between: str) -> str:
