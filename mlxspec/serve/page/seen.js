@@ -93,12 +93,15 @@ function happened(one) {
   }
 }
 
+let listening = null;
+
 // Hear what happens, for ever.
 async function listen() {
   for (;;) {
     try {
       if (!$("ask").open) {
-        for await (const one of server.events("/events")) {
+        listening = new AbortController();
+        for await (const one of server.events("/events", { signal: listening.signal })) {
           happened(one);
           draw();
         }
@@ -235,6 +238,11 @@ function begin() {
   });
   $("forget").addEventListener("click", () => askForKey(false));
   if (document.documentElement.dataset.key === "needed" && !server.key) askForKey(false);
+  // A browser keeps pages that were left, with their connections, of which it has few.
+  addEventListener("pagehide", () => {
+    listening?.abort();
+    running?.abort();
+  });
   repeat();
   listen();
 }
