@@ -75,9 +75,14 @@ function showQueue() {
 }
 
 function happened(one) {
+  if (one.type === "lost") {
+    seen.lost += one.count;
+    $("lost").textContent = `${plural(seen.lost, "event")} came too fast to be shown.`;
+    return;
+  }
   const id = `${one.request}/${one.row}`;
   if (one.type === "end") seen.rows.delete(id);
-  else if (one.row !== null && one.type !== "lost") {
+  else if (one.row !== null) {
     const row = seen.rows.get(id) ?? { path: one.path, row: one.row, tokens: 0 };
     row.reads = one.type === "read" ? `reading ${count(one.read)} of ${count(one.total)}` : undefined;
     row.tokens += one.tokens ?? 0;
