@@ -5,7 +5,7 @@ const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const EVERY_MS = 1500;
 const ROUNDS = 60;
 
-const seen = { stats: null, rounds: [], rows: new Map(), curve: "" };
+const seen = { stats: null, rounds: [], rows: new Map(), curve: "", lost: 0 };
 let mode = "write";
 let running = null; // the AbortController of what is written now
 
@@ -36,7 +36,7 @@ class Lane {
       this.text,
       this.said,
     );
-    Object.assign(this, { tokens: [], rounds: 0, drafted: 0, accepted: 0 });
+    Object.assign(this, { tokens: [], others: 0, rounds: 0, drafted: 0, accepted: 0 });
     Object.assign(this, { firstMs: 0, firstCount: 0, rate: 0, finish: "", length: 0 });
   }
 
@@ -57,6 +57,7 @@ class Lane {
   add(round) {
     const now = performance.now();
     if (!this.firstMs) [this.firstMs, this.firstCount] = [now, round.token_ids.length];
+    this.others = Math.max(this.others, (seen.stats?.now.running ?? 1) - 1);
     this.rounds += 1;
     this.drafted += round.drafted;
     this.accepted += round.accepted;
@@ -109,10 +110,10 @@ class Lane {
     const plain = seen.stats?.plain.tokens_per_second;
     if (this.rate) {
       this.speed.replaceChildren(speed(this.rate), make("small", {}, " tok/s"));
-      if (plain && !this.beside) {
-        const words = `${(this.rate / plain).toFixed(2)} × plain, which is ${speed(plain)}`;
-        this.speed.append(make("small", { class: "below" }, words));
-      }
+      const words = this.others
+        ? `beside ${plural(this.others, "other text")}`
+        : plain && !this.beside && `${(this.rate / plain).toFixed(2)} × plain, which is ${speed(plain)}`;
+      if (words) this.speed.append(make("small", { class: "below" }, words));
     }
     this.kept.replaceChildren(this.drafted ? percent(this.accepted / this.drafted) : "–");
     this.each.replaceChildren(this.rounds ? (this.tokens.length / this.rounds).toFixed(1) : "–");

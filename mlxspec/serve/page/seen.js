@@ -75,9 +75,14 @@ function showQueue() {
 }
 
 function happened(one) {
+  if (one.type === "lost") {
+    seen.lost += one.count;
+    $("lost").textContent = `${plural(seen.lost, "event")} came too fast to be shown.`;
+    return;
+  }
   const id = `${one.request}/${one.row}`;
   if (one.type === "end") seen.rows.delete(id);
-  else if (one.row !== null && one.type !== "lost") {
+  else if (one.row !== null) {
     const row = seen.rows.get(id) ?? { path: one.path, row: one.row, tokens: 0 };
     row.reads = one.type === "read" ? `reading ${count(one.read)} of ${count(one.total)}` : undefined;
     row.tokens += one.tokens ?? 0;
@@ -93,12 +98,15 @@ function happened(one) {
   }
 }
 
+let listening = null;
+
 // Hear what happens, for ever.
 async function listen() {
   for (;;) {
     try {
       if (!$("ask").open) {
-        for await (const one of server.events("/events")) {
+        listening = new AbortController();
+        for await (const one of server.events("/events", { signal: listening.signal })) {
           happened(one);
           draw();
         }
@@ -235,6 +243,11 @@ function begin() {
   });
   $("forget").addEventListener("click", () => askForKey(false));
   if (document.documentElement.dataset.key === "needed" && !server.key) askForKey(false);
+  // A browser keeps pages that were left, with their connections, of which it has few.
+  addEventListener("pagehide", () => {
+    listening?.abort();
+    running?.abort();
+  });
   repeat();
   listen();
 }
