@@ -20,7 +20,6 @@ REPLIES = (
     "<think>hm</think>so it is",
     f"<think>hm</think>Let me look.\n{CALL}",
     f"{CALL}\n{CALL}",
-    "a b c STOP d e f",
 )
 PROMPT = "def fibonacci(n):"
 

@@ -99,18 +99,24 @@ class Talks:
             return answer.json()
 
     def beside(self, *bodies: dict[str, Any]) -> list[Any]:
-        """The responses to requests that are all there before one of them is begun."""
+        """The responses to requests that come in this order, before one of them is begun."""
         self.target.hold(0)
 
         def post(body: dict[str, Any]) -> Any:
             with self.server.client() as client:
                 return client.post("/v1/chat/completions", json=body)
 
+        def texts() -> int:
+            return sum(self.server.service.worker.load)
+
+        asked = []
         with ThreadPoolExecutor(len(bodies)) as pool:
-            found = pool.map(post, bodies)
-            wait_for(lambda: sum(self.server.service.worker.load) == len(bodies))
+            for body in bodies:
+                count = texts() + body.get("n", 1)
+                asked.append(pool.submit(post, body))
+                wait_for(lambda count=count: texts() == count)
             self.target.go_on()
-            return list(found)
+            return [one.result() for one in asked]
 
 
 def watched_talker() -> Engine:

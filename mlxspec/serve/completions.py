@@ -14,9 +14,10 @@ from mlxspec.metrics import Event, Generation, Logprob
 from mlxspec.serve.answering import answer, choices
 from mlxspec.serve.answers import name_of, now, timings, usage
 from mlxspec.serve.fields import MaxTokens, SamplingFields, StreamOptions, Token
+from mlxspec.serve.infill import infill_of
 from mlxspec.serve.listening import DONE, sse
 from mlxspec.serve.refusal import Refusal, openai_error
-from mlxspec.serve.service import Asked
+from mlxspec.serve.service import Asked, Service
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
@@ -36,7 +37,7 @@ class Completion(SamplingFields):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: Literal[False] | None = None
-    suffix: None = None
+    suffix: str | None = None
 
     @property
     def prompts(self) -> list[Any]:
@@ -44,15 +45,32 @@ class Completion(SamplingFields):
         several = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         return list(self.prompt) if several else [self.prompt]
 
+    def all_options(self, service: Service) -> tuple[list[Any], dict[str, Any]]:
+        """The prompts, and the options of `Engine.request` for each.
+
+        Raises:
+            Refusal: something is asked for that the model does not do.
+        """
+        options = self.options(service) | {"raw": True, "stop": self.stop or ()}
+        options["logprobs"] = self.logprobs
+        if self.max_tokens is not None:
+            options["max_tokens"] = self.max_tokens
+        if not self.suffix:
+            return self.prompts, options
+        if not all(isinstance(prompt, str) for prompt in self.prompts):
+            raise Refusal(400, "suffix: a prompt of token ids has none.", param="suffix")
+        infill = infill_of(service.engine.tokenizer)
+        prompts = [infill.prompt(prompt, self.suffix) for prompt in self.prompts]
+        return prompts, options | {"eos": infill.ends}
+
 
 @router.post("/v1/completions")
 async def complete(body: Completion, service: Asked, http: Http) -> Response:
-    """Write on from a prompt, without a chat template; token ids are taken as they are."""
-    options = body.options(service) | {"raw": True, "stop": body.stop or ()}
-    options["logprobs"] = body.logprobs
-    if body.max_tokens is not None:
-        options["max_tokens"] = body.max_tokens
-    prompts, most = body.prompts, service.settings.max_choices
+    """Write on from a prompt, without a chat template; token ids are taken as they are.
+
+    With a `suffix` the text is what stands between the prompt and that.
+    """
+    (prompts, options), most = body.all_options(service), service.settings.max_choices
     if body.n * len(prompts) > most:
         raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
     requests = [
