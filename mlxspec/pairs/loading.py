@@ -198,7 +198,7 @@ def _draft(
     name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair, trust: bool
 ) -> tuple[Loaded, Shared | None]:
     folder = folders.drafts[name]
-    shared = _shared(tokenizer, folders.target, folder, trust)
+    shared = shared_of(tokenizer, folders.target, folder, trust)
     if shared is not None and shared.overlap < ENOUGH:
         raise VocabularyMismatch(
             f"The draft speaks too few of the target's tokens: {named(pair)[name]} shares "
@@ -233,7 +233,7 @@ def _bits_of(model: Model) -> str:
     return str(next(iter(arrays.values())).dtype).rpartition(".")[2]
 
 
-def _shared(
+def shared_of(
     target: Tokenizer, target_folder: Path, draft_folder: Path, trust: bool
 ) -> Shared | None:
     """The tokens that a draft of other ids shares; None where the ids mean the same."""
