@@ -719,7 +719,7 @@ def test_pairs_list_by_tag_and_by_what_fits(invoke):
 def test_pairs_list_is_aligned_and_fits_a_terminal(invoke, monkeypatch, columns, widest):
     monkeypatch.setenv("COLUMNS", columns)
     lines = invoke("pairs", "list").out.splitlines()
-    rows = [line for line in lines[1:] if re.search(r"[0-9?] +(yes|no|[?])", line)]
+    rows = [line for line in lines[1:] if re.search(r"[B?] +(yes|no|[?]) ", line)]
     head = lines[0]
     assert len(rows) > 20
     assert max(len(row.rstrip()) for row in rows) <= widest

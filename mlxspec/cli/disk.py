@@ -33,10 +33,10 @@ def pull_pair(
     as_json: options.JsonOption = False,
 ) -> None:
     """Download what a pair lacks on this machine; a download that was ended goes on."""
+    quietly()
     from mlxspec.pairs.pull import gigabytes, require_space
 
     out = Output(as_json)
-    quietly()
     plans = _plans(_pair_of(name, models))
     needed, free = require_space(plans)
     out.tell(
@@ -167,6 +167,7 @@ def require_here(pair: Pair, *, quiet: bool = False, speculation: bool = True) -
     Raises:
         LoadError: it is not here, and nobody can be asked, or somebody said no.
     """
+    quietly()
     from huggingface_hub import constants
 
     from mlxspec.pairs.stock import stock
@@ -186,7 +187,6 @@ def require_here(pair: Pair, *, quiet: bool = False, speculation: bool = True) -
     )
     if quiet or not _can_ask():
         raise missing
-    quietly()
     from mlxspec.pairs.pull import gigabytes, require_space
 
     plans = _plans(pair, speculation=speculation)

@@ -33,7 +33,6 @@ TRIES = 5  # of a file, each from where the last one ended
 WAIT_S = 1.0  # before the next of them
 LONGEST_WAIT_S = 60.0  # that a hub may ask for
 SPARE = 256 * 2**20  # bytes that a disk keeps free
-_PIECE = 2**20
 _BUSY = (408, 429, 500, 502, 503, 504)
 
 
@@ -211,7 +210,7 @@ def _wait_s(error: Exception) -> float:
     if response.status_code not in _BUSY:
         return 0.0
     asked = str(response.headers.get("Retry-After", ""))
-    return min(float(asked), LONGEST_WAIT_S) if asked.isdecimal() else WAIT_S
+    return min(max(float(asked), WAIT_S), LONGEST_WAIT_S) if asked.isdecimal() else WAIT_S
 
 
 def _stream(file: File, todo: Plan, part: IO[bytes], tell: Tell) -> None:
@@ -228,7 +227,7 @@ def _stream(file: File, todo: Plan, part: IO[bytes], tell: Tell) -> None:
         if response.status_code != 206:  # all of it comes again
             part.truncate(0)
             done = 0
-        for piece in response.iter_bytes(_PIECE):
+        for piece in response.iter_raw():
             part.write(piece)
             done += len(piece)
             tell(file, done)
