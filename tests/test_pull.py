@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from cli_tools import (
     Hub,
@@ -310,3 +312,57 @@ def test_stock_says_what_is_here_of_a_pair(hub, target, tmp_path):
     assert [one.state for one in stock(pair)] == ["absent", "here", "here"]
     assert not unfinished(Repository("org/draft"))
     assert replace(pair, draft=None).models == ()
+
+
+# --- from the hub to a text -------------------------------------------------------------
+
+ARCHITECTURES = ("llama", "qwen3", "qwen2", "mixtral", "mamba2", "gemma3_text")
+PARTS = ("weight", "scales", "biases")
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant "
+
+
+def quantized(folder: Path, bits: int, mixed: bool = False) -> None:
+    """Quantise a Llama's folder, some of its layers with 8 bits where it is mixed."""
+    config = json.loads((folder / "config.json").read_text())
+    quantization: dict[str, object] = {"group_size": 32, "bits": bits}
+    weights = dict(mx.load(str(folder / WEIGHTS)))
+    for name in [name for name in weights if name.endswith("proj.weight")]:
+        layer = name.removesuffix(".weight")
+        width = 8 if mixed and "mlp" in layer else bits
+        if width != bits:
+            quantization[layer] = {"group_size": 32, "bits": width}
+        parts = mx.quantize(weights.pop(name), group_size=32, bits=width)
+        weights |= {f"{layer}.{part}": x for part, x in zip(PARTS, parts, strict=True)}
+    mx.save_safetensors(str(folder / WEIGHTS), weights)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": quantization}))
+
+
+def sharded(folder: Path) -> None:
+    weights = mx.load(str(folder / WEIGHTS))
+    index = {
+        name: f"model-0000{1 + at % 2}-of-00002.safetensors" for at, name in enumerate(weights)
+    }
+    for file in set(index.values()):
+        part = {name: weights[name] for name in weights if index[name] == file}
+        mx.save_safetensors(str(folder / file), part)
+    (folder / WEIGHTS).unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+@pytest.mark.parametrize(
+    "kind", [*ARCHITECTURES, "4 bits", "8 bits", "mixed", "sharded", "template"]
+)
+def test_every_kind_of_model_goes_from_the_hub_to_the_same_text(hub, tmp_path, kind):
+    name = kind if kind in ARCHITECTURES else "llama"
+    wide = {"hidden_size": 64, "intermediate_size": 64} if name == "llama" else {}
+    template = TEMPLATE if kind == "template" else None
+    folder = save_model(tmp_path / "kind", name=name, template=template, **wide)
+    if kind.endswith("bits") or kind == "mixed":
+        quantized(folder, 8 if kind == "8 bits" else 4, mixed=kind == "mixed")
+    elif kind == "sharded":
+        sharded(folder)
+    hub.models["org/kind"] = folder
+    pull(plan(Repository("org/kind"), "mine"))
+    (one,) = stock(Pair("mine", "org/kind"))
+    assert one.state == "here"
+    assert text_of("org/kind") == text_of(folder)

@@ -12,6 +12,7 @@ import typer
 from mlxspec._version import __version__
 from mlxspec.cli import checking, disk, editing, streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
+from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
@@ -37,6 +38,7 @@ app.command(cls=Command, epilog=SERVING)(serve)
 app.command("audit", cls=Command)(audit_text)
 app.command("probe", cls=Command)(probe_pair)
 app.command("tune", cls=Command)(tune_pair)
+app.command("doctor", cls=Command)(diagnose)
 pairs_app.command("check", cls=Command)(checking.check_pair)
 pairs_app.command("suggest", cls=Command)(checking.suggest_drafts)
 pairs_app.command("pull", cls=Command)(disk.pull_pair)

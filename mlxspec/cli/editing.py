@@ -85,7 +85,7 @@ def _location(given: str) -> str:
     from pathlib import Path
 
     path = Path(given).expanduser()
-    return str(path.resolve()) if path.is_dir() and given != HISTORY else given
+    return str(path.resolve()) if given and path.is_dir() and given != HISTORY else given
 
 
 def _count(text: str) -> int | str:

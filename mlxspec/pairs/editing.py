@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import tomlkit
 from tomlkit import TOMLDocument
+from tomlkit.exceptions import TOMLKitError
 
 from mlxspec.errors import UnknownPair, UsageError
 from mlxspec.files import replacing
 from mlxspec.pairs.table import Pair, load_pairs, merged, shipped_table, user_table
-from mlxspec.pairs.table_file import DEFAULT, TableFile
+from mlxspec.pairs.table_file import DEFAULT, TableFile, line_of
 
 
 def add(name: str, entry: Mapping[str, Any]) -> Pair:
@@ -23,12 +25,15 @@ def add(name: str, entry: Mapping[str, Any]) -> Pair:
     """
 
     def change(table: TOMLDocument) -> str:
-        section = tomlkit.table()
+        if name not in table:
+            if table.as_string().strip():
+                table.add(tomlkit.nl())
+            table[name] = tomlkit.table()
+        section = table[name]
+        for key in [key for key in section if key not in entry]:
+            del section[key]
         for key, value in entry.items():
             section[key] = value
-        if name not in table and table.as_string().strip():
-            table.add(tomlkit.nl())
-        table[name] = section
         return table.as_string()
 
     _edit(change)
@@ -51,13 +56,29 @@ def remove(name: str) -> bool:
                     hint=f"`mlxspec pairs rm {name}` deletes its models from this machine.",
                 )
             raise UnknownPair(name, [one for one in table if one != DEFAULT] or load_pairs())
-        del table[name]
         if table.get(DEFAULT) == name and name not in shipped:
             del table[DEFAULT]
-        return table.as_string()
+        return _without(table, name)
 
     _edit(change)
     return name in shipped
+
+
+def _without(table: TOMLDocument, name: str) -> str:
+    """The text of a table without a section, but with the comment above the section behind it."""
+    text = table.as_string()
+    lines = text.splitlines(keepends=True)
+    start = line_of(text, [name]) - 1
+    later = (line_of(text, [one]) - 1 for one in table if one != name)
+    end = min((line for line in later if line > start), default=len(lines))
+    while end > start + 1 and (not lines[end - 1].strip() or lines[end - 1].startswith("#")):
+        end -= 1
+    left = "".join(lines[:start] + lines[end:])
+    with suppress(TOMLKitError):
+        if name not in tomlkit.parse(left):
+            return left
+    del table[name]  # its parts stand in several places
+    return table.as_string()
 
 
 def choose(name: str) -> None:

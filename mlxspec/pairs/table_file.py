@@ -78,7 +78,7 @@ class _Place:
     def bad(self, found: str, expected: str) -> TableError:
         name = ".".join(self.keys)
         return TableError(
-            f"{self.path}, line {_line_of(self.text, self.keys)}: `{name}` {found.rstrip('.')}.",
+            f"{self.path}, line {line_of(self.text, self.keys)}: `{name}` {found.rstrip('.')}.",
             hint=f"Expected: {expected.rstrip('.')}.",
         )
 
@@ -90,7 +90,7 @@ class _Place:
         return self.bad(found, listed)
 
 
-def _line_of(text: str, keys: Sequence[str]) -> int:
+def line_of(text: str, keys: Sequence[str]) -> int:
     """The line on which a key stands: the first behind the longest beginning that lacks it."""
     lines = text.splitlines(keepends=True)
     before = 0
