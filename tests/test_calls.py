@@ -82,7 +82,7 @@ def test_pairs_are_whole_in_any_width(call: Call, columns: int) -> None:
     lines = call("pairs", "list", columns=columns).out.decode().splitlines()
     assert max(map(len, lines)) <= columns
     words = "".join("".join(lines).split())
-    for part in ("demo", "qwen3-8b", "mlx-community/Qwen3-0.6B-4bit", "package:demo/target"):
+    for part in ("demo", "qwen3-8b", "deepseek-r1-qwen-32b", "gpt-oss-120b"):
         assert part in words
     shown = call("pairs", "show", "demo", columns=columns).out.decode()
     assert "draftpackage:demo/draft" in "".join(shown.split())

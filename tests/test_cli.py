@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_tools import (
@@ -35,7 +37,7 @@ from mlxspec.device import kernels
 from mlxspec.errors import PromptError
 from mlxspec.measure.audit import COMPARING
 from mlxspec.models import cached_model
-from mlxspec.pairs.table import find_pair, package_folder
+from mlxspec.pairs.table import find_pair, load_pairs, package_folder
 from mlxspec.sampling import verify
 
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
@@ -694,39 +696,79 @@ def test_pairs_list(invoke):
     run = invoke("pairs", "list")
     assert (run.code, run.err) == (0, "")
     listed = invoke("pairs", "list", "--json").json
-    assert [pair["name"] for pair in listed][:2] == ["demo", "qwen3-8b"]
+    assert [pair["name"] for pair in listed] == list(load_pairs(Path(os.devnull)))
     for pair in listed:
-        assert list(pair) == [
-            "name",
-            "target",
-            "draft",
-            "draft_tokens",
-            "note",
-            "sampling",
-            "prompt",
-        ]
         assert pair["name"] in run.out
-        assert pair["target"] in run.out
-        assert pair["draft"] in run.out
+        assert json.loads(json.dumps(find_pair(pair["name"]).as_dict())).items() <= pair.items()
+    demo = listed[0]
+    assert (demo["on_disk"], demo["fits"], demo["memory_is_exact"]) == ("here", True, True)
+    assert 6e6 < demo["disk_bytes"] < demo["memory_bytes"] < 1e8
+
+
+def test_pairs_list_by_tag_and_by_what_fits(invoke):
+    tagged = invoke("pairs", "list", "--tag", "code", "--tag", "moe", "--json").json
+    assert tagged
+    assert all({"code", "moe"} <= set(pair["tags"]) for pair in tagged)
+    fitting = invoke("pairs", "list", "--fits", "--json").json
+    assert "demo" in [pair["name"] for pair in fitting]
+    assert all(pair["fits"] for pair in fitting)
+    assert invoke("pairs", "list", "--tag", "nothing").out == "no pair of the table is like that\n"
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("80", 80), ("60", 60)])
+def test_pairs_list_is_aligned_and_fits_a_terminal(invoke, monkeypatch, columns, widest):
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = invoke("pairs", "list").out.splitlines()
+    rows = [line for line in lines[1:] if re.search(r"[B?] +(yes|no|[?]) ", line)]
+    head = lines[0]
+    assert len(rows) > 20
+    assert max(len(row.rstrip()) for row in rows) <= widest
+    at = head.index("fits")
+    assert {row[at:].split()[0] for row in rows} <= {"yes", "no", "?"}
 
 
 def test_pairs_show(invoke):
     run = invoke("pairs", "show", "qwen3-8b")
     assert (run.code, run.err) == (0, "")
     shown = invoke("pairs", "show", "qwen3-8b", "--json").json
-    assert shown == find_pair("qwen3-8b").as_dict() | {"learned": []}
+    entry = json.loads(json.dumps(find_pair("qwen3-8b").as_dict()))
+    assert entry.items() <= shown.items()
+    assert (shown["learned"], shown["memory"]) == ([], None)
+    assert [one["on_disk"] for one in shown["models"]] == ["absent", "absent"]
     assert shown["target"] in run.out
     assert shown["draft"] in run.out
+    assert "mlxspec pairs check qwen3-8b" in run.out
+
+
+def test_pairs_show_sums_up_memory(invoke):
+    def memory(*options: str) -> dict[str, Any]:
+        shown: dict[str, Any] = invoke("pairs", "show", "demo", *options, "--json").json["memory"]
+        return shown
+
+    usual, short = memory(), memory("--context", "128")
+    parts = usual["past"]
+    assert {one["model"] for one in parts} == {"target", "draft"}
+    assert usual["context"] == 1024
+    together = sum(usual["weights"].values()) + sum(one["bytes"] for one in parts)
+    together += usual["states"] + usual["passes"] + usual["headroom"]
+    assert usual["total"] == together
+    assert usual["fits"]
+    assert short["total"] < usual["total"]
+    run = invoke("pairs", "show", "demo")
+    assert "memory for a text of 1,024 tokens" in run.out
+    assert run.out.rstrip().endswith("it fits")
 
 
 def test_pairs_show_what_a_table_says_to_the_letter(invoke, tmp_path):
     table = tmp_path / "mine.toml"
-    table.write_text('[mine]\ntarget = "org/[x]"\nnote = "fast [/b] [red]"\n')
-    for arguments in (["list"], ["show", "mine"]):
-        run = invoke("pairs", *arguments, "--models", str(table))
-        assert run.code == 0
-        assert "org/[x]" in run.out
-        assert "fast [/b] [red]" in run.out
+    table.write_text(
+        '[mine]\ntarget = "org/[x]"\nnote = "fast [/b] [red]"\n["[b]"]\ntarget = "x"\n'
+    )
+    run = invoke("pairs", "show", "mine", "--models", str(table))
+    assert run.code == 0
+    assert "org/[x]" in run.out
+    assert "fast [/b] [red]" in run.out
+    assert "[b]" in invoke("pairs", "list", "--models", str(table)).out
 
 
 def test_pairs_show_of_an_unknown_name(invoke):
@@ -759,7 +801,7 @@ def test_checkout_and_module_do_the_same(letters, text_of):
     assert run.stdout.decode() == text_of("abc", *letters)
 
 
-WITHOUT_MODELS = (["--help"], ["--version"], ["generate", "-h"], ["pairs", "list"])
+WITHOUT_MODELS = (["--help"], ["--version"], ["generate", "-h"], ["pairs", "default"])
 
 
 def test_what_needs_no_model_imports_no_model_library():
@@ -792,7 +834,7 @@ def processor_seconds(arguments):
     return usage.ru_utime + usage.ru_stime
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["pairs", "list"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["pairs", "default"]])
 def test_what_needs_no_model_answers_at_once(arguments):
     # A bound in seconds would depend on the machine; mlx-lm would add eight times as much.
     bare, ours = [], []

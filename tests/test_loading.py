@@ -450,6 +450,7 @@ def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path,
     arguments = ("generate", "--target", "org/model", *options)
     with serving(Hub({"org/model": target}, {})) as hub:
         changes["HF_ENDPOINT"] = hub.endpoint
+        assert mlxspec("pairs", "pull", "org/model", env=environment(**changes)).returncode == 0
         first = mlxspec(*arguments, env=environment(**changes))
     second = mlxspec(*arguments, env=environment(**changes))
     local = invoke("generate", "--target", str(target), *options)

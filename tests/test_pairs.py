@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,10 @@ import pytest
 
 from mlxspec.defaults import DEFAULT_DRAFT_TOKENS
 from mlxspec.errors import TableError, UnknownPair
-from mlxspec.pairs.table import Pair, find_pair, load_pairs, package_folder
+from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs, package_folder
 from mlxspec.pairs.table import user_table as place_of_user_table
 
-SHIPPED = ["demo", "qwen3-8b", "llama-3.1-8b", "llama-3.3-70b", "qwen2.5-72b"]
+SHIPPED = list(load_pairs(Path(os.devnull)))
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +41,10 @@ def table(tmp_path):
     return write
 
 
-def test_five_pairs_are_shipped():
+def test_pairs_of_every_size_and_family_are_shipped():
     pairs = load_pairs()
     assert list(pairs) == SHIPPED
+    assert len(pairs) > 20
     for name, pair in pairs.items():
         assert pair.name == name
         assert pair.target
@@ -49,19 +52,34 @@ def test_five_pairs_are_shipped():
         assert pair.note
         assert "\n" not in pair.note
     assert all(pair.draft_tokens == DEFAULT_DRAFT_TOKENS for pair in pairs.values())
+    tags = {tag for pair in pairs.values() for tag in pair.tags}
+    assert {"8gb", "16gb", "32gb", "64gb", "128gb", "code", "moe", "hybrid"} <= tags
+
+
+def test_every_repository_says_where_its_claim_comes_from_and_which_mac_it_is_for():
+    for pair in list(load_pairs().values())[1:]:
+        assert pair.source, pair.name
+        assert sum(tag.endswith("gb") for tag in pair.tags) == 1, pair.name
+        (memory,) = (int(tag[:-2]) for tag in pair.tags if tag.endswith("gb"))
+        assert pair.gb is None or pair.gb < 0.75 * memory, pair.name
+        assert not pair.trust_remote_code
+
+
+def test_no_pair_mixes_the_vocabularies_of_qwen():
+    """Qwen3.5 and later have other tokens than Qwen3 and Qwen2.5."""
+    for pair in load_pairs().values():
+        newer = {"Qwen3.5" in one or "Qwen3.6" in one or "Qwen3.8" in one for one in _models(pair)}
+        assert len(newer) == 1, pair.name
+
+
+def _models(pair):
+    return (pair.target, *pair.models)
 
 
 def test_the_demo_pair_is_inside_the_package():
     demo = find_pair("demo")
     for location in (demo.target, demo.draft):
         assert (package_folder(location) / "config.json").is_file()
-
-
-def test_the_others_are_repositories_of_mlx_community():
-    for pair in list(load_pairs().values())[1:]:
-        assert {location.split("/")[0] for location in (pair.target, pair.draft)} == {
-            "mlx-community"
-        }
 
 
 def test_a_table_changes_single_keys_of_a_pair(table):
@@ -150,6 +168,22 @@ def test_folders_are_seen_from_the_tables_own(table, tmp_path, written, meant):
         ('[mine]\ndraft = "org/x"\n', "mine", "a repository or a folder"),
         ("demo = 3\n", "demo", "a section"),
         ('[[demo]]\ntarget = "org/x"\n', "demo", "a section"),
+        ('[demo]\nsystem = ""\n', "demo.system", "a text"),
+        ("[demo]\nsystem = 1\n", "demo.system", "a string"),
+        ("[demo]\ntemplate_args = 1\n", "demo.template_args", "enable_thinking"),
+        ("[demo]\ntemplate_args = { day = 2020-01-01 }\n", "demo.template_args", "strings"),
+        ("[demo]\ntemplate_args = { x = nan }\n", "demo.template_args", "numbers"),
+        ("[demo]\ncontext = 0\n", "demo.context", "at least 1"),
+        ("[demo]\ncontext = 4096.0\n", "demo.context", "at least 1"),
+        ('[demo]\ntags = "code"\n', "demo.tags", "a list of words"),
+        ("[demo]\ntags = [1]\n", "demo.tags", "a list of words"),
+        ("[demo]\nsource = 1\n", "demo.source", "a string"),
+        ("[demo]\ngb = 0\n", "demo.gb", "gigabytes"),
+        ("[demo]\ngb = true\n", "demo.gb", "gigabytes"),
+        ("[demo]\ntrust_remote_code = 1\n", "demo.trust_remote_code", "true or false"),
+        ("[demo]\ntrust_remote_cod = true\n", "demo.trust_remote_cod", "`trust_remote_code`"),
+        ('[dmo]\nnote = "x"\n', "dmo", "the name `demo`"),
+        ("default = 1\n", "default", "a string"),
     ],
 )
 def test_a_bad_table_names_file_and_key_and_what_was_expected(table, text, key, expected):
@@ -160,6 +194,62 @@ def test_a_bad_table_names_file_and_key_and_what_was_expected(table, text, key, 
     assert f"`{key}`" in caught.value.message
     assert expected in caught.value.hint
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[demo]\ncontext = 0\n", 2),
+        ("# a note\n\n[demo]\nnote = 'a'\n\n# another\ncontext = 0\n", 7),
+        ('[demo]\nprompt = """\n[demo]\ncontext = 0\n"""\ncontext = 0\n', 6),
+        ('[demo]\nnote = "x"\ntags = [\n  "a",\n  1,\n]\n', 3),
+        ("[demo]\nnote = 'a'\nsampling = { temperature = 1, tpo_p = 0.9 }\n", 3),
+        ("[demo]\nnote = 'a'\n[demo.sampling]\ntemperature = 1\ntpo_p = 0.9\n", 5),
+        ("[demo]\nnote = 'a'\n[mine]\nnote = 'b'\n", 3),
+        ("[[demo]]\nnote = 'a'\n", 1),
+    ],
+)
+def test_a_bad_table_names_the_line(table, text, line):
+    models = table(text)
+    with pytest.raises(TableError) as caught:
+        load_pairs(models)
+    assert f"{models}, line {line}: " in caught.value.message
+
+
+def test_a_name_that_stands_twice_is_named_with_its_line_and_what_to_do(table):
+    for text, line in [
+        ("[demo]\nnote = 'a'\n[demo]\n", 3),
+        ("[demo]\nnote = 'a'\nnote = 'b'\nx = 1\n", 3),
+    ]:
+        with pytest.raises(TableError, match=f"at line {line}") as caught:
+            load_pairs(table(text))
+        assert "has one section" in caught.value.hint
+
+
+def test_the_keys_of_a_pair_are_what_the_table_says(table):
+    path = table(
+        '[mine]\ntarget = "x"\nsystem = "be brief"\ntemplate_args = { enable_thinking = false }\n'
+        'context = 4096\ntags = ["a", "b", "a"]\nsource = "unmeasured"\ngb = 4\n'
+        "trust_remote_code = true\n"
+    )
+    pair = find_pair("mine", path)
+    assert pair.system == "be brief"
+    assert pair.template_args == {"enable_thinking": False}
+    assert (pair.context, pair.tags, pair.gb) == (4096, ("a", "b"), 4.0)
+    assert pair.trust_remote_code
+    assert json.loads(json.dumps(pair.as_dict()))["context"] == 4096
+    assert "context" not in find_pair("demo", path).as_dict()
+
+
+def test_the_pair_that_runs_where_none_is_named(user_table, table):
+    assert default_pair() == "demo"
+    user_table.write_text('default = "qwen3-8b"\n')
+    assert default_pair() == "qwen3-8b"
+    assert list(load_pairs()) == SHIPPED
+    assert default_pair(table("")) == "demo"
+    with pytest.raises(TableError, match="line 1: `default` is 'qwen3-8'") as caught:
+        default_pair(table('default = "qwen3-8"\n'))
+    assert "`qwen3-8b`" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -209,7 +299,7 @@ def test_sampling_and_prompt_are_what_the_table_says(table):
     path = table('[mine]\ntarget = "x"\nsampling = { temperature = 1, top_k = 3 }\nprompt = "a"\n')
     pair = find_pair("mine", path)
     assert (pair.sampling, pair.prompt) == ({"temperature": 1, "top_k": 3}, "a")
-    assert find_pair("qwen3-8b").sampling == {}
+    assert find_pair("qwen3.5-9b").sampling == {}
 
 
 @pytest.mark.parametrize(

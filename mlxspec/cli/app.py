@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from mlxspec._version import __version__
-from mlxspec.cli import streams
+from mlxspec.cli import checking, disk, editing, streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
+from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
@@ -37,6 +38,14 @@ app.command(cls=Command, epilog=SERVING)(serve)
 app.command("audit", cls=Command)(audit_text)
 app.command("probe", cls=Command)(probe_pair)
 app.command("tune", cls=Command)(tune_pair)
+app.command("doctor", cls=Command)(diagnose)
+pairs_app.command("check", cls=Command)(checking.check_pair)
+pairs_app.command("suggest", cls=Command)(checking.suggest_drafts)
+pairs_app.command("pull", cls=Command)(disk.pull_pair)
+pairs_app.command("rm", cls=Command)(disk.remove_models)
+pairs_app.command("add", cls=Command)(editing.add_pair)
+pairs_app.command("remove", cls=Command)(editing.remove_pair)
+pairs_app.command("default", cls=Command)(editing.choose_pair)
 app.add_typer(pairs_app, name="pairs")
 
 

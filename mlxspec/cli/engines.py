@@ -29,7 +29,9 @@ def load_engine(
 
     with display.status("starting", aloud=False):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
+        from mlxspec.cli.disk import require_here
         from mlxspec.pairs.folders import fetch
+    require_here(pair, quiet=quiet, speculation=models.speculates)
     hears = tell if models.falls_back else None
     folders = fetch(pair, speculation=models.speculates, tell=hears)
     with display.status(f"loading {pair.name}") as doing:

@@ -108,13 +108,14 @@ def _write_many(
         "sampling": sampling.params(pair.sampling),
         "raw": text.raw,
         "logprobs": logprobs,
-        **text.texts(),
+        **text.texts(pair),
     }
     streams.exactly()
     work = work_of(many)
     out = replace(out, as_json=True)
     with out.display(text=False) as display:
         engine = engines.load_engine(pair, models, display, [], quiet=out.quiet)
+        usual["sampling"] = sampling.recommended(engine, pair, display.note)
         request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
         record = engines.recall(pair, engine, display) if request.auto else None
         engines.build_kernels(engine, request, display, beside=many.max_rows > 1)
@@ -154,15 +155,14 @@ def _write(
 
     pair = models.chosen()
     text.require_free()
-    params = sampling.params(pair.sampling)
+    params = sampling.params(pair.sampling)  # what is wrong with it is said before anything loads
     options = {
         "max_tokens": text.max_tokens,
         "draft_tokens": models.draft_tokens,
-        "sampling": params.auditable() if checks.audit else params,
         "raw": text.raw,
         "cache": text.cache_file(),
         "logprobs": logprobs,
-        **text.texts(),
+        **text.texts(pair),
     }
     if text.prediction is not None and (expected := read_text(text.prediction)):
         options["prediction"] = expected if models.speculates else None
@@ -174,7 +174,9 @@ def _write(
             display.note(f"the pair's own prompt:\n{words}")
         notes: list[str] = []
         engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
-        request = engine.request(words, **options)
+        params = sampling.recommended(engine, pair, display.note)
+        params = params.auditable() if checks.audit else params
+        request = engine.request(words, sampling=params, **options)
         result = _run(pair, engine, request, display, notes, checks, out, shown=shown)
     _print(pair, engine, result, out, shown=shown)
 

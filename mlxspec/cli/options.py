@@ -15,7 +15,7 @@ from mlxspec.cli.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
 from mlxspec.files import expanded, require_no_folder
-from mlxspec.pairs.table import Pair, find_pair, load_pairs
+from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
 PromptArgument = Annotated[
@@ -102,7 +102,14 @@ TemplateArgOption = Annotated[
 class ModelOptions:
     """The models that run, and how they draft."""
 
-    pair: Annotated[str, _model(help="A pair of the table.")] = DEFAULT_PAIR
+    pair: Annotated[
+        str | None,
+        _model(
+            help=f"A pair of the table; by default the one that `pairs default` chose, or "
+            f"{DEFAULT_PAIR}.",
+            show_default=False,
+        ),
+    ] = None
     target: Annotated[
         str | None,
         _model(
@@ -210,7 +217,7 @@ class ModelOptions:
         drafts = tuple(dict.fromkeys(self.draft or ()))
         draft = drafts[0] if len(drafts) == 1 else drafts or None
         if self.target is not None:
-            if self.pair != DEFAULT_PAIR:
+            if self.pair is not None:
                 raise UsageError(
                     f"--pair {self.pair} and --target {self.target} both name a target.",
                     hint="Leave one out; --draft names a draft for the target.",
@@ -218,7 +225,7 @@ class ModelOptions:
             if self.models is not None:
                 load_pairs(self.models)  # nothing of it is used, but what is wrong with it is said
             return Pair(name=self.target, target=self.target, draft=draft)
-        pair = find_pair(self.pair, self.models)
+        pair = find_pair(self.pair or default_pair(self.models), self.models)
         if draft is None:
             return pair
         return replace(pair, draft=draft, draft_tokens=AUTO, note="")
@@ -265,13 +272,17 @@ class TextOptions:
         str | None, typer.Option("--json-schema", "--grammar", "--response-format", hidden=True)
     ] = None
 
-    def texts(self) -> dict[str, Any]:
-        """The texts by the names that `Engine.request` gives them."""
+    def texts(self, pair: Pair) -> dict[str, Any]:
+        """The texts by the names that `Engine.request` gives them, a pair's where none is given."""
+        system, arguments = self.system, template_args(self.template_arg)
+        if not self.raw:  # which has no place for either
+            system = pair.system if system is None else system
+            arguments = {**pair.template_args, **arguments}
         return {
-            "system": None if self.system is None else as_text(self.system, "The system message"),
+            "system": None if system is None else as_text(system, "The system message"),
             "stop": _texts(self.stop, "The stop string"),
             "eos": _texts(self.eos, "The token's name"),
-            "template_args": template_args(self.template_arg),
+            "template_args": arguments,
         }
 
     def cache_file(self) -> Path | None:

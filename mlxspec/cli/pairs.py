@@ -1,4 +1,4 @@
-"""The commands about the table of pairs."""
+"""The commands that show the table of pairs."""
 
 from __future__ import annotations
 
@@ -14,44 +14,152 @@ from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
 from mlxspec.control.records import Record
-from mlxspec.defaults import AUTO, HISTORY
-from mlxspec.pairs.table import Pair, find_pair, load_pairs
+from mlxspec.defaults import HISTORY
+from mlxspec.errors import BackendMissing
+from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-_COLUMNS = 72  # that the table of what was learned needs
+    from mlxspec.pairs.memory import MemorySum
+    from mlxspec.pairs.overview import Overview
+    from mlxspec.pairs.stock import Held
 
-pairs_app = typer.Typer(cls=Group, help="The table of model pairs.", no_args_is_help=True)
+_COLUMNS = 72  # that the table of what was learned needs
+_ROOMY = 72  # from which the list has wider gaps
+
+pairs_app = typer.Typer(
+    cls=Group, help="The table of model pairs: find, check, download.", no_args_is_help=True
+)
+
+NameArgument = Annotated[str, typer.Argument(help="Its name in the table.")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        metavar="TOKENS",
+        min=1,
+        help="Sum up memory for a text of this length: 8192, or the pair's own, by default.",
+        show_default=False,
+    ),
+]
 
 
 @pairs_app.command("list", cls=Command)
-def list_pairs(models: options.ModelsOption = None, as_json: options.JsonOption = False) -> None:
-    """Show every pair of the table."""
-    out, pairs = Output(as_json), load_pairs(models)
-    if as_json:
-        out.object([pair.as_dict() for pair in pairs.values()])
+def list_pairs(
+    fits: Annotated[bool, typer.Option("--fits", help="Those that fit this machine.")] = False,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TAG", help="Those with this tag, such as code or 16gb; repeatable."),
+    ] = None,
+    models: options.ModelsOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """Show the pairs of the table: their size, whether they fit, and what is on disk."""
+    from mlxspec import require_backend
+
+    out = Output(as_json)
+    wanted = set(tag or ())
+    pairs = [pair for pair in load_pairs(models).values() if wanted <= set(pair.tags)]
+    try:
+        require_backend()
+    except BackendMissing as error:  # the table can be read all the same
+        if fits or as_json:
+            raise
+        out.show(_grid((pair.name, pair.note) for pair in pairs))
+        out.tell(f"no sizes: {error.message}")
         return
-    out.show(_grid((pair.name, _in_three_lines(pair)) for pair in pairs.values()))
+    from mlxspec.pairs.overview import overview
+
+    known = records.load_all(out.tell)
+    found = [overview(pair, known) for pair in pairs]
+    found = [one for one in found if one.fits or not fits]
+    if as_json:
+        out.object([one.as_dict() for one in found])
+        return
+    if not found:
+        out.line("no pair of the table is like that")
+        return
+    columns = shutil.get_terminal_size().columns
+    if columns < BESIDE:
+        out.show(_grid((one.pair.name, _in_words(one)) for one in found))
+    else:
+        out.show(_listed(found, default_pair(models), gap=2 if columns >= _ROOMY else 1))
+    out.show("`mlxspec pairs show NAME` says more of one; ~ is a guess until it is on disk")
+
+
+def _in_words(one: Overview) -> str:
+    """A pair of the list where lines are short."""
+    from mlxspec.pairs.overview import in_word
+    from mlxspec.pairs.pull import gigabytes
+
+    memory = "" if one.memory is None else f" {'' if one.sure else '~'}{gigabytes(one.memory)}"
+    return f"memory{memory}, fits: {in_word(one.fits)}, on disk: {one.state}"
+
+
+def _listed(found: list[Overview], default: str, *, gap: int) -> Table:
+    """The list as a table of about 58 columns and five gaps."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from mlxspec.pairs.overview import in_word
+    from mlxspec.pairs.pull import gigabytes
+
+    table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
+    for title in ("pair", "disk", "memory", "fits", "on disk", "here"):
+        table.add_column(title, justify="right" if title in ("disk", "memory") else "left")
+    for one in found:
+        guess = "" if one.sure or one.memory is None else "~"
+        name = Text(one.pair.name, "bold" if one.state == "here" else "")
+        table.add_row(
+            name + (" *" if one.pair.name == default else ""),
+            "?" if one.disk is None else gigabytes(one.disk),
+            "?" if one.memory is None else guess + gigabytes(one.memory),
+            in_word(one.fits),
+            {"here": "yes", "in part": "in part", "absent": "no"}[one.state],
+            "" if one.speed_up is None else f"{one.speed_up:.2f} x",
+        )
+    return table
 
 
 @pairs_app.command("show", cls=Command)
 def show_pair(
-    name: Annotated[str, typer.Argument(help="Its name in the table.")],
+    name: NameArgument,
+    context: ContextOption = None,
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
 ) -> None:
-    """Show one pair, and the measurements of its runs on this machine."""
+    """Show all of one pair: its entry, the memory that it needs, and what was learned here."""
+    from mlxspec import require_backend
+
     out, pair = Output(as_json), find_pair(name, models)
-    kept = [
-        record
-        for record in records.load_all(out.tell)
-        if (record.setting.target, record.setting.draft) == (pair.target_name, pair.draft_name)
-    ]
+    require_backend()
+    from mlxspec.errors import LoadError
+    from mlxspec.pairs.overview import is_of
+    from mlxspec.pairs.stock import memory_of, stock
+
+    kept = [record for record in records.load_all(out.tell) if is_of(record, pair)]
+    held, memory, why = stock(pair), None, ""
+    try:
+        memory = memory_of(pair, held, context=context)
+    except LoadError:
+        why = f"known once its configuration is here: `mlxspec pairs check {pair.name}`"
+    if memory is not None and any(one.state != "here" for one in held):
+        memory, why = None, f"known once it is on disk: `mlxspec pairs check {pair.name}`"
     if as_json:
-        out.object(pair.as_dict() | {"learned": [records.as_dict(record) for record in kept]})
+        found = {
+            "models": [_held_as_dict(one) for one in held],
+            "memory": None if memory is None else memory.as_dict(),
+            "learned": [records.as_dict(record) for record in kept],
+        }
+        out.object(pair.as_dict() | found)
         return
-    out.show(_grid(_rows(pair)))
+    out.show(_grid([*_rows(pair), *_on_disk(held)]))
+    out.show("")
+    if memory is None:
+        out.show(f"memory: {why}")
+    else:
+        show_memory(memory, out)
     for record in kept:
         out.show("", _setting(record))
         out.console(least=_COLUMNS).print(_learned(record))
@@ -59,19 +167,63 @@ def show_pair(
             out.show(str(record.recommendation), style="bold")
 
 
+def show_memory(memory: MemorySum, out: Output) -> None:
+    """The sum of a pair's memory, part by part, and whether it fits."""
+    from rich.table import Table
+
+    from mlxspec.pairs.pull import gigabytes
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for what, size in memory.rows():
+        table.add_row(what, gigabytes(size))
+    table.add_row("together", gigabytes(memory.total), style="bold")
+    table.add_row("this machine", gigabytes(memory.limit))
+    out.show(f"memory for a text of {memory.context:,} tokens", table)
+    out.show("it fits" if memory.fits else "it does not fit", style="bold")
+
+
+def _held_as_dict(one: Held) -> dict[str, object]:
+    return {
+        "role": one.role,
+        "model": one.location,
+        "on_disk": one.state,
+        "folder": None if one.folder is None else str(one.folder),
+        "bytes": one.size,
+    }
+
+
+def _on_disk(held: list[Held]) -> list[tuple[str, str]]:
+    from mlxspec.pairs.pull import gigabytes
+
+    rows = []
+    for one in held:
+        size = f", {gigabytes(one.size)}" if one.size else ""
+        rows.append((f"{one.role} on disk", {"here": "yes"}.get(one.state, one.state) + size))
+    return rows
+
+
 def _rows(pair: Pair) -> list[tuple[str, str]]:
     """The entry of the table, one line for each key."""
     sampling = ", ".join(f"{key} {value:g}" for key, value in pair.sampling.items())
+    arguments = ", ".join(f"{key}={value}" for key, value in pair.template_args.items())
     values = {
         "name": pair.name,
         "target": pair.target,
-        "draft": _drafts_of(pair),
+        "draft": drafts_of(pair),
         "adapter": pair.adapter or "",
         "revision": pair.revision or "",
         "draft tokens": str(pair.draft_tokens),
-        "sampling": sampling or "greedy",
+        "sampling": sampling or "as the model's authors recommend",
+        "system": pair.system or "",
+        "template": arguments,
         "prompt": pair.prompt or "",
+        "context": f"{pair.context:,} tokens at most" if pair.context else "",
+        "tags": ", ".join(pair.tags),
         "note": pair.note,
+        "speed": pair.source,
+        "code": "runs code that its models bring" if pair.trust_remote_code else "",
     }
     return [(key, value) for key, value in values.items() if value]
 
@@ -122,12 +274,7 @@ def _measured(one: Knowledge) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _in_three_lines(pair: Pair) -> str:
-    chosen = "" if pair.draft_tokens == AUTO else f" ({pair.draft_tokens} tokens)"
-    return f"{pair.target}\n  draft: {_drafts_of(pair)}{chosen}\n  {pair.note}".rstrip()
-
-
-def _drafts_of(pair: Pair) -> str:
+def drafts_of(pair: Pair) -> str:
     return ", ".join(pair.drafts) or HISTORY
 
 

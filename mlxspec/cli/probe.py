@@ -33,7 +33,7 @@ def probe_pair(
     output: OutputOptions,
 ) -> None:
     """Measure the gain of speculation with a pair on this machine, and try it."""
-    _probe(models, prompts, budget, Output(output.as_json, output.quiet), tunes=False)
+    probe_models(models, prompts, budget, Output(output.as_json, output.quiet), tunes=False)
 
 
 @grouped
@@ -45,10 +45,10 @@ def tune_pair(
     output: OutputOptions,
 ) -> None:
     """Probe, try the best numbers of draft tokens on real prompts, and remember the result."""
-    _probe(models, prompts, budget, Output(output.as_json, output.quiet), tunes=True)
+    probe_models(models, prompts, budget, Output(output.as_json, output.quiet), tunes=True)
 
 
-def _probe(
+def probe_models(
     models: ModelOptions, prompts: Path | None, budget_s: float, out: Output, *, tunes: bool
 ) -> None:
     from mlxspec.cli.prompts import read_prompts

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlxspec.errors import UsageError
+from mlxspec.metrics import Tell
+from mlxspec.pairs.table import Pair
 from mlxspec.params import (
     DEFAULT_CONTEXT,
     DEFAULT_THRESHOLD,
@@ -19,6 +21,9 @@ from mlxspec.params import (
     SamplingParams,
     sampling_params,
 )
+
+if TYPE_CHECKING:
+    from mlxspec.decode.engine import Engine
 
 # What a pair's table says holds where an option is not given, so none has a default of its own.
 _sampling = partial(typer.Option, rich_help_panel="Sampling", show_default=False)
@@ -125,6 +130,25 @@ class SamplingOptions:
             verify=verify,
             acceptance_threshold=self.acceptance_threshold,
         )
+
+    def recommended(self, engine: Engine, pair: Pair, tell: Tell) -> SamplingParams:
+        """The parameters; where none is given, the pair's, and else what its authors recommend.
+
+        Args:
+            tell: called with what comes from the authors' generation_config.json.
+        """
+        params = self.params(engine.recommended)
+        used = params.as_dict() if params.temperature else {}
+        theirs = [
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in used.items()
+            if name in engine.recommended
+            and name not in pair.sampling
+            and getattr(self, name) is None
+        ]
+        if theirs:
+            tell(f"sampling by the model's generation_config.json: {', '.join(theirs)}")
+        return params
 
 
 def _biases(text: str | None) -> dict[int, float]:

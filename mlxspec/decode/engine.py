@@ -61,7 +61,8 @@ class Engine:
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
     it to an engine with the same models on the same machine. `notes` are told in every run: how
-    the models were loaded.
+    the models were loaded. `recommended` is the sampling that the pair, or else the target's
+    authors, recommend, by `params.NAMES`; a request does not take it by itself.
 
     Raises:
         UnsupportedModel: a model cannot speculate exactly.
@@ -94,6 +95,7 @@ class Engine:
         self.load_s = 0.0
         self.notes: tuple[str, ...] = ()
         self.prefixes = prefixes
+        self.recommended: Mapping[str, float] = {}
         drafts = bool(_by_name(draft) or self.heads)
         self._speculates = bool(drafts or texts)
         self.models = [self._cached(target)]  # the drafts' behind the target's

@@ -1,4 +1,4 @@
-"""Distinguishing a lack of memory from other errors.
+"""How much memory there is, and distinguishing a lack of it from other errors.
 
 MLX raises RuntimeError where it can report the failure: for a buffer that exceeds Metal's limit,
 or that CUDA cannot allocate. Where Metal itself gives up a command buffer for lack of memory, or
@@ -7,9 +7,11 @@ an allocation on the CPU fails, the process ends, and no program can recover.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import mlx.core as mx
 
@@ -37,3 +39,36 @@ def watched(what: str) -> Iterator[None]:
         cause = error.with_traceback(None)
         mx.clear_cache()
         raise OutOfMemory(what) from cause
+
+
+# --- how much there is ------------------------------------------------------------------
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+
+
+def limit() -> int:
+    """Bytes that MLX's arrays should stay within on this machine.
+
+    On Metal what the system recommends, on CUDA the memory of the card, and elsewhere the memory of
+    the system, or of the control group that this process is in.
+    """
+    info = mx.device_info() if mx.default_device() == mx.Device(mx.gpu) else {}
+    for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+        if isinstance(size := info.get(name), int) and size > 0:
+            return size
+    return min([system_memory(), *_of_control_group()])
+
+
+def system_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _of_control_group() -> list[int]:
+    """The limit of the control group; none where there is none."""
+    found = []
+    for name in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            found.append(int((_CGROUP / name).read_text()))
+    return found

@@ -65,7 +65,7 @@ def adapter_folder(pair: Pair) -> Path | None:
     """
     if pair.adapter is None:
         return None
-    return _whole(_located(pair.adapter), pair, (ADAPTER_CONFIG, ADAPTERS), require_adapter)
+    return _whole(located(pair.adapter), pair, (ADAPTER_CONFIG, ADAPTERS), require_adapter)
 
 
 def named(pair: Pair) -> dict[str, str]:
@@ -101,7 +101,7 @@ def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
 
 
 def _model_folder(location: str, pair: Pair, revision: str | None = None) -> Path:
-    return _whole(_located(location, revision), pair, MODEL_FILES, require_complete)
+    return _whole(located(location, revision), pair, MODEL_FILES, require_complete)
 
 
 def _whole(
@@ -119,8 +119,12 @@ def _whole(
     return folder
 
 
-def _located(location: str, revision: str | None = None) -> Path | Repository:
-    """A folder of this machine, which may be missing, or a repository."""
+def located(location: str, revision: str | None = None) -> Path | Repository:
+    """What a location names: a folder of this machine, which may be missing, or a repository.
+
+    Raises:
+        LoadError, UsageError: it cannot be either.
+    """
     if not location.strip():
         raise UsageError("A model's name is empty.", hint="Give a folder or a repository.")
     inside = package_folder(location)

@@ -15,6 +15,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -72,7 +73,7 @@ def download(repository: Repository, pair_name: str, patterns: Sequence[str] = M
     Raises:
         LoadError: the hub does not give it, or cannot be reached.
     """
-    with _hub_errors(repository, pair_name):
+    with hub_errors(repository, pair_name):
         try:
             return Path(
                 snapshot_download(
@@ -105,7 +106,7 @@ def _no_model_at(location: str) -> LoadError:
 
 
 @contextmanager
-def _hub_errors(repository: Repository, pair_name: str) -> Iterator[None]:
+def hub_errors(repository: Repository, pair_name: str) -> Iterator[None]:
     """Say in words what kept a repository from being downloaded."""
     name = repository.name
     what = f"{name} (of the pair {pair_name})"
@@ -126,14 +127,49 @@ def _hub_errors(repository: Repository, pair_name: str) -> Iterator[None]:
             f"{what} has no revision {repository.revision}.",
             hint=f"Take a branch, a tag or a commit of https://huggingface.co/{name}/commits.",
         ) from error
+    except OfflineModeIsEnabled as error:
+        raise LoadError(
+            f"{what} is not on this machine, and HF_HUB_OFFLINE keeps the hub from being asked.",
+            hint=f"Unset HF_HUB_OFFLINE, and run `mlxspec pairs pull {pair_name}`.",
+        ) from error
     except LocalEntryNotFoundError as error:
         at = f" --revision {repository.revision}" if repository.revision else ""
         raise LoadError(
             f"{what} is not on this machine, and the hub cannot be reached.",
             hint=f"Connect to the network once and run `hf download {name}{at}`.",
         ) from error
+    except (LoadError, OSError) as error:
+        # What the hub says comes as an OSError too; one with a number is of this machine's disk.
+        if isinstance(error, LoadError) or (error.errno is not None and not _is_response(error)):
+            raise
+        raise _not_downloaded(what, error) from error
     except Exception as error:  # the HTTP client's own errors have no base in huggingface_hub
-        raise LoadError(
-            f"{what} could not be downloaded: {in_one_line(error)}",
-            hint="Try again; what was downloaded is kept.",
-        ) from error
+        raise _not_downloaded(what, error) from error
+
+
+def _is_response(error: Exception) -> bool:
+    return getattr(error, "response", None) is not None
+
+
+def _not_downloaded(what: str, error: Exception) -> LoadError:
+    response = getattr(error, "response", None)
+    status = response.status_code if response is not None else None
+    if status == 401:
+        return LoadError(
+            f"{what} needs a login, and the hub refused this machine's.",
+            hint="Run `hf auth login` with a token that may read it.",
+        )
+    if status == 403:
+        return LoadError(
+            f"This machine's login may not read {what}.",
+            hint="Ask its owners for access, or run `hf auth login` with another token.",
+        )
+    if status == 429:
+        return LoadError(
+            f"The hub has had too many requests from here, and does not give {what} now.",
+            hint="Wait some minutes; what was downloaded is kept. A login raises the limit.",
+        )
+    return LoadError(
+        f"{what} could not be downloaded: {in_one_line(error)}",
+        hint="Try again; what was downloaded is kept.",
+    )

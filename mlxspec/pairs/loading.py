@@ -30,6 +30,7 @@ from mlxspec.models.context import context_of
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
 from mlxspec.pairs.models import Loaded, load_folder
+from mlxspec.pairs.recommended import recommended
 from mlxspec.pairs.table import Pair, find_pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.params import KVQuantization
@@ -57,7 +58,8 @@ def load(
         models: a table laid over the shipped one, in place of the user's own.
         adapter: a folder or repository of LoRA weights for the target, in place of the pair's own.
         revision: the target's branch, tag or commit on the hub, in place of the pair's own.
-        trust_remote_code: run code that a model or a tokenizer brings. False never does.
+        trust_remote_code: run code that a model or a tokenizer brings; False runs it only where
+            the pair says so.
         speculation: False leaves the draft unloaded.
         compiled, kv: see `Engine`.
         folders: the result of `fetch`, where that was called before.
@@ -72,26 +74,22 @@ def load(
     """
     started = time.perf_counter()
     pair = _pair(pair, models, adapter, revision)
+    trust = trust_remote_code or pair.trust_remote_code
     folders = folders or fetch(pair, speculation=speculation, tell=tell)
     maybe_set_recommended_wired_limit()
-    loaded = load_folder(folders.target, trust_remote_code=trust_remote_code)
+    loaded, tokenizer = _target(pair, folders, trust)
     target = loaded.model
-    applied = folders.adapter or adapter_folder(pair)
-    if applied is not None:
-        target = adapters.applied(target, applied)
-    tokenizer = load_folder_tokenizer(
-        folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust_remote_code
-    )
 
     options: dict[str, Any] = {"draft_tokens": pair.draft_tokens, "compiled": compiled, "kv": kv}
-    options |= {"tokenizer": tokenizer, "context": context_of(target, loaded.config)}
+    options |= {"tokenizer": tokenizer, "context": _context(pair, target, loaded)}
     found = _Drafters()
     if speculation:
-        found = _drafters_of(pair, folders, target, tokenizer, tell, trust_remote_code)
+        found = _drafters_of(pair, folders, target, tokenizer, tell, trust)
     if doing is not None:
         doing("trying the caches of its models")  # their first passes, which also read the weights
     engine = _engine(pair, target, found, options, tell)
-    engine.notes = (*loaded.notes, *adapters.note_beside(folders.target, applied))
+    engine.notes = loaded.notes
+    engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
 
@@ -107,6 +105,26 @@ def _pair(
         adapter=pair.adapter if adapter is None else str(adapter),
         revision=pair.revision if revision is None else revision,
     )
+
+
+def _target(pair: Pair, folders: Folders, trust: bool) -> tuple[Loaded, Tokenizer]:
+    """The target with its adapter, and its tokenizer."""
+    loaded = load_folder(folders.target, trust_remote_code=trust)
+    model = loaded.model
+    applied = folders.adapter or adapter_folder(pair)
+    if applied is not None:
+        model = adapters.applied(model, applied)
+    tokenizer = load_folder_tokenizer(
+        folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust
+    )
+    notes = (*loaded.notes, *adapters.note_beside(folders.target, applied))
+    return replace(loaded, model=model, notes=notes), tokenizer
+
+
+def _context(pair: Pair, target: Model, loaded: Loaded) -> int | None:
+    """The tokens that a text may have: what the target can read, or less where the pair says so."""
+    lengths = (context_of(target, loaded.config), pair.context)
+    return min((length for length in lengths if length is not None), default=None)
 
 
 def _engine(
@@ -180,7 +198,7 @@ def _draft(
     name: str, folders: Folders, tokenizer: Tokenizer, pair: Pair, trust: bool
 ) -> tuple[Loaded, Shared | None]:
     folder = folders.drafts[name]
-    shared = _shared(tokenizer, folders.target, folder, trust)
+    shared = shared_of(tokenizer, folders.target, folder, trust)
     if shared is not None and shared.overlap < ENOUGH:
         raise VocabularyMismatch(
             f"The draft speaks too few of the target's tokens: {named(pair)[name]} shares "
@@ -215,7 +233,7 @@ def _bits_of(model: Model) -> str:
     return str(next(iter(arrays.values())).dtype).rpartition(".")[2]
 
 
-def _shared(
+def shared_of(
     target: Tokenizer, target_folder: Path, draft_folder: Path, trust: bool
 ) -> Shared | None:
     """The tokens that a draft of other ids shares; None where the ids mean the same."""

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from platformdirs import user_config_path
 
-from mlxspec.defaults import (
-    AUTO,
-    DEFAULT_DRAFT_TOKENS,
-    HISTORY,
-    MAX_DRAFT_TOKENS,
-    DraftTokens,
-)
-from mlxspec.errors import TableError, UnknownPair, UsageError, nearest
-from mlxspec.params import NAMES, WHOLE, sampling_params
-
-NO_DRAFT = "none"  # in a table: what drafts in the table below it is left out
+from mlxspec.defaults import DEFAULT_DRAFT_TOKENS, DEFAULT_PAIR, HISTORY, DraftTokens
+from mlxspec.errors import UnknownPair, nearest
+from mlxspec.pairs.table_file import CHECKS, DEFAULT, TableFile
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -32,9 +23,14 @@ class Pair:
     `target` and `draft` are Hugging Face repositories, as org/name or org/name@revision, folders,
     or `package:FOLDER` for what is inside this package. `draft` may also be several of them, of
     which the best is used, or HISTORY, which needs no model and is what None comes to. `sampling`,
-    numbers by `params.NAMES`, and `prompt` hold where a command line says nothing. `adapter` is
-    a folder or repository of LoRA weights for the target, and `revision` the target's branch, tag
-    or commit on the hub, in place of one in its name.
+    numbers by `params.NAMES`, `prompt`, `system` and `template_args`, arguments of the chat
+    template, hold where a command line says nothing. `adapter` is a folder or repository of LoRA
+    weights for the target, and `revision` the target's branch, tag or commit on the hub, in place
+    of one in its name. `context` is the most tokens that a text may have, where that is less than
+    the target can read. `trust_remote_code` runs code that its models bring.
+
+    `tags`, `note`, `source` (where a claim about its speed comes from) and `gb` (the size of its
+    weights on disk, in 10^9 bytes) are for people who choose a pair.
     """
 
     name: str
@@ -46,6 +42,13 @@ class Pair:
     prompt: str | None = None
     adapter: str | None = None
     revision: str | None = None
+    system: str | None = None
+    template_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    context: int | None = None
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    gb: float | None = None
+    trust_remote_code: bool = False
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -70,9 +73,12 @@ class Pair:
         return self.target + at + (f" with {self.adapter}" if self.adapter is not None else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """Every key, but for an adapter and a revision that it has not."""
-        rare = {"adapter", "revision"}
+        """Every key, but for the rare ones that it has not."""
+        rare = {"adapter", "revision", "system", "context", "gb"}
         return {k: v for k, v in asdict(self).items() if k not in rare or v is not None}
+
+
+assert {one.name for one in fields(Pair)} == {"name", *CHECKS}
 
 
 def shipped_table() -> Path:
@@ -92,15 +98,26 @@ def load_pairs(models: Path | None = None) -> dict[str, Pair]:
     Raises:
         TableError: a table cannot be read, or a key is not what it should be.
     """
+    return merged(map(TableFile.read, _tables(models)))
+
+
+def merged(files: Iterable[TableFile]) -> dict[str, Pair]:
+    """The pairs of files, each laid over those before it.
+
+    Raises:
+        TableError: a pair has no target.
+    """
     entries: dict[str, dict[str, Any]] = {}
-    sources: dict[str, Path] = {}
-    for path in _tables(models):
-        for name, entry in _read(path).items():
-            entries.setdefault(name, {}).update(_checked(path, name, entry))
-            sources[name] = path
+    last: dict[str, TableFile] = {}
+    for file in files:
+        for name, entry in file.sections.items():
+            entries.setdefault(name, {}).update(entry)
+            last[name] = file
     for name, entry in entries.items():
         if "target" not in entry:
-            raise _bad(sources[name], name, "has no `target`", "a repository or a folder")
+            near = nearest(name, (one for one in entries if one != name))
+            means = f"; or the name `{near}`" if near else ""
+            raise last[name].bad([name], "has no `target`", f"a repository or a folder{means}")
     return {name: Pair(name=name, **entry) for name, entry in entries.items()}
 
 
@@ -109,6 +126,25 @@ def find_pair(name: str, models: Path | None = None) -> Pair:
     if name not in pairs:
         raise UnknownPair(name, pairs)
     return pairs[name]
+
+
+def default_pair(models: Path | None = None) -> str:
+    """The name of the pair that runs where none is named: the tables' own, or the embedded one.
+
+    Raises:
+        TableError: a table cannot be read, or names no pair.
+    """
+    files = [TableFile.read(path) for path in _tables(models)]
+    for file in reversed(files):
+        if file.default is not None:
+            known = merged(files)
+            if file.default not in known:
+                near = nearest(file.default, known)
+                raise file.bad(
+                    [DEFAULT], f"is {file.default!r}, which is no pair", f"`{near or DEFAULT_PAIR}`"
+                )
+            return file.default
+    return DEFAULT_PAIR
 
 
 def package_folder(location: str) -> Path | None:
@@ -121,116 +157,3 @@ def _tables(models: Path | None) -> list[Path]:
     if models is not None:
         return [shipped_table(), models]
     return [shipped_table(), *(path for path in [user_table()] if path.exists())]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TableError(
-            f"The table {path} cannot be read: {error.strerror}.", hint="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise TableError(
-            f"The table {path} is not valid TOML: {error}.", hint="Correct it there, or remove it."
-        ) from error
-
-
-def _checked(path: Path, name: str, entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise _bad(path, name, "is not a table", "a section with a target and a draft")
-    values: dict[str, Any] = {}
-    for key, value in entry.items():
-        if key not in _CHECKS:
-            near = nearest(key, _CHECKS)
-            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in _CHECKS)
-            raise _bad(path, f"{name}.{key}", "is no key of a pair", known)
-        values[key] = _CHECKS[key](path, f"{name}.{key}", value)
-    return values
-
-
-def _string(path: Path, key: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise _bad(path, key, f"is {value!r}", "a string")
-    return value
-
-
-def _words(path: Path, key: str, value: Any) -> str:
-    if not _string(path, key, value).strip():
-        raise _bad(path, key, "is empty", "a text to continue, or no such key")
-    return str(value)
-
-
-def _location(path: Path, key: str, value: Any) -> str:
-    if not _string(path, key, value):
-        raise _bad(path, key, "is empty", "a repository or a folder")
-    return _located(path, key, value)
-
-
-def _draft(path: Path, key: str, value: Any) -> str | tuple[str, ...] | None:
-    if value == NO_DRAFT:
-        return None
-    if not isinstance(value, list):
-        return _location(path, key, value)
-    if not value or not all(isinstance(draft, str) and draft for draft in value):
-        raise _bad(path, key, f"is {value!r}", "a list of repositories or folders")
-    return tuple(dict.fromkeys(_located(path, key, draft) for draft in value))
-
-
-def _draft_tokens(path: Path, key: str, value: Any) -> DraftTokens:
-    if value == AUTO:
-        return AUTO
-    if type(value) is not int:
-        raise _bad(path, key, f"is {value!r}", 'a whole number, or "auto"')
-    if not 0 <= value <= MAX_DRAFT_TOKENS:
-        raise _bad(path, key, f"is {value}", f"0 to {MAX_DRAFT_TOKENS}")
-    return value
-
-
-def _sampling(path: Path, key: str, values: Any) -> dict[str, float]:
-    if not isinstance(values, dict):
-        expected = "a table such as { temperature = 0.7, top_p = 0.9 }"
-        raise _bad(path, key, f"is {values!r}", expected)
-    for name, value in values.items():
-        if name not in NAMES:
-            near = nearest(name, NAMES)
-            known = f"`{near}`" if near else ", ".join(f"`{known}`" for known in NAMES)
-            raise _bad(path, f"{key}.{name}", "is no sampling parameter", known)
-        is_whole = name in WHOLE
-        if type(value) is not int and (is_whole or type(value) is not float):
-            expected = "a whole number" if is_whole else "a number"
-            raise _bad(path, f"{key}.{name}", f"is {value!r}", expected)
-    try:
-        sampling_params(values)
-    except UsageError as error:
-        raise _bad(path, key, f"cannot be used: {error.message}", error.hint) from error
-    return values
-
-
-_CHECKS: dict[str, Callable[[Path, str, Any], Any]] = {
-    "target": _location,
-    "draft": _draft,
-    "draft_tokens": _draft_tokens,
-    "note": _string,
-    "sampling": _sampling,
-    "prompt": _words,
-    "adapter": _location,
-    "revision": _string,
-}
-assert {one.name for one in fields(Pair)} == {"name", *_CHECKS}
-
-
-def _located(path: Path, key: str, location: str) -> str:
-    """Folders in a table that begin with `.` or `~` are seen from the table's own folder."""
-    if not location.startswith((".", "~")):
-        return location
-    try:
-        return str((path.parent / Path(location).expanduser()).resolve())
-    except RuntimeError as error:  # there is no home of that name
-        raise _bad(path, key, f"is {location!r}", "a repository or a folder") from error
-
-
-def _bad(path: Path, key: str, found: str, expected: str) -> TableError:
-    return TableError(
-        f"{path}: `{key}` {found.rstrip('.')}.", hint=f"Expected: {expected.rstrip('.')}."
-    )

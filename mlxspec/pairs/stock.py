@@ -1,0 +1,148 @@
+"""What of a pair is on this machine, and how much memory it needs, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+)
+
+from mlxspec.defaults import MODEL
+from mlxspec.device.memory import limit
+from mlxspec.errors import LoadError, MlxspecError
+from mlxspec.models.footprint import Footprint, footprint
+from mlxspec.pairs.contents import CONFIG, read_json, require_complete, weight_files
+from mlxspec.pairs.folders import located, named
+from mlxspec.pairs.hub import MODEL_FILES, Repository
+from mlxspec.pairs.memory import USUAL_CONTEXT, MemorySum, memory_sum
+from mlxspec.pairs.pull import cached_size
+from mlxspec.pairs.table import Pair
+from mlxspec.pairs.weights import missing_file, readings
+
+TARGET, DRAFT = "target", "draft"
+State = Literal["here", "in part", "absent"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model of a pair on this machine.
+
+    role: "target", "draft", or the name of one of several drafts. repository: None for a folder.
+    folder: None where nothing of it is here. size: bytes on disk.
+    """
+
+    role: str
+    location: str
+    repository: Repository | None
+    folder: Path | None
+    state: State
+    size: int
+
+    def config(self) -> dict[str, Any]:
+        """Its configuration; raises LoadError where it is not here."""
+        return read_json((self.folder or Path(self.location)) / CONFIG)
+
+
+def stock(pair: Pair, *, speculation: bool = True) -> list[Held]:
+    """The models of a pair as they are on this machine. The hub is not asked.
+
+    Raises:
+        LoadError: a location is no folder and no repository.
+    """
+    found = [held(TARGET, pair.target, pair.revision)]
+    drafts = named(pair) if speculation else {}
+    found += [held(DRAFT if name == MODEL else name, at) for name, at in drafts.items()]
+    return found
+
+
+def held(role: str, location: str, revision: str | None = None) -> Held:
+    """A model as it is on this machine."""
+    at = located(location, revision)
+    if isinstance(at, Path):
+        state: State = "here" if _is_whole(at) else "in part" if at.is_dir() else "absent"
+        size = sum(path.stat().st_size for path in at.glob("*") if path.is_file())
+        return Held(role, location, None, at, state, size)
+    folder = _snapshot(at)
+    size = cached_size(at)
+    if folder is not None and _is_whole(folder):
+        return Held(role, location, at, folder, "here", size)
+    return Held(role, location, at, folder, "in part" if size else "absent", size)
+
+
+def _snapshot(repository: Repository) -> Path | None:
+    """The folder of a repository in the hub's cache, whole or not; None where there is none."""
+    try:
+        return Path(
+            snapshot_download(
+                repository.name,
+                revision=repository.revision,
+                allow_patterns=list(MODEL_FILES),
+                local_files_only=True,
+            )
+        )
+    except IncompleteSnapshotError as error:
+        return Path(error.snapshot_path) if error.snapshot_path else None
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder has all the files of a model, each as long as it says."""
+    try:
+        require_complete(folder)
+        if missing_file(folder) is not None:
+            return False
+        readings(folder)
+    except MlxspecError:
+        return False
+    return True
+
+
+def weights_of(folder: Path) -> int:
+    """Bytes of the weights of a folder: of those that count, where it holds several sets."""
+    with suppress(LoadError):
+        names = readings(folder)[0].files
+        return sum((folder / name).stat().st_size for name in names)
+    return sum(path.stat().st_size for path in weight_files(folder))
+
+
+def memory_of(
+    pair: Pair,
+    held_models: list[Held],
+    *,
+    weights: Mapping[str, int] | None = None,
+    context: int | None = None,
+) -> MemorySum:
+    """The memory that a pair needs for a text, by what is here of it.
+
+    Args:
+        weights: bytes by role, of models whose weights are not here.
+        context: tokens of the text; None takes the pair's own, or a usual one.
+
+    Raises:
+        LoadError: a configuration is not here, or is not one of mlx-lm's.
+    """
+    prints: dict[str, Footprint] = {}
+    for one in held_models:
+        known = (weights or {}).get(one.role)
+        if known is None:
+            known = weights_of(one.folder) if one.folder is not None else 0
+        prints[one.role] = footprint(one.config(), known)
+    target = prints.pop(TARGET)
+    wanted = context or pair.context or USUAL_CONTEXT
+    count = pair.draft_tokens
+    return memory_sum(
+        target,
+        prints,
+        limit(),
+        context=min(wanted, target.context or wanted),
+        **({"draft_tokens": count} if isinstance(count, int) else {}),
+    )
