@@ -13,7 +13,8 @@ from cli_tools import save_model
 from conftest import build, plain, prompt_of
 from mlx_lm.models import gpt2
 
-from mlxspec.decode.engine import Engine, alone
+from mlxspec.decode.alone import alone
+from mlxspec.decode.engine import Engine
 from mlxspec.defaults import MODEL
 from mlxspec.errors import PromptError
 from mlxspec.models.context import context_of, guard_tables, position_tables

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
-from copy import copy
 from typing import Any
 
 from mlxspec.control.estimates import Learned
@@ -327,22 +326,6 @@ class Engine:
         """
         request = self.request([0], sampling=sampling, draft_tokens=draft_tokens)
         return self.rounds.build_kernels(request, beside=beside)
-
-
-def alone(engine: Engine, name: str) -> Engine:
-    """The engine with one of its draft models, and no other drafter.
-
-    Its models are not tried again, which would take ten passes of each.
-    """
-    one = copy(engine)
-    target, draft = engine.models[0], engine.models[1 + list(engine.drafts).index(name)]
-    one.models, one.drafts = [target, draft], {name: engine.drafts[name]}
-    one.heads, one.texts, one.learned = {}, (), Learned()
-    one.prefixes = None
-    drafter = ModelDrafter(draft, target.vocabulary, one._draft_contexts.get(name))
-    one.rounds = Rounds(one.models, {name: drafter}, from_text=False, compiled=engine.compiles)
-    one._maker = Maker(one)
-    return one
 
 
 def _by_name(one: Any) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from mlxspec.decode.engine import Engine, alone
+from mlxspec.decode.alone import alone
+from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Prompt
 from mlxspec.defaults import BUDGET_S, MAX_AUTO_TOKENS, DraftTokens
 from mlxspec.errors import NothingDrafts
