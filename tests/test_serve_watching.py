@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from servers import Served, served
 
 from mlxspec.defaults import MODEL
-from mlxspec.metrics import TARGET
+from mlxspec.metrics import TARGET, RoundStats
+from mlxspec.parked import Parked
 from mlxspec.serve.broadcast import Broadcast
 from mlxspec.serve.counts import Histogram
 
@@ -129,6 +130,17 @@ def test_what_a_controller_learned_is_told_by_rows(server: Served) -> None:
     assert any(rows == 2 for rows, _ in learned)
     assert stats["server"]["pair"] == "demo"
     assert stats["controller"]["doing"]
+    (choice,) = stats["controller"]["choices"]
+    assert choice["texts"] in (1, 2)
+    assert (choice["draft_tokens"] > 0) != (choice["drafter"] == "")
+
+
+def test_why_nothing_is_proposed_is_told_in_words(server: Served) -> None:
+    server.service.watch.latest = RoundStats(0, 0, parked=Parked(0.125, 9))
+    with server.client() as client:
+        told = client.get("/stats").json()["controller"]
+    assert told["doing"] == "nothing is proposed"
+    assert told["parked"] == "speculation was losing 12%; it is tried again in 9 rounds"
 
 
 def test_a_text_whose_client_is_gone_is_counted_as_cancelled(server: Served) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from mlxspec._version import __version__
 from mlxspec.control.estimates import Learned
 from mlxspec.control.records import described_length
+from mlxspec.decode.doing import Doing
 from mlxspec.defaults import HISTORY, MODEL, PREDICTION
 from mlxspec.metrics import RoundStats
 from mlxspec.parked import Parked
@@ -50,7 +52,7 @@ def stats_of(service: Service) -> dict[str, Any]:
             "of_a_text": _mean(counts.whole_s),
         },
         "speculation": _speculation(counts),
-        "controller": _controller(watch.latest),
+        "controller": _controller(watch.latest, service.worker.doing),
         "rounds": _rounds(counts),
         "learned": _learned(engine.learned) if engine is not None else [],
         "cache": live.cache._asdict() if live.cache is not None else None,
@@ -100,14 +102,16 @@ def _speculation(counts: Counts) -> dict[str, Any]:
     return {name: stats[name] for name in (*names, *more)}
 
 
-def _controller(latest: RoundStats | None) -> dict[str, Any]:
-    if latest is None:
-        return {"doing": "no text was written yet", "parked": None}
-    if latest.drafted:
+def _controller(latest: RoundStats | None, choices: Sequence[Doing]) -> dict[str, Any]:
+    """What the latest round did, and what was chosen for the texts that share rounds."""
+    doing, parked = "no text was written yet", None
+    if latest is not None:
         tokens = f"{latest.drafted} token{'' if latest.drafted == 1 else 's'}"
-        return {"doing": f"{_named(latest.drafter)} proposes {tokens}", "parked": None}
-    parked = _why(latest.parked) if latest.parked is not None else None
-    return {"doing": "nothing is proposed", "parked": parked}
+        proposes = f"{_named(latest.drafter)} proposes {tokens}"
+        doing = proposes if latest.drafted else "nothing is proposed"
+        parked = _why(latest.parked)
+    chosen = [one._asdict() | {"parked": _why(one.parked)} for one in choices]
+    return {"doing": doing, "parked": parked, "choices": chosen}
 
 
 def _named(drafter: str) -> str:
@@ -115,9 +119,10 @@ def _named(drafter: str) -> str:
     return names.get(drafter, drafter)
 
 
-def _why(parked: Parked) -> str:
-    again = f"it is tried again in {parked.retry_in} rounds"
-    return f"speculation would have cost {parked.loss:.0%} of the speed; {again}"
+def _why(parked: Parked | None) -> str | None:
+    if parked is None:
+        return None
+    return f"{parked.why}; it is tried again in {parked.retry_in} rounds"
 
 
 def _rounds(counts: Counts) -> list[dict[str, Any]]:

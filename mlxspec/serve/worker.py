@@ -12,6 +12,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from mlxspec.decode.batch import Batch, Row
+from mlxspec.decode.doing import Doing
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.errors import MlxspecError
@@ -40,6 +41,7 @@ class Step(NamedTuple):
 
 Watcher = Callable[[Step], None]
 
+LOOKS_EVERY_S = 0.5
 IDLE_S = 10.0  # without a text, after which pasts are written to the store
 
 
@@ -72,6 +74,7 @@ class Worker:
         self.measured: Measured | None = None
         self.failure: BaseException | None = None  # why there is no engine
         self.prefixes: PrefixCache | None = None  # what texts begin from
+        self.doing: Sequence[Doing] = ()  # the latest choices for texts
         self.watchers: list[Watcher] = []  # called on the worker's thread; they must be quick
         self.tell = tell
         self._prepare = prepare
@@ -87,6 +90,7 @@ class Worker:
         self._turn = threading.Condition()  # guards what is above, from `_asked` on
         self._ready = threading.Event()
         self._stepping_since_s: float | None = None
+        self._looked_s = 0.0  # when the batch was asked what its texts do
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
 
     # --- for everybody ------------------------------------------------------------------------
@@ -181,7 +185,14 @@ class Worker:
                 self._stepping_since_s = None
             told = [(self._tickets[row], event) for row, event in events]
             self._told(Step(told, batch.running))
+            self._look(batch)
         self._end(batch)
+
+    def _look(self, batch: Batch) -> None:
+        """Ask what the texts do, and why, now and then."""
+        now_s = time.monotonic()
+        if batch.running and now_s > self._looked_s + LOOKS_EVERY_S:
+            self.doing, self._looked_s = batch.doing(), now_s
 
     def _batch(self, engine: Engine) -> Batch:
         batch = engine.batch(self._max_rows)

@@ -31,8 +31,9 @@ function showStats(stats) {
   if (first && !$("prompt").value) $("prompt").value = about.chats ? "Write a haiku about the sea." : "def fibonacci(n):\n";
   if (first && about.max_tokens) $("tokens").max = about.max_tokens;
   $("doing").textContent = sentence(stats.controller.doing);
-  $("why").textContent = sentence(stats.controller.parked ?? "");
-  $("why").hidden = !stats.controller.parked;
+  const why = stats.controller.parked ?? stats.controller.choices.find(({ parked }) => parked)?.parked;
+  $("why").textContent = sentence(why ?? "");
+  $("why").hidden = !why;
   drawPositions($("positions"), stats.speculation.drafted_by_position, stats.speculation.accepted_by_position);
   showQueue();
   showCurve();
