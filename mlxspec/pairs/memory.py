@@ -131,14 +131,14 @@ def _passes(
     needs = [reading, moving]
     for name, one in drafts.items():
         past = sum(pasts[name].values())
-        needs.append(one.read(spans[name]) + _reading(one, spans[name]) - past)
+        needs.append(one.read(spans[name]) + _reading(one, spans[name], CHUNK // 2) - past)
         needs.append(one.read(spans[name]))
     needs.append(target.passing(rows, context) + target.sampling(rows))
     return max(0, *needs)
 
 
-def _reading(model: Footprint, tokens: int) -> int:
-    """The largest pass of a text that is read in whole pieces, and then the rest of it."""
-    whole, rest = divmod(tokens, CHUNK)
-    pieces = [(CHUNK, whole * CHUNK)] if whole else []
+def _reading(model: Footprint, tokens: int, piece: int = CHUNK) -> int:
+    """The largest pass of a text that is read in pieces; a draft's fit between two rounds."""
+    whole, rest = divmod(tokens, piece)
+    pieces = [(piece, whole * piece)] if whole else []
     return max(model.passing(*piece) for piece in [*pieces, (rest, tokens)])
