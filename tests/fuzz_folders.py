@@ -10,6 +10,7 @@ mlxspec's errors, in one line. The suite runs it for a few seconds (test_fuzz_fo
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import signal
@@ -26,7 +27,9 @@ import mlx.core as mx
 from cli_tools import save_model
 
 from mlxspec.errors import MlxspecError
+from mlxspec.pairs.check import Finding, check
 from mlxspec.pairs.loading import load
+from mlxspec.pairs.overview import overview
 from mlxspec.pairs.table import Pair
 
 PATIENCE_S = 60
@@ -132,11 +135,53 @@ def beside(folder: Path, rng: random.Random) -> None:
     (folder / name).write_bytes(rng.randbytes(20))
 
 
+def swollen(folder: Path, rng: random.Random) -> None:
+    """A header that promises more than the file has, or than any machine has."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    if rng.random() < 0.4:
+        size = rng.choice([2**63 - 1, 2**40, length + 10**6, 0, 1])
+        path.write_bytes(size.to_bytes(8, "little") + content[8:])
+        return
+    header = json.loads(content[8 : 8 + length])
+    name = rng.choice([name for name in header if name != "__metadata__"])
+    entry = header[name]
+    entry["shape"] = rng.choice([[2**40, 2**40], [-1, 4], [2**62], [], ["a"], None])
+    if rng.random() < 0.5:
+        entry["data_offsets"] = rng.choice([[0, 2**62], [10, 5], [-8, 0], [0], "x", None])
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+
+
+def nested(folder: Path, rng: random.Random) -> None:
+    """A JSON file whose brackets no reader's stack has room for."""
+    files = ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+    (folder / rng.choice(files)).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+
+
+class Trap:
+    """Leaves a file behind if it is ever unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def pickled(folder: Path, rng: random.Random) -> None:
+    """A pickle under a name that some library loads, which must stay closed."""
+    names = ["pytorch_model.bin", "model.pkl", "tokenizer.pkl", "training_args.bin", "vocab.pkl"]
+    (folder / rng.choice(names)).write_bytes(pickle.dumps(Trap(folder.parent / "sprung")))
+
+
 MUTATIONS = [
     *(Mutation(edited(name)) for name in ("config.json", "tokenizer_config.json")),
     *(Mutation(edited(name)) for name in ("tokenizer.json", "generation_config.json")),
     *(Mutation(change) for change in (cut, flipped, removed, templated, tensors)),
-    *(Mutation(change, keeps=True) for change in (indexed, sharded, beside)),
+    *(Mutation(change) for change in (swollen, nested)),
+    *(Mutation(change, keeps=True) for change in (indexed, sharded, beside, pickled)),
 ]
 
 
@@ -160,6 +205,18 @@ def text_of(folder: Path) -> str:
         return engine.generate([1, 2, 3], max_tokens=4).text
 
 
+def looked_at(whole: Path, folder: Path) -> None:
+    """What commands look at before they load: each ends, and says all of it in lines."""
+    with no_hang():
+        overview(Pair("fuzzed", str(folder), str(whole)), ())
+        for pair in (Pair("a", str(whole), str(folder)), Pair("b", str(folder), str(whole))):
+            try:
+                found = check(pair).findings
+            except MlxspecError as error:
+                found = (Finding("✗", "target", f"{error.message} {error.hint}"),)
+            assert all("\n" not in one.words for one in found), found
+
+
 def tried(whole: Path, expected: str, seed: int) -> bool:
     """Whether a folder with one or two mutations loads; asserts that it is right, or one error."""
     rng = random.Random(seed)
@@ -173,12 +230,15 @@ def tried(whole: Path, expected: str, seed: int) -> bool:
             keeps = keeps and mutation.keeps
         refusal = None
         try:
+            if rng.random() < 0.3:
+                looked_at(whole, folder)
             text = text_of(folder)
         except MlxspecError as error:
             refusal = f"{error.message} {error.hint}"
         except BaseException as error:
             error.add_note(f"seed {seed}")
             raise
+        assert not (folder.parent / "sprung").exists(), f"seed {seed}: a pickle was loaded"
         if refusal is not None:
             assert "\n" not in refusal, f"seed {seed}: {refusal}"
             assert not keeps, f"seed {seed}: a whole folder does not load: {refusal}"

@@ -194,7 +194,9 @@ def test_a_file_that_a_loop_reads_is_left_to_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_any_encoding_holds_what_is_said(call: Call, tmp_path, encoding: str) -> None:
     table = tmp_path / "models.toml"
-    table.write_text('[mine]\ntarget = "é/ж"\nnote = "5 … 6 · “漢”"\n', encoding="utf-8")
+    table.write_text(
+        '[mine]\ntarget = "é/ж"\nnote = "5 … 6 · “漢”"\n["ж"]\ntarget = "x"\n', encoding="utf-8"
+    )
     for arguments in (["--help"], *([command, "-h"] for command in COMMANDS)):
         run = call(*arguments, encoding=encoding)
         assert (run.code, run.err) == (0, b"")
@@ -204,7 +206,7 @@ def test_any_encoding_holds_what_is_said(call: Call, tmp_path, encoding: str) ->
         assert (run.code, run.err) == (0, b"")
         assert "ж" in run.out.decode(encoding) or "\\u0436" in run.out.decode(encoding)
         shown = run.out.decode(encoding)
-        if encoding == "ascii":
+        if encoding == "ascii" and "show" in arguments:
             assert '5 ... 6 - "\\u6f22"' in " ".join(shown.split())
     # An object is in UTF-8 wherever it goes.
     assert '"é/ж"'.encode() in call("pairs", "show", "mine", "--json", *mine, encoding=encoding).out

@@ -243,3 +243,15 @@ def test_a_server_is_named_by_its_models(models, monkeypatch):
         (line,) = lines(diagnosis._servers)
     assert line.words == "something answers, perhaps a hub"
     assert json.dumps(line.as_dict())
+
+
+def test_no_more_memory_is_wired_than_is_needed_and_it_is_given_back(monkeypatch):
+    limits, at_exit = [], []
+    monkeypatch.setattr(memory.mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(memory.mx, "set_wired_limit", lambda size: limits.append(size) or 7)
+    monkeypatch.setattr(memory.atexit, "register", lambda *call: at_exit.append(call))
+    monkeypatch.setattr(memory, "limit", lambda: 10 * 2**30)
+    memory.wire(5 * 2**30)
+    memory.wire(9 * 2**30)
+    assert limits == [7 * 2**30, 10 * 2**30]
+    assert [call[1] for call in at_exit] == [7, 7]

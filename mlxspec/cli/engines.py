@@ -41,6 +41,7 @@ def load_engine(
             speculation=models.speculates,
             compiled=models.compiled,
             kv=models.kv(),
+            wired=models.wired,
             trust_remote_code=models.trust_remote_code,
             tell=hears,
             doing=doing,

@@ -153,6 +153,13 @@ class ModelOptions:
     kv_group_size: Annotated[
         int, _model(metavar="32|64|128", help="Keys or values that share one scale.")
     ] = DEFAULT_GROUP_SIZE
+    wired: Annotated[
+        bool,
+        _model(
+            "--wired",
+            help="On a Mac, keep the models' memory from being paged out, as much as they need.",
+        ),
+    ] = False
     draft_tokens: Annotated[
         Any,
         _drafting(

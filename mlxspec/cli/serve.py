@@ -158,15 +158,18 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
     """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
     _require_libraries()
     from mlxspec.cli.board import open_board
+    from mlxspec.cli.disk import require_here
+    from mlxspec.pairs.stock import recommended_of
     from mlxspec.serve.running import Server, listen
     from mlxspec.serve.service import Service
     from mlxspec.serve.worker import Worker
 
     pair = models.chosen()
+    require_here(pair, speculation=models.speculates)
     usual = {
         "draft_tokens": models.draft_tokens,
-        "sampling": sampling.params(pair.sampling),
-        "template_args": template_args(server.template_arg),
+        "sampling": sampling.params({**recommended_of(pair), **pair.sampling}),
+        "template_args": {**pair.template_args, **template_args(server.template_arg)},
     }
     settings = server.settings(pair, usual)
     listening = listen(server.host, server.port)

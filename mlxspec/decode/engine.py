@@ -22,11 +22,7 @@ from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.metrics import Generation
-from mlxspec.models.cached_model import (
-    CachedModel,
-    cached_model_of,
-    require_exact,
-)
+from mlxspec.models.cached_model import CachedModel, cached_model_of, require_exact
 from mlxspec.models.caches.original import Model, require_quantizable
 from mlxspec.models.context import context_of
 from mlxspec.models.prefill import finished
@@ -59,9 +55,8 @@ class Engine:
             sessions read for themselves, and each batch has one of its own, which ends with it.
 
     `learned` holds the findings of runs with draft_tokens="auto"; a program may keep it, and give
-    it to an engine with the same models on the same machine. `notes` are told in every run: how
-    the models were loaded. `recommended` is the sampling that the pair, or else the target's
-    authors, recommend, by `params.NAMES`; a request does not take it by itself.
+    it to an engine with the same models on the same machine. `notes` are told in every run: how the
+    models were loaded. `recommended` is what its pair or its authors recommend for sampling.
 
     Raises:
         UnsupportedModel: a model cannot speculate exactly.

@@ -7,6 +7,7 @@ an allocation on the CPU fails, the process ends, and no program can recover.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def watched(what: str) -> Iterator[None]:
 
 # --- how much there is ------------------------------------------------------------------
 
+_SPARE_WIRED = 2 * 2**30  # bytes beside the weights: for the past, and for a pass
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
@@ -58,6 +60,18 @@ def limit() -> int:
         if isinstance(size := info.get(name), int) and size > 0:
             return size
     return min([system_memory(), *_of_control_group()])
+
+
+def wire(needed: int) -> None:
+    """Keep as much memory wired as models need, and a little more, until this process ends.
+
+    Wired memory cannot be paged out, so that a machine that runs short of the rest may stop; so
+    nothing is wired that nobody asked for. Only Metal knows it.
+    """
+    if not mx.metal.is_available():
+        return
+    before = mx.set_wired_limit(min(needed + _SPARE_WIRED, limit()))
+    atexit.register(mx.set_wired_limit, before)
 
 
 def system_memory() -> int:

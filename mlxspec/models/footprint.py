@@ -28,7 +28,7 @@ from mlxspec.params import KVQuantization
 
 Kind = Literal["full", "window", "state", "other"]
 _STEP = 256  # entries by which mlx-lm's caches grow
-_ROUNDING = 4  # bytes of a number in scores and in logits, which are float32
+_FLOAT = 4  # bytes of a number in logits, which sampling takes as float32
 # Arrays of a pass that are alive at a time: of a row of the hidden size, of the layer between, of
 # scores before and after their softmax, and of logits and what sampling makes of them.
 _HIDDEN, _BETWEEN, _SCORES, _LOGITS = 4, 2, 2, 6
@@ -102,14 +102,14 @@ class Footprint:
 
     def passing(self, rows: int, length: int) -> int:
         """Bytes of the activations of a pass that attends over `length` entries."""
-        of_row = (_HIDDEN * self.hidden + _BETWEEN * self.between) * self.number
+        of_row = _HIDDEN * self.hidden + _BETWEEN * self.between
         if on_cpu():  # where attention writes its scores
-            of_row += _SCORES * _ROUNDING * self.heads * length
-        return rows * of_row
+            of_row += _SCORES * self.heads * length
+        return rows * of_row * self.number
 
     def sampling(self, rows: int) -> int:
         """Bytes of the logits of so many rows, and of what sampling makes of them."""
-        return _LOGITS * _ROUNDING * rows * self.vocabulary
+        return _LOGITS * _FLOAT * rows * self.vocabulary
 
 
 def footprint(

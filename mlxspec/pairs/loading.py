@@ -12,12 +12,12 @@ from typing import Any, cast
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.generate import maybe_set_recommended_wired_limit
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
+from mlxspec.device.memory import wire
 from mlxspec.drafters import plugins
 from mlxspec.drafters.graph import Head
 from mlxspec.drafters.history import History
@@ -47,6 +47,7 @@ def load(
     speculation: bool = True,
     compiled: bool | None = None,
     kv: KVQuantization | None = None,
+    wired: bool = False,
     folders: Folders | None = None,
     tell: Tell | None = None,
     doing: Tell | None = None,
@@ -62,6 +63,8 @@ def load(
             the pair says so.
         speculation: False leaves the draft unloaded.
         compiled, kv: see `Engine`.
+        wired: keep the models' memory from being paged out, on Metal: as much as they need and
+            a little more, until the process ends.
         folders: the result of `fetch`, where that was called before.
         tell: called with why a draft that cannot be used is left out; None leaves none out, and
             raises.
@@ -76,7 +79,6 @@ def load(
     pair = _pair(pair, models, adapter, revision)
     trust = trust_remote_code or pair.trust_remote_code
     folders = folders or fetch(pair, speculation=speculation, tell=tell)
-    maybe_set_recommended_wired_limit()
     loaded, tokenizer = _target(pair, folders, trust)
     target = loaded.model
 
@@ -89,6 +91,8 @@ def load(
         doing("trying the caches of its models")  # their first passes, which also read the weights
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
+    if wired:
+        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values()))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -222,6 +226,11 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
         mlx=version("mlx"),
         mlx_lm=version("mlx-lm"),
     )
+
+
+def _bytes_of(model: Model) -> int:
+    arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _bits_of(model: Model) -> str:

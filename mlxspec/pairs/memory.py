@@ -13,6 +13,7 @@ from mlxspec.models.prefill import CHUNK
 
 # Of what is counted: how far the sum may be off, and what other programs want to move in.
 HEADROOM = 0.1
+_HELD = 0.75  # of a past that is copied layer by layer: what is not freed yet at the worst time
 USUAL_CONTEXT = 8192  # tokens that a sum is for where nobody names a number
 
 IN_WORDS: Mapping[Kind, str] = {
@@ -127,18 +128,18 @@ def _passes(
     own = sum(pasts["target"].values())
     # The target reads on mlx-lm's caches, and then they are copied: the drafts have no past yet.
     reading = target.read(context) + _reading(target, context) - own - later
-    moving = target.read(context) - later
+    moving = round(_HELD * target.read(context)) - later
     needs = [reading, moving]
     for name, one in drafts.items():
         past = sum(pasts[name].values())
-        needs.append(one.read(spans[name]) + _reading(one, spans[name]) - past)
-        needs.append(one.read(spans[name]))
+        needs.append(one.read(spans[name]) + _reading(one, spans[name], CHUNK // 2) - past)
+        needs.append(round(_HELD * one.read(spans[name])))
     needs.append(target.passing(rows, context) + target.sampling(rows))
     return max(0, *needs)
 
 
-def _reading(model: Footprint, tokens: int) -> int:
-    """The largest pass of a text that is read in whole pieces, and then the rest of it."""
-    whole, rest = divmod(tokens, CHUNK)
-    pieces = [(CHUNK, whole * CHUNK)] if whole else []
+def _reading(model: Footprint, tokens: int, piece: int = CHUNK) -> int:
+    """The largest pass of a text that is read in pieces; a draft's fit between two rounds."""
+    whole, rest = divmod(tokens, piece)
+    pieces = [(piece, whole * piece)] if whole else []
     return max(model.passing(*piece) for piece in [*pieces, (rest, tokens)])

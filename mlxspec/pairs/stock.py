@@ -24,6 +24,7 @@ from mlxspec.pairs.folders import located, named
 from mlxspec.pairs.hub import MODEL_FILES, Repository
 from mlxspec.pairs.memory import USUAL_CONTEXT, MemorySum, memory_sum
 from mlxspec.pairs.pull import cached_size
+from mlxspec.pairs.recommended import recommended
 from mlxspec.pairs.table import Pair
 from mlxspec.pairs.weights import missing_file, readings
 
@@ -92,6 +93,12 @@ def _snapshot(repository: Repository) -> Path | None:
         return Path(error.snapshot_path) if error.snapshot_path else None
     except (LocalEntryNotFoundError, HFValidationError):
         return None
+
+
+def recommended_of(pair: Pair) -> dict[str, float]:
+    """The sampling that the authors of a pair's target recommend; empty where it is not here."""
+    folder = held(TARGET, pair.target, pair.revision).folder
+    return {} if folder is None else recommended(folder)
 
 
 def _is_whole(folder: Path) -> bool:
