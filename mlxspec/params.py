@@ -15,7 +15,7 @@ VERIFY: tuple[Verify, ...] = get_args(Verify)
 DEFAULT_CONTEXT = 20  # tokens that a penalty looks back on, as in mlx-lm
 DEFAULT_GROUP_SIZE = 64  # values that share one scale in quantised keys and values
 DEFAULT_THRESHOLD = 0.3  # of the relaxed rule
-_MOST = 1e30  # a logit that this is added to, or multiplied by, is still a float32
+MOST = 1e30  # a logit that this is added to, or multiplied by, is still a float32
 
 
 def _require(name: str, value: object, holds: bool, expected: str) -> None:
@@ -24,7 +24,7 @@ def _require(name: str, value: object, holds: bool, expected: str) -> None:
 
 
 def _require_finite(name: str, value: float) -> None:
-    _require(name, value, abs(value) <= _MOST, f"a finite number, {_MOST:g} at most")
+    _require(name, value, abs(value) <= MOST, f"a finite number, {MOST:g} at most")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class Penalties:
             if called == name or name == "repetition":
                 _require(called, value, value >= 0, "0 or more")
             _require_finite(called, value)
-        divides = self.repetition == 0 or self.repetition >= 1 / _MOST
-        _require("repetition_penalty", self.repetition, divides, f"0, or {1 / _MOST:g} or more")
+        divides = self.repetition == 0 or self.repetition >= 1 / MOST
+        _require("repetition_penalty", self.repetition, divides, f"0, or {1 / MOST:g} or more")
 
     def windows(self, whole: int | None) -> Windows:
         """The number of tokens that each penalty looks back on, 0 where it is off.
@@ -175,7 +175,7 @@ class SamplingParams:
             is_id = isinstance(token, int) and token >= 0
             _require("logit_bias", token, is_id, "for ids, which are whole numbers from 0")
             # -inf forbids a token, which is what a bias is often used for.
-            _require("logit_bias", bias, bias <= _MOST, f"{_MOST:g} at most, or -inf")
+            _require("logit_bias", bias, bias <= MOST, f"{MOST:g} at most, or -inf")
         self._check_verify()
 
     def _check_verify(self) -> None:

@@ -122,7 +122,7 @@ def test_numbers_that_a_model_cannot_count_with_are_the_requests_fault(
     assert client.post("/generate", json=body | {name: most}).status_code == 200
     answer = client.post("/generate", json=body | {name: beyond})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == name
+    assert answer.json()["error"]["param"].startswith(name)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(client: httpx.Client) -> None:

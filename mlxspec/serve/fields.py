@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.errors import MlxspecError
-from mlxspec.params import NAMES, SamplingParams, changed
+from mlxspec.params import MOST, NAMES, SamplingParams, changed
 from mlxspec.serve.refusal import Refusal, refusal_of
 from mlxspec.serve.service import Service
 from mlxspec.serve.wire import require_json
@@ -23,7 +23,7 @@ DraftTokens = Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | Literal["auto"]
 class Fields(BaseModel):
     """Fields of a request. Those that nobody knows are ignored; types are not guessed."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class Speculative(Fields):
@@ -45,20 +45,20 @@ class StreamOptions(Fields):
 class SamplingFields(Fields):
     """How tokens are chosen. What is left out is as the server was started."""
 
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=MOST)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_probability: Annotated[float, Field(ge=0, le=1)] | None = None
     xtc_threshold: Annotated[float, Field(ge=0, le=0.5)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1 / MOST, le=MOST)] | None = None
     repetition_context_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    presence_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-MOST, le=MOST)] | None = None
     presence_context_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    frequency_penalty: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-MOST, le=MOST)] | None = None
     frequency_context_size: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-MOST, le=MOST)]] | None = None
     speculative: Speculative | None = None
 
     @property
@@ -90,8 +90,7 @@ class SamplingFields(Fields):
         try:
             options["sampling"] = changed(usual, given, **others)
         except MlxspecError as error:
-            name = error.message.partition(" ")[0]
-            raise refusal_of(error, name if name in type(self).model_fields else None) from error
+            raise refusal_of(error) from error
         return options
 
     def _biases(self) -> dict[int, float] | None:
