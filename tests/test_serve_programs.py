@@ -1,4 +1,4 @@
-"""What programs send to servers of models, replayed: Open WebUI, Continue.
+"""What programs send to servers of models, replayed: Open WebUI, Continue, docs/serving.md.
 
 Those of Claude Code and Codex are in test_serve_messages and test_serve_responses.
 """
@@ -6,8 +6,12 @@ Those of Claude Code and Codex are in test_serve_messages and test_serve_respons
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -18,9 +22,12 @@ from talkers import CALL, NAMES, WEATHER, Talker, talker, talking_tokenizer
 from mlxspec.decode.engine import Engine
 from mlxspec.serve.infill import infill_of
 from mlxspec.serve.refusal import Refusal
+from mlxspec.serve.settings import Settings
+from mlxspec.serve.worker import IDLE_S
 
 TITLE = '{ "title": "🌧 Rain in Köln" }'
 KEY = "s3cret"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +197,41 @@ def test_the_way_is_known_by_the_tokens_of_a_model(names: tuple[str, ...], promp
         infill_of(talking_tokenizer((*NAMES, *names[1:])))
     with pytest.raises(Refusal):
         infill_of(None)
+
+
+# --- docs/serving.md ------------------------------------------------------------------------
+
+
+def shown(language: str, with_: str) -> list[str]:
+    """The blocks of the page in a language that have a text in them."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [block for block in blocks if with_ in block]
+
+
+def test_the_clients_of_the_page_work(chat: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = shown("python", "import")
+    assert len(blocks) == 2
+    for block in blocks:
+        block = block.replace("http://127.0.0.1:8000", chat.url).replace('"any"', f'"{KEY}"')
+        exec(block, {})
+        assert "so it is" in capsys.readouterr().out
+
+
+def test_the_command_of_the_page_works(coder: Served) -> None:
+    (block,) = shown("bash", "curl")
+    call = shlex.split(block.replace("http://127.0.0.1:8000", coder.url))
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["object"] == "chat.completion"
+
+
+def test_what_the_page_says_of_limits_is_so() -> None:
+    page, settings = PAGE.read_text(), Settings(name="any")
+    for limit in (
+        f"{settings.max_rows} texts at a time",
+        f"{settings.max_queue} texts wait",
+        f"{settings.max_choices} texts of one request",
+        f"{settings.max_body_bytes // 2**20} MiB",
+        f"more than {settings.stuck_s:.0f} s",
+        f"asked for during {IDLE_S:.0f} seconds",
+    ):
+        assert limit in page
