@@ -18,7 +18,6 @@ from cli_tools import (
     command,
     environment,
     is_one_error,
-    mlxspec,
     save_model,
     serving,
     wait_for,
@@ -221,14 +220,14 @@ def away(hub, tmp_path):
     """The surroundings of a process that knows the hub and an empty cache."""
     return environment(
         HF_ENDPOINT=hub.endpoint,
-        HF_HOME=str(tmp_path / "home"),
+        HF_HUB_CACHE=str(tmp_path / "cache"),
         HF_HUB_OFFLINE="0",
         XDG_CONFIG_HOME=str(tmp_path / "config"),
     )
 
 
 def cache_of(env: dict[str, str]) -> Path:
-    return Path(env["HF_HOME"]) / "hub" / "models--org--model" / "blobs"
+    return Path(env["HF_HUB_CACHE"]) / "models--org--model" / "blobs"
 
 
 def test_the_command_says_what_is_missing_pulls_it_and_removes_it(hub, tmp_path, invoke):
@@ -266,14 +265,11 @@ def test_a_process_that_is_killed_leaves_what_the_next_goes_on_with(hub, away, t
     (part,) = cache_of(away).glob("*.incomplete")
     kept = part.stat().st_size
     hub.slow_s, hub.cuts = 0, []
-    closed = {**away, "HF_HUB_OFFLINE": "1"}
-    offline = mlxspec("generate", "--target", "org/model", "abc", env=closed)
-    assert offline.returncode == 1
-    assert is_one_error(offline.stderr)
-    done = mlxspec("pairs", "pull", "org/model", env=away)
-    assert done.returncode == 0, done.stderr
+    assert held("target", "org/model").state == "in part"
+    pull(plan(MODEL, "mine"))
     assert hub.asked[-1] == f"bytes={kept}-"
-    assert not list(cache_of(away).glob("*.incomplete"))
+    assert not unfinished(MODEL)
+    assert text_of("org/model") == text_of(target)
 
 
 def test_two_processes_pull_one_file_once(hub, away):
@@ -284,12 +280,13 @@ def test_two_processes_pull_one_file_once(hub, away):
     assert not list(cache_of(away).glob("*.incomplete"))
 
 
-def test_a_pair_that_is_away_is_refused_where_nobody_can_be_asked(away):
-    run = mlxspec("generate", "--target", "org/model", "abc", env=away)
-    assert (run.returncode, run.stdout) == (1, b"")
-    assert is_one_error(run.stderr)
-    assert b"org/model (of the pair org/model) is not on this machine" in run.stderr
-    assert b"`mlxspec pairs pull org/model`" in run.stderr
+def test_a_pair_that_is_away_is_refused_where_nobody_can_be_asked(hub, invoke):
+    run = invoke("generate", "--target", "org/model", "abc")
+    assert (run.code, run.out) == (1, "")
+    assert is_one_error(run.err)
+    assert "org/model (of the pair org/model) is not on this machine" in run.err
+    assert "`mlxspec pairs pull org/model`" in run.err
+    assert hub.asked == []
 
 
 @pytest.mark.parametrize("answer", [b"y\n", b"n\n"])
