@@ -100,6 +100,7 @@ class Talks:
 
     def beside(self, *bodies: dict[str, Any]) -> list[Any]:
         """The responses to requests that come in this order, before one of them is begun."""
+        wait_for(self.server.is_idle)
         self.target.hold(0)
 
         def post(body: dict[str, Any]) -> Any:
