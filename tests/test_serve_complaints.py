@@ -100,6 +100,7 @@ class Talks:
 
     def beside(self, *bodies: dict[str, Any]) -> list[Any]:
         """The responses to requests that come in this order, before one of them is begun."""
+        wait_for(self.server.is_idle)
         self.target.hold(0)
 
         def post(body: dict[str, Any]) -> Any:
@@ -209,7 +210,7 @@ def test_02_one_bad_row_ends_alone(talks: Talks, *, stream: bool) -> None:
     bad, good = talks.beside(asked(BROKEN, stream=stream), asked(LONG))
     assert content_of(good.json()) == REPLIES[int(LONG)]
     if stream:
-        assert "".join(deltas(bad.text)) == "well "
+        assert "well ".startswith("".join(deltas(bad.text)))  # by how much a round proposes
         assert "data: [DONE]" not in bad.text
     else:
         assert bad.status_code == 500
