@@ -287,3 +287,16 @@ def test_no_round_is_built_that_the_rest_of_the_texts_does_not_pay_for() -> None
         policy.built(6.0)
         plan = policy.plan(100, [[]] * 4, Outlook(left, lambda choice: choice != PLAIN))
         assert bool(plan.whole.draft_tokens) == may
+
+
+def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
+    """A round takes as long, however many of its texts are drafted for."""
+    costs = (1.0, 1.2, 1.5, 1.8, 2.0, 2.2)
+    learned = Learned()
+    learned.learn(LENGTH, {"model": Knowledge(costs, (0.9,) * 5)}, rows=8)
+    policy = Controllers({"model": 5}, learned, LENGTH)(8)
+    drafts = Choice("model", 3)
+    assert policy.pays(drafts, 8, 8)
+    assert policy.pays(drafts, 4, 8)
+    assert not policy.pays(drafts, 2, 8)
+    assert policy.pays(drafts, 2, 2)

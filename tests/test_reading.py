@@ -162,6 +162,19 @@ def test_others_wait_for_a_piece_of_a_newcomer_at_most(row_s: float) -> None:
     assert newcomer.generation.tokens == plain(model("llama"), prompt_of(tokens), 5)[:1]
 
 
+def test_texts_that_no_draft_reads_leave_it_to_those_that_join_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left_out: list[str] = []
+    monkeypatch.setattr(Controller, "permit", lambda *_: Permit.NEVER)
+    monkeypatch.setattr(Controller, "leave_out", lambda _, name: left_out.append(name))
+    engine = Engine(model("llama"), draft_for(model("llama"), "agrees"), compiled=False)
+    engine.generate_many([prompt_of(9), prompt_of(7)], max_rows=2, max_tokens=40)
+    assert not left_out
+    engine.generate(prompt_of(9), max_tokens=40)
+    assert set(left_out) == {MODEL}
+
+
 # --- what the controller permits ----------------------------------------------------------
 
 

@@ -117,6 +117,12 @@ class BatchController(Controller):
         elif choice.drafter:
             self._texts.add(choice, accepted)
 
+    def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
+        if self._left or not self._knows(choice):  # on trial: its cost is what is to be found out
+            return True
+        brings = (self._tokens(choice) - 1) * drafted / texts
+        return 1 + brings > self._cost(choice)
+
     def built(self, seconds: float) -> None:
         """Record that a round had to be built first, which took `seconds`."""
         before = self._common.building_s or seconds

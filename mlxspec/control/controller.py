@@ -167,6 +167,10 @@ class Controller:
         loss_s = need.spent_s + (need.piece_s if earns else cost_s)
         return Permit.PIECE if loss_s <= READING_SHARE * likely_s else Permit.LATER
 
+    def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
+        """True: a text alone is drafted for or not."""
+        return True
+
     def postponed(self, choice: Choice) -> None:
         """Take back a choice whose drafter was not ready: the round proposed nothing."""
         if choice == self._trial and self._undo is not None:

@@ -24,7 +24,8 @@ class Need(NamedTuple):
     piece_s: the seconds of its next piece, or 0 before one was timed.
     spent_s: the seconds that it has read for already, in this text.
     pass_s: the seconds of its pass over one row, and plain_s of a plain round; None if unknown.
-    run_s: the seconds since the text was begun. left_s: the seconds that its rest takes plainly.
+    run_s: the seconds since the text was begun. left_s: the seconds that its rest takes plainly;
+        of both, the text's share where others are written beside it and wait while it is read.
     """
 
     cost_s: float | None
@@ -115,6 +116,9 @@ class Policy(Protocol):
     def permit(self, name: str, need: Need) -> Permit:
         """Whether a draft may read what it needs to."""
 
+    def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
+        """Whether a round is worth it in which a model drafts for that many of the texts alone."""
+
     def postponed(self, choice: Choice) -> None:
         """Take back a choice whose drafter was not ready: the round proposed nothing."""
 
@@ -185,6 +189,9 @@ class FixedPolicy:
 
     def permit(self, name: str, need: Need) -> Permit:
         return Permit.ALL  # this K was asked for, whatever it costs
+
+    def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
+        return True
 
     def postponed(self, choice: Choice) -> None:
         """Nothing is planned ahead."""

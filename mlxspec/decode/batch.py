@@ -185,7 +185,7 @@ class Batch:
         events: list[tuple[Row, Event]] = []
         if len(track.text) < BEGUN and not rounds.takes_one:
             # Recurrent states have no shape yet: its first rounds run alone.
-            alone = Lane(rounds, lane.policy_of, ahead=False)
+            alone = Lane(rounds, lane.policy_of, ahead=False, shared=True)
             alone.join(track, state)
             while len(track.text) < BEGUN and not row.done:
                 events += self._round(alone)
@@ -298,6 +298,7 @@ class Batch:
             rounds,
             self._maker.policies(request, rounds),
             rounds_for=lambda method: self._maker.rounds_for(method, request),
+            shared=True,
         )
         self._lanes[lane] = key
         return lane

@@ -21,11 +21,14 @@ class CatchingUp:
 
     Args:
         slots: the rows. in_flight: the rounds that are in flight, the oldest first.
-        policy: see above.
+        policy: see above. shared: whether it is that of other texts too, which may join later.
     """
 
-    def __init__(self, slots: Slots, in_flight: list[InFlight], policy: Policy) -> None:
+    def __init__(
+        self, slots: Slots, in_flight: list[InFlight], policy: Policy, *, shared: bool
+    ) -> None:
         self.policy = policy
+        self._shared = shared
         self.first_s = 0.0
         self._slots = slots
         self._in_flight = in_flight
@@ -43,7 +46,8 @@ class CatchingUp:
 
     def permit(self, track: Track, name: str) -> Permit:
         """Whether a model that is behind may read on; one that never will is left out."""
-        permit = track.drafts.permit(name, track.text, self.policy, self._left_s(track))
+        left_s = self._left_s(track)
+        permit = track.drafts.permit(name, track.text, self.policy, left_s, self._texts)
         self.forget_if_left_out(name)
         return permit
 
@@ -54,19 +58,22 @@ class CatchingUp:
             if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
                 past = self._slots.past(track, name)
                 after = track.drafts.caught_up(
-                    past, name, track.text, self.policy, self._left_s(track)
+                    past, name, track.text, self.policy, self._left_s(track), self._texts
                 )
                 if after is not None and after is not past:
                     self._slots.put(track, name, after)
         self.forget_if_left_out(name)
 
     def forget_if_left_out(self, name: str) -> None:
-        """Let the policy never choose a drafter again that no text has any more."""
-        if not self._is_left(name):
+        """Let the policy never choose a drafter again that its text has no more."""
+        if not (self._shared or self._is_left(name)):
             self.policy.leave_out(name)
 
     def ready(self, plan: Plan, rows: Sequence[Track | None]) -> Plan:
-        """The plan, in which texts propose nothing whose drafter has not caught up with them."""
+        """The plan, in which texts propose nothing whose drafter has not caught up with them.
+
+        The model drafts for none of them where it would for too few.
+        """
         name = plan.whole.drafter
 
         def choice(track: Track | None, one: Choice) -> Choice:
@@ -76,11 +83,13 @@ class CatchingUp:
             return one if has else PLAIN
 
         ready = [choice(track, one) for track, one in zip(rows, plan.rows, strict=True)]
-        if not any(one.drafter == name for one in ready):
-            if self._is_left(name):
-                self.policy.postponed(plan.whole)
-            return planned(PLAIN, ready)
-        return planned(plan.whole, ready)
+        drafted = sum(one.drafter == name for one in ready)
+        moving = sum(track is not None for track in rows)
+        if drafted and self.policy.pays(plan.whole, drafted, moving):
+            return planned(plan.whole, ready)
+        if self._shared or self._is_left(name):
+            self.policy.postponed(plan.whole)
+        return planned(PLAIN, [PLAIN if one.drafter == name else one for one in ready])
 
     def _is_behind(self, track: Track, name: str) -> bool:
         latest = next((one for one in reversed(self._in_flight) if track in one.tracks), None)
@@ -91,6 +100,10 @@ class CatchingUp:
 
     def _is_left(self, name: str) -> bool:
         return any(name in track.drafts.names for track in self._slots.tracks if track is not None)
+
+    @property
+    def _texts(self) -> int:
+        return sum(track is not None for track in self._slots.tracks)
 
     def _left_s(self, track: Track) -> float:
         """The seconds that the rest of a text would take without a draft."""

@@ -135,21 +135,31 @@ class Drafts:
             return True
         return before != name if before is not None else self._has_missed(name, text)
 
-    def permit(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Permit:
+    def permit(
+        self, name: str, text: Sequence[int], policy: Policy, left_s: float, texts: int
+    ) -> Permit:
         """Whether a draft model that is behind may read on; one that never will is left out.
 
         Args:
             policy: says what pays.
             left_s: the seconds that the rest of the text would take without it.
+            texts: how many wait while it reads. Each has its share alone of a round's time, and
+                so of what the reading may bring and of what it may take.
         """
-        need = self._need(name, text, policy, left_s)
+        need = self._need(name, text, policy, left_s, texts)
         permit = policy.permit(name, need)
         if permit is Permit.NEVER:
             self.leave_out(name, _why(need))
         return permit
 
     def caught_up(
-        self, past: Past | None, name: str, text: Sequence[int], policy: Policy, left_s: float
+        self,
+        past: Past | None,
+        name: str,
+        text: Sequence[int],
+        policy: Policy,
+        left_s: float,
+        texts: int,
     ) -> Past | None:
         """The past of a model after it has read on: a piece, or all if the policy says so.
 
@@ -157,13 +167,15 @@ class Drafts:
 
         Args:
             past: what it had, of one row; None before it has read anything.
+            policy, left_s, texts: see `permit`.
         """
         until = time.perf_counter() + BETWEEN_S
-        at_once = policy.permit(name, self._need(name, text, policy, left_s)) is Permit.ALL
+        need = self._need(name, text, policy, left_s, texts)
+        at_once = policy.permit(name, need) is Permit.ALL
         try:
             past = self._read_on(past, name, text, at_once)
             while self._is_left(name, text):
-                need = self._need(name, text, policy, left_s)
+                need = self._need(name, text, policy, left_s, texts)
                 permit = policy.permit(name, need)
                 fits = time.perf_counter() + need.piece_s < until
                 if permit is not Permit.ALL and not (permit is Permit.PIECE and fits):
@@ -232,7 +244,9 @@ class Drafts:
         """Whether a model still has anything to read."""
         return self._must_read(name, text) or self._has_missed(name, text)
 
-    def _need(self, name: str, text: Sequence[int], policy: Policy, left_s: float) -> Need:
+    def _need(
+        self, name: str, text: Sequence[int], policy: Policy, left_s: float, texts: int
+    ) -> Need:
         pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
         return Need(
             cost_s=pace.reading_s(tokens, BETWEEN_S),
@@ -240,8 +254,8 @@ class Drafts:
             spent_s=self._spent_s[name],
             pass_s=pace.pass_s,
             plain_s=policy.seconds(PLAIN),
-            run_s=time.perf_counter() - self._begun_s,
-            left_s=left_s,
+            run_s=(time.perf_counter() - self._begun_s) / texts,
+            left_s=left_s / texts,
         )
 
     def _unread_tokens(self, name: str, text: Sequence[int]) -> int:

@@ -45,6 +45,7 @@ class Lane:
         ahead: whether a round is dispatched before the one before it is read.
         rounds_for: the rounds for other steps, so that texts may differ in those that they need;
             None where they never do.
+        shared: whether the policies are those of other texts too, which may join later.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Lane:
         *,
         ahead: bool = True,
         rounds_for: Callable[[Method], FusedRound] | None = None,
+        shared: bool = False,
     ) -> None:
         self._depth = 2 if ahead and not rounds.waits else 1
         self.policy_of = policy_of
@@ -66,7 +68,7 @@ class Lane:
         self._count = 1  # of rows, for which the policy decides
         self._in_flight: list[InFlight] = []  # oldest first
         self._chosen: Plan | None = None  # for the next round, where it has to wait
-        self._catching_up = CatchingUp(self._slots, self._in_flight, self.policy)
+        self._catching_up = CatchingUp(self._slots, self._in_flight, self.policy, shared=shared)
         self._stopwatch = Stopwatch()
 
     @property
