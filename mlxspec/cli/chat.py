@@ -133,7 +133,7 @@ def _talk(talk: Talk, begun: str) -> int:
         except KeyboardInterrupt:
             if not is_person:
                 raise
-            talk.out.tell("interrupted")
+            talk.out.aside("interrupted")
     return MlxspecError.exit_code if talk.failed and not is_person else 0
 
 
@@ -145,14 +145,15 @@ def _input(talk: Talk) -> Input:
     if not (is_person and sys.stdout.isatty() and streams.is_capable()):
         return Lines(sys.stdin.buffer, prompts=is_person)
     commands = {name: (one.meaning, one.words) for name, one in chat_commands.COMMANDS.items()}
-    return Keyboard(commands, talk.status, talk.out.tell)
+    return Keyboard(commands, talk.status, talk.out.aside)
 
 
 def _greet(talk: Talk) -> None:
-    name = talk.models.pair.name
+    name = talk.models.name
     if not talk.sending.has_turns:
-        talk.out.tell(
+        talk.out.aside(
             f"{name} has no chat template, so it knows no questions: it goes on with your text. "
             "Try: def fibonacci(n):"
         )
-    talk.out.tell(f"chat with {name} · /help shows the commands · Ctrl-D leaves")
+    talk.out.aside(f"chat with {name} · /help shows the commands · Ctrl-D leaves")
+    talk.out.tell("")

@@ -90,7 +90,7 @@ def _system(talk: Talk, text: str) -> None:
     if text:
         talk.conversation.system = None if text == OFF else text
     said = talk.conversation.system
-    talk.out.tell("there is no system message" if said is None else f"system: {visible(said)}")
+    talk.out.aside("there is no system message" if said is None else f"system: {visible(said)}")
 
 
 def _retry(talk: Talk, _: str) -> None:
@@ -98,17 +98,17 @@ def _retry(talk: Talk, _: str) -> None:
     if turn is None:
         raise _nothing("answer again")
     if not talk.sampling.temperature:
-        talk.out.tell("at temperature 0 the answer is the same; /set temp 0.7 varies it")
+        talk.out.aside("at temperature 0 the answer is the same; /set temp 0.7 varies it")
     if not talk.answer(turn.question):
         talk.conversation.add(turn)
-        talk.out.tell("the answer before stays")
+        talk.out.aside("the answer before stays")
 
 
 def _undo(talk: Talk, _: str) -> None:
     turn = talk.conversation.undo()
     if turn is None:
         raise _nothing("take back")
-    talk.out.tell(f"taken back: {_in_a_line(turn.question)}")
+    talk.out.aside(f"taken back: {_in_a_line(turn.question)}")
 
 
 def _edit(talk: Talk, _: str) -> str:
@@ -126,7 +126,7 @@ def _save(talk: Talk, name: str) -> None:
         raise _nothing("save")
     documents.save(talk.conversation, path)
     talk.file = path
-    talk.out.tell(f"saved {_turns(talk)} to {path}")
+    talk.out.aside(f"saved {_turns(talk)} to {path}")
 
 
 def _load(talk: Talk, name: str) -> str:
@@ -138,7 +138,7 @@ def _copy(talk: Talk, _: str) -> None:
     if turn is None:
         raise _nothing("copy")
     who = copy(turn.answer, sys.stderr)
-    talk.out.tell(f"{len(turn.answer):,} letters went to {who}")
+    talk.out.aside(f"{len(turn.answer):,} letters went to {who}")
 
 
 def _thoughts(talk: Talk, _: str) -> None:
@@ -155,7 +155,7 @@ def _set(talk: Talk, text: str) -> None:
     if not text:
         words = talk.sampling.in_words()
         limit = talk.settings.max_tokens
-        talk.out.tell(" · ".join([*words, f"max tokens {limit or 'up to the context'}"]))
+        talk.out.aside(" · ".join([*words, f"max tokens {limit or 'up to the context'}"]))
         return
     name, _, value = text.replace("=", " ").partition(" ")
     name, value = _SHORT.get(name, name).replace("-", "_"), value.strip()
@@ -196,11 +196,11 @@ def _draft(talk: Talk, text: str) -> None:
     request = engine.request([0], draft_tokens=talk.settings.draft_tokens)
     if not request.draft_tokens:
         asked = talk.settings.draft_tokens
-        talk.out.tell("draft off" if asked == 0 else "nothing drafts for this target")
+        talk.out.aside("draft off" if asked == 0 else "nothing drafts for this target")
         return
     drafters = ", ".join([*engine.drafts, *engine.heads, *(["history"] if engine.texts else [])])
     count = AUTO if request.auto else f"{request.draft_tokens} tokens a round"
-    talk.out.tell(f"draft {count}, by {drafters}")
+    talk.out.aside(f"draft {count}, by {drafters}")
 
 
 def _tokens(text: str) -> DraftTokens:
@@ -214,7 +214,7 @@ def _pair(talk: Talk, name: str) -> None:
     if name:
         talk.change_pair(name)
     pair = talk.models.pair
-    talk.out.tell(f"pair {pair.name}: {pair.target_name}, draft {pair.draft_name or 'none'}")
+    talk.out.aside(f"pair {pair.name}: {pair.target_name}, draft {pair.draft_name or 'none'}")
 
 
 # --- what is known --------------------------------------------------------------------------
@@ -261,13 +261,13 @@ def _audit(talk: Talk, _: str) -> None:
     with talk.out.display(text=False) as display:
         display.follow(auditing)
     tokenizer = engine.tokenizer
-    talk.out.tell(auditing.report.described(lambda one: str(tokenizer and tokenizer.decode([one]))))
+    talk.out.aside(auditing.report.described(lambda one: str(tokenizer and tokenizer.decode([one]))))
 
 
 def _help(talk: Talk, _: str) -> None:
     rows = [(f"/{name} {one.argument}".rstrip(), [one.meaning]) for name, one in COMMANDS.items()]
     talk.out.show_people(table_of(rows))
-    talk.out.tell("Enter sends, Alt-Enter begins a new line, Ctrl-C ends an answer and keeps it")
+    talk.out.aside("Enter sends, Alt-Enter begins a new line, Ctrl-C ends an answer and keeps it")
 
 
 def _quit(talk: Talk, _: str) -> None:

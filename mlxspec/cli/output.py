@@ -49,6 +49,17 @@ class Output:
         for one in renderables:
             console.print(one, style=style)
 
+    def aside(self, line: str) -> None:
+        """A line for people beside a conversation: dim, and wrapped between words."""
+        from rich.text import Text
+
+        from mlxspec.cli.terminal import ASIDE, visible
+
+        if sys.stderr.isatty():
+            self.show_people(Text(visible(line), ASIDE))
+        else:
+            self.tell(visible(line))
+
     def show_people(self, *renderables: RenderableType) -> None:
         """Tables and lines for people, on stderr."""
         from rich.console import Console

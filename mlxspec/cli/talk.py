@@ -109,10 +109,16 @@ class Models:
         self.pair: Pair = options.chosen()
         self.engine: Engine
 
+    @property
+    def name(self) -> str:
+        """The pair's name, or that of a folder."""
+        name = self.pair.name
+        return Path(name).name or name if Path(name).is_dir() else name
+
     def load(self) -> None:
         from mlxspec.decode.prefixes import PrefixCache
 
-        with self._out.display(text=False) as display:
+        with unechoed(), self._out.display(text=False) as display:
             engine = engines.load_engine(
                 self.pair, self._options, display, [], quiet=self._out.quiet
             )
@@ -145,7 +151,7 @@ class Models:
         """Keep what was learned for the next run."""
         if self._record is not None and self.engine.learned.by_length:
             record = replace(self._record, learned=self.engine.learned)
-            records.remember(record, self._out.tell)
+            records.remember(record, self._out.aside)
 
 
 class Talk:
@@ -210,7 +216,7 @@ class Talk:
         self.conversation, question = documents.load(path)
         self.run, self.file = None, path
         count = len(self.conversation.turns)
-        self.out.tell(f"loaded {count} turn{'' if count == 1 else 's'} from {path}")
+        self.out.aside(f"loaded {count} turn{'' if count == 1 else 's'} from {path}")
         return question
 
     def change_pair(self, name: str) -> None:
@@ -230,11 +236,11 @@ class Talk:
             self.complain(error)
             return False
         except KeyboardInterrupt:
-            self.out.tell("interrupted before the answer began")
+            self.out.aside("interrupted before the answer began")
             return False
         generation = run.generation
         if not generation.text.strip():
-            self.out.tell("there is no answer, and the question is taken back")
+            self.out.aside("there is no answer, and the question is taken back")
             return False
         self.conversation.add(Turn(question, generation.text, generation.reasoning))
         self.totals.add(generation)
@@ -247,7 +253,7 @@ class Talk:
         limit = settings.max_tokens
         if limit is None and not sending.has_turns:
             limit = TEXT_TOKENS
-        sending.fit(self.conversation, question, limit, self.out.tell)
+        sending.fit(self.conversation, question, limit, self.out.aside)
         request = engine.request(
             **sending.options(self.conversation, question),
             max_tokens=limit,
@@ -273,7 +279,9 @@ class Talk:
         display.close()
         if not self.out.as_json and not sys.stdout.isatty() and not generation.text.endswith("\n"):
             self.out.line("")
-        display.note(" · ".join(in_short(generation)))
+        self.out.aside(" · ".join(in_short(generation)))
+        if sys.stderr.isatty():
+            self.out.tell("")
 
     def _tell_if_full(self) -> None:
         filled = self.filled
@@ -281,7 +289,7 @@ class Talk:
             self._is_told = False
         elif not self._is_told:
             self._is_told = True
-            self.out.tell(
+            self.out.aside(
                 f"the context is {filled.share:.0%} full, {filled.tokens:,} of "
                 f"{filled.context:,} tokens: once it is full, the oldest turns are left out"
             )
@@ -289,7 +297,7 @@ class Talk:
     def status(self) -> str:
         """What holds for the next answer, in as many words as the terminal is wide."""
         drafts = self.settings.draft_tokens
-        parts = [self.models.pair.name]
+        parts = [self.models.name]
         if (filled := self.filled) is not None:
             parts.append(f"context {filled.share:.0%}")
         parts += [f"temp {self.sampling.temperature:g}"]
