@@ -114,6 +114,8 @@ def _talk(talk: Talk, begun: str) -> int:
     if is_person:
         _greet(talk)
     while True:
+        if is_person:
+            talk.out.tell("")
         try:
             text = source.ask(begun)
             begun = ""
@@ -156,4 +158,3 @@ def _greet(talk: Talk) -> None:
             "Try: def fibonacci(n):"
         )
     talk.out.aside(f"chat with {name} · /help shows the commands · Ctrl-D leaves")
-    talk.out.tell("")

@@ -280,8 +280,6 @@ class Talk:
         if not self.out.as_json and not sys.stdout.isatty() and not generation.text.endswith("\n"):
             self.out.line("")
         self.out.aside(" · ".join(in_short(generation)))
-        if sys.stderr.isatty():
-            self.out.tell("")
 
     def _tell_if_full(self) -> None:
         filled = self.filled
