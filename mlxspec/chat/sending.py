@@ -10,9 +10,9 @@ from mlxspec.metrics import Tell
 from mlxspec.text import encode_prompt, is_raw
 from mlxspec.tokens import Tokenizer
 
-NEARLY = 0.8  # of the context, from where a person is told that it fills up
+NEARLY = 0.75  # of the context, from where a person is told that it fills up
 _KEPT = 0.5  # of the context, once turns are left out, so that this is not done every turn
-_FOR_ANSWER = 4  # one part of so many of the context stays free for an answer
+_FOR_ANSWER = 8  # one part of so many of the context stays free for an answer
 
 
 class Reader(Protocol):

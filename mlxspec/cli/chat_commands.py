@@ -261,7 +261,9 @@ def _audit(talk: Talk, _: str) -> None:
     with talk.out.display(text=False) as display:
         display.follow(auditing)
     tokenizer = engine.tokenizer
-    talk.out.aside(auditing.report.described(lambda one: str(tokenizer and tokenizer.decode([one]))))
+    talk.out.aside(
+        auditing.report.described(lambda one: str(tokenizer and tokenizer.decode([one])))
+    )
 
 
 def _help(talk: Talk, _: str) -> None:
