@@ -15,9 +15,10 @@ from typing import Any
 import pyte
 import pytest
 from cli_tools import PATIENCE_S, TerminalRun, environment, is_one_error
-from test_display import Screen
+from test_display import Running, Screen, Terminal
 
-from mlxspec.cli.folding import end_of_blocks, rows_below
+from mlxspec.cli.display import open_display
+from mlxspec.cli.folding import FoldingText, end_of_blocks, rows_below
 
 TALKER = Path(__file__).with_name("chatting.py")
 STEADY = ("--draft-tokens", "2", "--temp", "0", "--top-p", "1")
@@ -334,6 +335,25 @@ def test_a_model_without_a_template_goes_on_with_the_text(invoke):
     first, second = (json.loads(line) for line in ended.out.splitlines())
     assert len(first["tokens"]) == len(second["tokens"]) == 8
     assert second["prompt_tokens"] > first["prompt_tokens"] + 8
+
+
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_note_waits_for_the_end_and_a_resized_answer_stays_raw(resized, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal(40, 20)
+    streams = {"stdout": terminal.open(), "stderr": terminal.open()}
+    display = open_display(**streams, quiet=False, json=False, writer=FoldingText)
+    run = Running(display)
+    run.say("**one**\n\n")
+    display.note("a note")
+    if resized:
+        terminal.resize(50, 20)
+    run.say("two")
+    assert "a note" not in terminal.text()
+    display.close()
+    first = "**one**" if resized else "one"
+    assert terminal.text().split("\n") == [first, "", "two", "a note"]
+    terminal.close()
 
 
 # --- rows and blocks --------------------------------------------------------------------

@@ -113,6 +113,8 @@ def _talk(talk: Talk, begun: str) -> int:
     source = _input(talk)
     if is_person:
         _greet(talk)
+    elif begun:  # a file ended with it, and nobody is there to edit it
+        talk.answer(begun)
     while True:
         if is_person:
             talk.out.tell("")

@@ -45,6 +45,11 @@ class FoldingText(TerminalText):
         self._settled = False  # whether a part of this answer is
         self._resized = False
 
+    @property
+    def in_line(self) -> bool:
+        """What is written now would stand between an answer and its beginning: it waits."""
+        return bool(self._raw) or super().in_line
+
     def write(self, pieces: Sequence[Piece], *, marked: bool) -> None:
         for piece in pieces:
             if piece.reasoning and self._thinks_since is None:
@@ -61,8 +66,8 @@ class FoldingText(TerminalText):
         text = self._text
         if text.strip() and self._thinks_since is None and self._take_back(text):
             self._render(text)
-        super().end()
         self._raw, self._thinks_since, self._settled = [], None, False
+        super().end()
 
     @property
     def _text(self) -> str:

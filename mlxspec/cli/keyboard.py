@@ -51,6 +51,8 @@ class Lines:
         self._prompts = prompts
 
     def ask(self, begun: str = "") -> str | None:
+        if begun and self._prompts:
+            sys.stderr.write(f"to be typed again: {begun}\n")
         while True:
             if self._prompts:
                 sys.stderr.write(PROMPT)
