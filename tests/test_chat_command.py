@@ -52,6 +52,9 @@ class Chat(TerminalRun):
         self._shown = len(self.output)
         return "\n".join(row.rstrip() for row in self._screen.display)
 
+    def type(self, keys: str) -> None:
+        self.write(keys.encode())
+
     def until(self, seen: Callable[[str], bool]) -> None:
         self.read_until(lambda _: seen(self.screen))
 
