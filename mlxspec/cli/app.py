@@ -12,9 +12,9 @@ import typer
 from mlxspec._version import __version__
 from mlxspec.cli import checking, disk, editing, streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
-from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
+from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving

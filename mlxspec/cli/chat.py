@@ -153,10 +153,5 @@ def _input(talk: Talk) -> Input:
 
 
 def _greet(talk: Talk) -> None:
-    name = talk.models.name
-    if not talk.sending.has_turns:
-        talk.out.aside(
-            f"{name} has no chat template, so it knows no questions: it goes on with your text. "
-            "Try: def fibonacci(n):"
-        )
-    talk.out.aside(f"chat with {name} · /help shows the commands · Ctrl-D leaves")
+    talk.introduce()
+    talk.out.aside(f"chat with {talk.models.name} · /help shows the commands · Ctrl-D leaves")

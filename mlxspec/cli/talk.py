@@ -223,6 +223,15 @@ class Talk:
         """Go on with other models, which read the conversation anew."""
         self.run = None
         self.models.change(name)
+        self.introduce()
+
+    def introduce(self) -> None:
+        """Say what a person has to know of the model before they write to it."""
+        if not self.sending.has_turns:
+            self.out.aside(
+                f"{self.models.name} has no chat template, so it knows no questions: it goes on "
+                "with your text. Try: def fibonacci(n):"
+            )
 
     def answer(self, question: str) -> bool:
         """Answer a question; whether there is an answer, which is then a turn.
