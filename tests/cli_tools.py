@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,6 +129,7 @@ class TerminalRun:
 
     Args:
         stdout, stderr: files that take the terminal's place.
+        call: in place of the command. columns, lines: the terminal's size.
     """
 
     def __init__(
@@ -134,11 +138,15 @@ class TerminalRun:
         env: dict[str, str] | None = None,
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
+        call: list[str] | None = None,
+        columns: int = 80,
+        lines: int = 24,
     ) -> None:
         self.output = b""
         self._master, terminal = pty.openpty()
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
-            command(*arguments),
+            call or command(*arguments),
             env=env or environment(),
             stdin=terminal,
             stdout=stdout or terminal,

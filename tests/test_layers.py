@@ -23,6 +23,7 @@ MEASURE = PAIRS
 BENCH = PAIRS | {"pairs", "measure"}
 SERVE = BENCH
 USES: dict[str, set[str]] = {
+    "chat": set(),
     "device": set(),
     "sampling": set(),
     "models": MODELS,
@@ -33,7 +34,7 @@ USES: dict[str, set[str]] = {
     "measure": MEASURE,
     "bench": BENCH,
     "serve": SERVE,
-    "cli": SERVE | {"serve"},
+    "cli": SERVE | {"serve", "chat"},
 }
 ROOT = {
     "_version",
@@ -100,6 +101,7 @@ def test_no_module_imports_itself_by_way_of_others():
 @pytest.mark.parametrize(
     "module",
     [
+        "chat.sending",
         "cli.app",
         "cli.display",
         "control.controller",

@@ -12,6 +12,8 @@ import typer
 from mlxspec._version import __version__
 from mlxspec.cli import checking, disk, editing, streams
 from mlxspec.cli.calls import CallError, in_words, shows_help
+from mlxspec.cli.chat import EXAMPLES as TALKING
+from mlxspec.cli.chat import chat
 from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
@@ -34,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=Command, epilog=EXAMPLES)(generate)
+app.command(cls=Command, epilog=TALKING)(chat)
 app.command(cls=Command, epilog=SERVING)(serve)
 app.command("audit", cls=Command)(audit_text)
 app.command("probe", cls=Command)(probe_pair)

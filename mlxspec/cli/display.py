@@ -190,7 +190,7 @@ class Display:
         with suppress(*GONE):
             if self._terminal:
                 self._people.width = columns_of(self._people.file)
-                self._people.print(_table(rows))
+                self._people.print(table_of(rows))
             else:
                 line = "; ".join(f"{label}: {' · '.join(parts)}" for label, parts in rows)
                 self._people.print(Text(line), soft_wrap=True)
@@ -230,6 +230,7 @@ def open_display(
     json: bool,
     measures: bool = False,
     reasoning: bool | None = None,
+    writer: type[TerminalText] = TerminalText,
 ) -> Display:
     """The display that fits what the two streams are.
 
@@ -238,6 +239,7 @@ def open_display(
         json: nothing on stdout, which the caller keeps for an object.
         measures: waits are all that there is to see, so each is told where nothing is live too.
         reasoning: whether stdout shows it beside the answer; None where stdout is a terminal.
+        writer: writes the text where a live line is below it.
     """
     colours = has_colours()
     terminal = stderr.isatty() and is_capable() and not quiet
@@ -249,7 +251,7 @@ def open_display(
     if not json and not stdout.isatty():
         text = ExactText(stdout, stderr if terminal and _is_pipe(stdout) else None)
     elif not json and terminal and _same_file(stdout, stderr):
-        text = below = TerminalText(stdout, end_on=stderr, colours=colours)
+        text = below = writer(stdout, end_on=stderr, colours=colours)
         line = LineBelow(stderr, below, colours)
     elif not json:
         text = TerminalText(stdout, end_on=stdout, colours=colours)
@@ -269,7 +271,8 @@ def open_display(
     )
 
 
-def _table(rows: Iterable[tuple[str, list[str]]]) -> Table:
+def table_of(rows: Iterable[tuple[str, list[str]]]) -> Table:
+    """Labels, each with the parts of its line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(min_width=len("sampling"))  # the longest label, so that summaries line up
     table.add_column(overflow="fold")

@@ -55,7 +55,8 @@ _text = partial(typer.Option, rich_help_panel="Text")
 _output = partial(typer.Option, rich_help_panel="Output")
 
 
-def _draft_tokens(text: str) -> DraftTokens:
+def draft_tokens_of(text: str) -> DraftTokens:
+    """K, or auto; raises typer.BadParameter for anything else."""
     if text == AUTO:
         return AUTO
     try:
@@ -166,7 +167,7 @@ class ModelOptions:
             "--draft-tokens",
             "--max-draft-tokens",
             metavar=f"auto|0-{MAX_DRAFT_TOKENS}",
-            parser=_draft_tokens,
+            parser=draft_tokens_of,
             help="Tokens proposed in a round. auto measures what pays, and proposes nothing where "
             "nothing does. The pair's own by default, which is auto for most.",
             show_default=False,

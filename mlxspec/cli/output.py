@@ -49,6 +49,26 @@ class Output:
         for one in renderables:
             console.print(one, style=style)
 
+    def aside(self, line: str) -> None:
+        """A line for people beside a conversation: dim, and wrapped between words."""
+        from rich.text import Text
+
+        from mlxspec.cli.terminal import ASIDE, visible
+
+        if sys.stderr.isatty():
+            self.show_people(Text(visible(line), ASIDE))
+        else:
+            self.tell(visible(line))
+
+    def show_people(self, *renderables: RenderableType) -> None:
+        """Tables and lines for people, on stderr."""
+        from rich.console import Console
+
+        if not self.quiet:
+            console = Console(stderr=True, highlight=False, markup=False)
+            for one in renderables:
+                console.print(one)
+
     def console(self, *, least: int = 0) -> Console:
         """Rich's console on stdout. Brackets in strings are text.
 
@@ -68,14 +88,18 @@ class Output:
             sys.stderr.write(f"{line}\n")
             sys.stderr.flush()
 
-    def display(self, *, text: bool = True) -> Display:
+    def display(self, *, text: bool = True, folds: bool = False) -> Display:
         """The display of a generation, or of a wait.
 
         Args:
             text: whether the text is what a person waits for. stdout shows it then, but never
                 beside a JSON object.
+            folds: whether a terminal shows the text as Markdown once it is whole, and its reasoning
+                as one line.
         """
         from mlxspec.cli.display import open_display
+        from mlxspec.cli.folding import FoldingText
+        from mlxspec.cli.terminal import TerminalText
 
         return open_display(
             stdout=sys.stdout,
@@ -84,6 +108,7 @@ class Output:
             json=self.as_json or not text,
             measures=not text,
             reasoning=self.reasoning,
+            writer=FoldingText if folds else TerminalText,
         )
 
 

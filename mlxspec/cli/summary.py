@@ -86,6 +86,19 @@ def summary(
     return [*rows, ("cost", cost)] if cost else rows
 
 
+def in_short(generation: Generation) -> list[str]:
+    """The parts of one line behind an answer."""
+    stats, rate = generation.speculation, generation.tokens_per_second
+    parts = [f"{speed(rate)} tok/s"] if rate else []
+    if speculates(generation) and stats.acceptance_rate is not None:
+        parts.append(f"acceptance {stats.acceptance_rate:.0%}")
+        parts += [] if stats.is_exact else ["not exact"]
+    read = generation.prompt_tokens - generation.cached_prompt_tokens
+    parts.append(f"read {read:,} of {generation.prompt_tokens:,} prompt tokens")
+    ended = generation.finish_reason
+    return [*parts, _STOPPED[ended]] if ended != "stop" else parts
+
+
 def _doing(latest: RoundStats) -> str:
     """The policy's choice for a round."""
     if latest.drafted:

@@ -115,7 +115,7 @@ class TerminalText(TextOut):
         self._stream = stream
         self._end_on = end_on
         self._colours = colours
-        self._width = _size(stream).columns
+        self._width = size_of(stream).columns
         self._sure = True  # that `column` is right
         self._written = True
 
@@ -139,7 +139,7 @@ class TerminalText(TextOut):
         self._written = False  # until nothing can interrupt it any more
         self._notice_resize()
         for piece in pieces:
-            text = self._laid_out(_in_letters_of(self._stream, visible(piece.text)))
+            text = self._laid_out(in_letters_of(self._stream, visible(piece.text)))
             if self._colours and piece.reasoning:
                 text = ASIDE.render(text)
             elif self._colours and marked and not piece.from_draft:
@@ -161,7 +161,7 @@ class TerminalText(TextOut):
         """`text` with its tabs as spaces, since a tab at the right edge differs by terminal."""
         laid_out = []
         for char in text:
-            cells = self._tab() if char == "\t" else _cells(char)
+            cells = self._tab() if char == "\t" else cells_of(char)
             laid_out.append(" " * cells if char == "\t" else char)
             self._advance(char, cells)
         return "".join(laid_out)
@@ -174,13 +174,13 @@ class TerminalText(TextOut):
         if char == "\n":
             self.column, self._sure = 0, True
             return
-        self._sure = self._sure and _is_sure(char)
+        self._sure = self._sure and is_sure(char)
         if self.column + cells > self._width:
             self.column = 0
         self.column += cells
 
     def _notice_resize(self) -> None:
-        width = _size(self._stream).columns
+        width = size_of(self._stream).columns
         if width != self._width:
             self._width = width
             self._sure = self._sure and self.column == 0
@@ -200,10 +200,10 @@ class LineBelow(LiveLine):
 
     def draw(self, parts: Sequence[str]) -> None:
         self.erase()
-        column, size = self._text.anchor(), _size(self._stream)
+        column, size = self._text.anchor(), size_of(self._stream)
         if column is None or size.lines < 2:
             return
-        line = self._style.render(_fitted(parts, size.columns - 1))
+        line = self._style.render(fitted(parts, size.columns - 1))
         self._drawn = True
         self._stream.write(f"\r\n{line}\x1b[A{_to_column(column)}")
         self._stream.flush()
@@ -227,7 +227,7 @@ class LineAlone(LiveLine):
         self._drawn = ""
 
     def draw(self, parts: Sequence[str]) -> None:
-        line = _fitted(parts, _size(self._stream).columns - 1)
+        line = fitted(parts, size_of(self._stream).columns - 1)
         if line != self._drawn:
             self._drawn = line
             self._stream.write(f"\r{_REST_OF_LINE}{self._style.render(line)}")
@@ -240,7 +240,7 @@ class LineAlone(LiveLine):
             self._drawn = ""
 
 
-def _fitted(parts: Sequence[str], cells: int) -> str:
+def fitted(parts: Sequence[str], cells: int) -> str:
     """As many of `parts` as fit. A `·` counts twice: in some fonts it is two cells wide."""
     for count in range(len(parts), 0, -1):
         line = " · ".join(parts[:count])
@@ -254,12 +254,13 @@ def _to_column(column: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _cells(char: str) -> int:
+def cells_of(char: str) -> int:
+    """The columns that a character takes by itself."""
     return cell_len(char)
 
 
 @lru_cache(maxsize=4096)
-def _is_sure(char: str) -> bool:
+def is_sure(char: str) -> bool:
     """Whether terminals agree about the width of `char`, whatever stands before it."""
     if char.isascii():
         return True
@@ -267,10 +268,10 @@ def _is_sure(char: str) -> bool:
     category = unicodedata.category(char)
     if joins or category in ("Mc", "Me", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"):
         return False
-    return _cells(char) > 0 or category == "Mn"
+    return cells_of(char) > 0 or category == "Mn"
 
 
-def _in_letters_of(stream: TextIO, text: str) -> str:
+def in_letters_of(stream: TextIO, text: str) -> str:
     """What the stream makes of letters that its encoding lacks, which may be of another width."""
     encoding = codecs.lookup(stream.encoding).name
     if encoding == "utf-8":
@@ -280,10 +281,11 @@ def _in_letters_of(stream: TextIO, text: str) -> str:
 
 def columns_of(stream: IO[str]) -> int:
     """The width of the terminal that a stream goes to."""
-    return _size(stream).columns
+    return size_of(stream).columns
 
 
-def _size(stream: IO[str]) -> os.terminal_size:
+def size_of(stream: IO[str]) -> os.terminal_size:
+    """The size of the terminal that a stream goes to."""
     with suppress(*GONE):
         size = os.get_terminal_size(stream.fileno())
         if size.columns > 0:
