@@ -487,7 +487,7 @@ def test_the_command_names_another_format_in_one_error(hub, tmp_path):
     hub.models["org/other"] = other_formats(tmp_path, **{"m.gguf": "x"})
     changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     env = environment(**changes, HF_ENDPOINT=hub.endpoint)
-    run = mlxspec("generate", "abc", "--target", "org/other", env=env)
+    run = mlxspec("pairs", "pull", "org/other", env=env)
     assert (run.returncode, run.stdout) == (1, b"")
     assert is_one_error(run.stderr)
     assert b"org/other are GGUF (m.gguf)" in run.stderr

@@ -108,10 +108,10 @@ class Session:
             try:
                 committed = self._lane.step()
                 break
-            except OutOfMemory:
-                if self.draft_tokens == 0:
+            except Exception as error:  # memory, or a caller's own processor, with anything
+                self._lane.clear()  # a round that ends so leaves no state behind
+                if not isinstance(error, OutOfMemory) or self.draft_tokens == 0:
                     raise
-            self._lane.clear()
             self._track.shrink()
         if not committed:
             return Committed([], None, self._track.told())

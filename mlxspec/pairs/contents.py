@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import Any
@@ -64,10 +65,7 @@ def require_complete(
         names = {path.name for path in folder.glob("*")} | set(others())
         _require_no_other_format(name or str(folder), names)
     if not folder.is_dir():  # the folder of a repository of which nothing was downloaded
-        raise LoadError(
-            f"{name} has no file of a model.",
-            hint="Give a repository with a config.json and model*.safetensors.",
-        )
+        raise _no_model(name)
     read_json(folder / CONFIG)
     found = [path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
     if not any(path.exists() for path in found):
@@ -75,6 +73,20 @@ def require_complete(
     if not weights:
         gone = sorted(path for path in folder.glob("model*.safetensors"))
         raise incomplete(gone[0] if gone else folder / "model.safetensors")
+
+
+def require_weights(name: str, files: Collection[str]) -> None:
+    """Raise LoadError unless weights that mlx-lm loads are among a repository's files."""
+    if not any(fnmatch(file, "model*.safetensors") for file in files):
+        _require_no_other_format(name, set(files))
+        raise _no_model(name)
+
+
+def _no_model(name: str | None) -> LoadError:
+    return LoadError(
+        f"{name} has no file of a model.",
+        hint="Give a repository with a config.json and model*.safetensors.",
+    )
 
 
 def require_adapter(

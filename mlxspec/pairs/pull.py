@@ -27,6 +27,7 @@ from huggingface_hub.utils import (
 )
 
 from mlxspec.errors import LoadError
+from mlxspec.pairs.contents import require_weights
 from mlxspec.pairs.hub import MODEL_FILES, Repository, download, hub_errors
 
 TRIES = 5  # of a file, each from where the last one ended
@@ -84,7 +85,7 @@ def plan(repository: Repository, pair: str, patterns: Sequence[str] = MODEL_FILE
     """Ask the hub for the files of a repository.
 
     Raises:
-        LoadError: the hub does not give it, or cannot be reached.
+        LoadError: the hub does not give it, or cannot be reached; or it has no weights.
     """
     with hub_errors(repository, pair):
         api = HfApi()
@@ -94,6 +95,8 @@ def plan(repository: Repository, pair: str, patterns: Sequence[str] = MODEL_FILE
             for one in api.list_repo_tree(repository.name, recursive=True, revision=commit)
             if isinstance(one, RepoFile)
         }
+    if patterns == MODEL_FILES:
+        require_weights(repository.name, entries)
     blobs = cache_folder(repository) / "blobs"
     wanted = filter_repo_objects(entries, allow_patterns=list(patterns))
     return Plan(
