@@ -44,12 +44,14 @@ class RoundStats:
 class Piece:
     """A stretch of text and who wrote it: the draft, with the target's consent, or the target.
 
-    `reasoning` tells the model's thinking from its answer.
+    `reasoning` tells the model's thinking from its answer. `upstream` says that another host wrote
+    it, which was asked beside the target.
     """
 
     text: str
     from_draft: bool
     reasoning: bool = False
+    upstream: bool = False
 
 
 class Progress(NamedTuple):

@@ -21,7 +21,8 @@ DECODE = DRAFTERS | {"drafters", "control"}
 PAIRS = DECODE | {"decode"}
 MEASURE = PAIRS
 BENCH = PAIRS | {"pairs", "measure"}
-SERVE = BENCH
+CASCADE = BENCH
+SERVE = CASCADE | {"cascade"}
 USES: dict[str, set[str]] = {
     "chat": set(),
     "device": set(),
@@ -33,6 +34,7 @@ USES: dict[str, set[str]] = {
     "pairs": PAIRS,
     "measure": MEASURE,
     "bench": BENCH,
+    "cascade": CASCADE,
     "serve": SERVE,
     "cli": SERVE | {"serve", "chat"},
 }

@@ -11,6 +11,7 @@ import typer
 
 from mlxspec.cli import engines, options, streams
 from mlxspec.cli.batching import BatchOptions
+from mlxspec.cli.cascade import UpstreamOptions, cascade_of
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.logprobs import LogprobsOptions
@@ -31,11 +32,14 @@ from mlxspec.pairs.table import Pair
 from mlxspec.spelling import Spelling
 
 if TYPE_CHECKING:
+    from mlxspec.cascade.cascade import Cascade, Policy
+    from mlxspec.cascade.decision import Decision
     from mlxspec.cli.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
+    from mlxspec.metrics import Generation
 
 EXAMPLES = """
 Examples:
@@ -56,6 +60,7 @@ def generate(
     output: OutputOptions,
     shown: ReasoningOptions,
     likely: LogprobsOptions,
+    upstream: UpstreamOptions,
     many: BatchOptions,
 ) -> None:
     """Write text after a prompt, several tokens per pass of the target."""
@@ -64,11 +69,16 @@ def generate(
         **{"A prompt": prompt, "--audit": checks.audit, "--compare": checks.compare},
         **{"--cache": text.cache, "--prediction": text.prediction},
     )
+    upstream.require_place(
+        **{"--batch": many.batch, "--audit": checks.audit, "--compare": checks.compare},
+        **{"--raw": text.raw},
+    )
     likely.require_place(in_json=output.as_json or many.batch is not None)
     if many.batch is not None:
         _write_many(many, text, models, sampling, out, likely.logprobs)
         return
-    _write(prompt, text, models, sampling, out, checks, likely.logprobs, shown=True)
+    policy = upstream.policy()
+    _write(prompt, text, models, sampling, out, checks, likely.logprobs, policy, shown=True)
 
 
 @grouped
@@ -137,6 +147,7 @@ class _Result:
     interrupted: bool
     both: Both | None = None
     report: Audit | None = None
+    decision: Decision | None = None
 
 
 def _write(
@@ -147,6 +158,7 @@ def _write(
     out: Output,
     checks: CheckOptions,
     logprobs: int | None = None,
+    policy: Policy | None = None,
     *,
     shown: bool,
 ) -> None:
@@ -177,36 +189,43 @@ def _write(
         params = sampling.recommended(engine, pair, display.note)
         params = params.auditable() if checks.audit else params
         request = engine.request(words, sampling=params, **options)
-        result = _run(pair, engine, request, display, notes, checks, out, shown=shown)
+        cascade = None
+        if policy is not None:
+            cascade = cascade_of(policy, engine, request, words, options, pair)
+        run = cascade.run if cascade else engine.run(request)
+        run.generation.notes += notes
+        result = _run(pair, engine, run, cascade, display, checks, out, shown=shown)
     _print(pair, engine, result, out, shown=shown)
 
 
 def _run(
     pair: Pair,
     engine: Engine,
-    request: Request,
+    run: Run,
+    cascade: Cascade | None,
     display: Display,
-    notes: list[str],
     checks: CheckOptions,
     out: Output,
     *,
     shown: bool,
 ) -> _Result:
-    """Run a request on a display, remember what it learned, and check its text."""
-    record = engines.recall(pair, engine, display) if request.auto else None
-    engines.build_kernels(engine, request, display)
-    run = engine.run(request)
-    run.generation.notes += notes
+    """Show a run on a display, remember what it learned, and check its text."""
+    record = engines.recall(pair, engine, display) if run.request.auto else None
+    engines.build_kernels(engine, run.request, display)
     leaves = leaving(lambda: _end(pair, engine, run, display, out))
     with leaves, display.told("writing the text"):
-        interrupted = _show(run, display)
+        interrupted = _show(cascade or run, run.generation, display)
     if record is not None:
         records.remember(replace(record, learned=engine.learned), display.note)
     if interrupted:
         display.finish(run.generation, None)
         return _Result(run, interrupted)
+    if cascade is not None and cascade.decision is not None:
+        display.note(cascade.decision.line())
     with leaving(lambda: _end(pair, engine, run, display, out)):
         result = _compared(engine, run, display, checks, with_split=shown and not out.quiet)
+    if cascade is not None:
+        return replace(result, decision=cascade.decision)
     if result.interrupted or not checks.audit:
         return result
     return _audited(pair, engine, result, display, out, shown=shown)
@@ -252,10 +271,9 @@ def _audited(
     return audited(interrupted=interrupted)
 
 
-def _show(run: Run, display: Display) -> bool:
+def _show(events: Run | Cascade, generation: Generation, display: Display) -> bool:
     """Show a run to its end; True when a person ended it."""
-    generation = run.generation
-    with closing(run) as events, display.running():
+    with closing(events), display.running():
         try:
             for event in events:
                 display.show(event, generation, generation.timing.decode_s)
@@ -323,4 +341,6 @@ def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
         values["compared"] = {name: one.as_dict() for name, one in result.both._asdict().items()}
     if result.report is not None:
         values["audit"] = result.report.as_dict()
+    if result.decision is not None:
+        values |= result.decision.as_dict()
     return values

@@ -23,6 +23,7 @@ ASIDE = Style(dim=True)
 GONE = (OSError, ValueError)  # what writing to a closed stream raises
 
 _OWN = Style(bold=True)  # readable on a dark and on a light background, unlike most colours
+_UPSTREAM = Style(italic=True)
 _BELOW = "\x1b[J"
 _REST_OF_LINE = "\x1b[K"
 _PICTURES = (
@@ -48,8 +49,8 @@ class TextOut:
     def write(self, pieces: Sequence[Piece], *, marked: bool) -> None:
         """Write and flush.
 
-        Reasoning is dim where that is possible, and `marked` tells the target's own pieces of the
-        answer apart.
+        Reasoning is dim where that is possible, an upstream's text is italic, and `marked` tells
+        the target's own pieces of the answer apart.
         """
 
     def flush(self) -> None:
@@ -142,6 +143,8 @@ class TerminalText(TextOut):
             text = self._laid_out(in_letters_of(self._stream, visible(piece.text)))
             if self._colours and piece.reasoning:
                 text = ASIDE.render(text)
+            elif self._colours and piece.upstream:
+                text = _UPSTREAM.render(text)
             elif self._colours and marked and not piece.from_draft:
                 text = _OWN.render(text)
             self._stream.write(text)

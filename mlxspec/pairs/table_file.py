@@ -35,24 +35,13 @@ class TableFile:
         Raises:
             TableError: it cannot be read, or a key is not what it should be.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise TableError(
-                f"The table {path} cannot be read: {error.strerror}.", hint="Check the path."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise _no_toml(path, f"{error}") from error
-        return cls.parsed(path, text)
+        return cls.parsed(path, text_of(path))
 
     @classmethod
     def parsed(cls, path: Path, text: str) -> TableFile:
         """The same of a text that is to become the file `path`."""
-        try:
-            content = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise _no_toml(path, str(error)) from error
-        place = _Place(path, text)
+        content = content_of(path, text)
+        place = Place(path, text)
         default = content.pop(DEFAULT, None)
         if default is not None:
             _string(place.at(DEFAULT), default)
@@ -61,19 +50,39 @@ class TableFile:
 
     def bad(self, keys: Sequence[str], found: str, expected: str) -> TableError:
         """An error about a key of this file, by the names that lead to it."""
-        return _Place(self.path, self.text, tuple(keys)).bad(found, expected)
+        return Place(self.path, self.text, tuple(keys)).bad(found, expected)
+
+
+def text_of(path: Path) -> str:
+    """The text of a table; raises TableError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TableError(
+            f"The table {path} cannot be read: {error.strerror}.", hint="Check the path."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _no_toml(path, f"{error}") from error
+
+
+def content_of(path: Path, text: str) -> dict[str, Any]:
+    """What a table holds; raises TableError where its text is not TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _no_toml(path, str(error)) from error
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """A key of a file, by the names that lead to it."""
 
     path: Path
     text: str
     keys: tuple[str, ...] = ()
 
-    def at(self, key: str) -> _Place:
-        return _Place(self.path, self.text, (*self.keys, key))
+    def at(self, key: str) -> Place:
+        return Place(self.path, self.text, (*self.keys, key))
 
     def bad(self, found: str, expected: str) -> TableError:
         name = ".".join(self.keys)
@@ -117,14 +126,14 @@ def _last(place: Any) -> Any:
 def _no_toml(path: Path, why: str) -> TableError:
     hint = "Correct it there, or remove it."
     if any(word in why for word in _KEYS_TWICE):
-        hint = "A pair has one section, and a key stands in it once: join the two, or rename one."
+        hint = "A name has one section, and a key stands in it once: join the two, or rename one."
     return TableError(f"The table {path} is not valid TOML: {why}.", hint=hint)
 
 
 # --- keys -------------------------------------------------------------------------------
 
 
-def _checked(place: _Place, entry: Any) -> dict[str, Any]:
+def _checked(place: Place, entry: Any) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise place.bad("is not a table", "a section with a target and a draft")
     for key in entry:
@@ -133,43 +142,43 @@ def _checked(place: _Place, entry: Any) -> dict[str, Any]:
     return {key: CHECKS[key](place.at(key), value) for key, value in entry.items()}
 
 
-def _string(place: _Place, value: Any) -> str:
+def _string(place: Place, value: Any) -> str:
     if not isinstance(value, str):
         raise place.bad(f"is {value!r}", "a string")
     return value
 
 
-def _words(place: _Place, value: Any) -> str:
+def _words(place: Place, value: Any) -> str:
     if not _string(place, value).strip():
         raise place.bad("is empty", "a text, or no such key")
     return str(value)
 
 
-def _flag(place: _Place, value: Any) -> bool:
+def _flag(place: Place, value: Any) -> bool:
     if not isinstance(value, bool):
         raise place.bad(f"is {value!r}", "true or false")
     return value
 
 
-def _tokens(place: _Place, value: Any) -> int:
+def _tokens(place: Place, value: Any) -> int:
     if type(value) is not int or value < 1:
         raise place.bad(f"is {value!r}", "a number of tokens, at least 1")
     return value
 
 
-def _size(place: _Place, value: Any) -> float:
+def _size(place: Place, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise place.bad(f"is {value!r}", "a number of gigabytes, such as 4.9")
     return float(value)
 
 
-def _tags(place: _Place, value: Any) -> tuple[str, ...]:
+def _tags(place: Place, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(tag, str) and tag for tag in value):
         raise place.bad(f"is {value!r}", 'a list of words, such as ["code", "16gb"]')
     return tuple(dict.fromkeys(value))
 
 
-def _template_args(place: _Place, value: Any) -> dict[str, Any]:
+def _template_args(place: Place, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise place.bad(f"is {value!r}", "a table such as { enable_thinking = false }")
     try:
@@ -181,13 +190,13 @@ def _template_args(place: _Place, value: Any) -> dict[str, Any]:
     return value
 
 
-def _location(place: _Place, value: Any) -> str:
+def _location(place: Place, value: Any) -> str:
     if not _string(place, value):
         raise place.bad("is empty", "a repository or a folder")
     return _located(place, value)
 
 
-def _draft(place: _Place, value: Any) -> str | tuple[str, ...] | None:
+def _draft(place: Place, value: Any) -> str | tuple[str, ...] | None:
     if value == NO_DRAFT:
         return None
     if not isinstance(value, list):
@@ -197,7 +206,7 @@ def _draft(place: _Place, value: Any) -> str | tuple[str, ...] | None:
     return tuple(dict.fromkeys(_located(place, draft) for draft in value))
 
 
-def _draft_tokens(place: _Place, value: Any) -> DraftTokens:
+def _draft_tokens(place: Place, value: Any) -> DraftTokens:
     if value == AUTO:
         return AUTO
     if type(value) is not int:
@@ -207,7 +216,7 @@ def _draft_tokens(place: _Place, value: Any) -> DraftTokens:
     return value
 
 
-def _sampling(place: _Place, values: Any) -> dict[str, float]:
+def _sampling(place: Place, values: Any) -> dict[str, float]:
     if not isinstance(values, dict):
         expected = "a table such as { temperature = 0.7, top_p = 0.9 }"
         raise place.bad(f"is {values!r}", expected)
@@ -225,7 +234,7 @@ def _sampling(place: _Place, values: Any) -> dict[str, float]:
     return values
 
 
-def _located(place: _Place, location: str) -> str:
+def _located(place: Place, location: str) -> str:
     """Folders in a table that begin with `.` or `~` are seen from the table's own folder."""
     if not location.startswith((".", "~")):
         return location
@@ -235,7 +244,7 @@ def _located(place: _Place, location: str) -> str:
         raise place.bad(f"is {location!r}", "a repository or a folder") from error
 
 
-CHECKS: dict[str, Callable[[_Place, Any], Any]] = {
+CHECKS: dict[str, Callable[[Place, Any], Any]] = {
     "target": _location,
     "draft": _draft,
     "draft_tokens": _draft_tokens,
