@@ -59,6 +59,15 @@ def messages_of(given: Any) -> list[Message]:
     return messages
 
 
+def begins_with_system(given: Any) -> bool:
+    """Whether a conversation begins with a system message of its own.
+
+    Raises:
+        PromptError: see `messages_of`.
+    """
+    return given is not None and bool(messages_of(given)[0]["role"] == "system")
+
+
 def tools_of(given: Any) -> tuple[Tool, ...]:
     """The tools that a model may call.
 

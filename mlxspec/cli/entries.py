@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxspec.cli.prompts import read_text
 from mlxspec.cli.streams import not_utf8
-from mlxspec.conversations import messages_of
+from mlxspec.conversations import begins_with_system
 from mlxspec.errors import MlxspecError, PromptError, UsageError
 from mlxspec.params import NAMES, SamplingParams, changed
 
@@ -56,7 +56,7 @@ class Entry:
         _require_types(own)
         _require_prompt(own)
         options = dict(usual) | {name: own[name] for name in _AS_THEY_ARE if name in own}
-        if "system" not in own and _begins_with_system(own.get("messages")):
+        if "system" not in own and begins_with_system(own.get("messages")):
             options.pop("system", None)
         options["sampling"] = _sampling_of(own, options["sampling"])
         return options
@@ -153,10 +153,6 @@ def _require_prompt(own: Mapping[str, Any]) -> None:
     """Raise PromptError where a line has no prompt, or two."""
     if ("prompt" in own) == ("messages" in own):
         raise _unusable("it has a prompt and messages" if "prompt" in own else "it has no prompt")
-
-
-def _begins_with_system(messages: Any) -> bool:
-    return bool(messages_of(messages)[0]["role"] == "system") if messages is not None else False
 
 
 def _sampling_of(own: Mapping[str, Any], usual: SamplingParams) -> SamplingParams:

@@ -169,6 +169,7 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
     usual = {
         "draft_tokens": models.draft_tokens,
         "sampling": sampling.params({**recommended_of(pair), **pair.sampling}),
+        "system": pair.system,
         "template_args": {**pair.template_args, **template_args(server.template_arg)},
     }
     settings = server.settings(pair, usual)

@@ -40,13 +40,15 @@ async def count(body: Conversation, service: Asked) -> dict[str, int]:
     tokenizer = service.engine.tokenizer
     if tokenizer is None:
         raise Refusal(400, "The server has no tokenizer.")
-    options = {**service.settings.usual, **body.prompt_options(service, silent)}
+    own = body.prompt_options(service, silent)
 
     def encoded() -> list[int]:
+        options = service.with_usual(own)
         return encode_prompt(
             tokenizer,
             messages_of(options["messages"]),
             tools=tools_of(options.get("tools")),
+            system=options.get("system"),
             template_args=options.get("template_args"),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends
 from starlette.requests import Request as Http
 
+from mlxspec.conversations import begins_with_system
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
@@ -99,6 +100,19 @@ class Service:
         """The text and the bytes of tokens."""
         return Spelling(self.engine.tokenizer)
 
+    def with_usual(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options, and the server's own where they say nothing.
+
+        Its system message goes before conversations that begin with none, and before no raw text.
+
+        Raises:
+            PromptError: the messages are no conversation.
+        """
+        own = {**self.settings.usual, **options}
+        if own.get("raw") or begins_with_system(own.get("messages")):
+            own.pop("system", None)
+        return own
+
     async def request(self, notes: Sequence[str] = (), **options: Any) -> Request:
         """A request for one text; see `Engine.request`, with `prompt` among the options.
 
@@ -109,7 +123,6 @@ class Service:
             Refusal: it cannot be written as it is asked for.
         """
         engine, settings = self.engine, self.settings
-        options = {**settings.usual, **options}
         most = settings.max_tokens
         asked = options.setdefault("max_tokens", most)
         if most is not None and asked is not None and asked > most:
@@ -118,7 +131,7 @@ class Service:
                 f"max_tokens is {asked:,}; this server writes {most:,} at most.",
                 param="max_tokens",
             )
-        request = await self.aside(lambda: engine.request(**options))
+        request = await self.aside(lambda: engine.request(**self.with_usual(options)))
         request = replace(request, notes=(*request.notes, *notes))
         longest, length = settings.max_prompt_tokens, len(request.tokens)
         if longest is not None and length > longest:
