@@ -73,7 +73,7 @@ def test_help_fits_any_width_and_cuts_no_name(call: Call, columns: int) -> None:
         assert name in words
     titles = [line for line in words.splitlines() if line.endswith(":") and line[0] != " "]
     expected = ["Arguments", "Models", "Speculation", "Text", "Sampling", "Penalties", "Output"]
-    expected += ["Many texts"]
+    expected += ["Upstream", "Many texts"]
     assert titles == [f"{title}:" for title in (*expected, "Options", "Examples")]
 
 

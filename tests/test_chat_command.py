@@ -98,9 +98,12 @@ def talk(tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
-    """One chat for tests that leave it with an empty prompt: a process takes a while to start."""
+    """One chat for tests that leave it with an empty prompt: a process takes a while to start.
+
+    Its screen has lines for all of them, because a prompt that scrolls away is not counted.
+    """
     state = tmp_path_factory.mktemp("state")
-    with talking(state, "zero", "one", MARKDOWN, THINKING, ENDLESS) as chat:
+    with talking(state, "zero", "one", MARKDOWN, THINKING, ENDLESS, lines=1000) as chat:
         yield chat
 
 
