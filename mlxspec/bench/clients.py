@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,6 +115,20 @@ async def streamed(
         leave_after: parts after which the client goes away.
     """
     answer = Answer()
+    started = time.perf_counter()
+    with suppress(httpx.HTTPError):  # the connection was lost: the answer is not whole
+        await _read(client, body, answer, pause_s, leave_after)
+    answer.total_s = time.perf_counter() - started
+    return answer
+
+
+async def _read(
+    client: httpx.AsyncClient,
+    body: Mapping[str, Any],
+    answer: Answer,
+    pause_s: float,
+    leave_after: int | None,
+) -> None:
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     started = last = time.perf_counter()
     async with client.stream("POST", "/v1/completions", json=asked) as response:
@@ -140,8 +154,6 @@ async def streamed(
                 break
             if pause_s:
                 await asyncio.sleep(pause_s)
-    answer.total_s = time.perf_counter() - started
-    return answer
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
