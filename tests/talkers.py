@@ -44,6 +44,13 @@ WEATHER: dict[str, Any] = {
     },
 }
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln 🌧"}}\n</tool_call>'
+# What a server's tests are told: a thought, a call behind one, two calls, and text behind a call.
+REPLIES = (
+    "<think>hm</think>so it is",
+    f"<think>hm</think>Let me look.\n{CALL}",
+    f"{CALL}\n{CALL}",
+    f"{CALL}and more",
+)
 
 
 def talking_tokenizer(names: Sequence[str] = NAMES, template: str = TEMPLATE) -> TokenizerWrapper:
@@ -121,3 +128,8 @@ def talker(
     model = Talker(tokenizer, tokens)
     target, draft = (model, model) if around is None else (around(model), around(model))
     return Engine(target, **{"draft": draft, "compiled": False, "tokenizer": tokenizer} | options)
+
+
+def talks() -> Engine:
+    """An engine that answers with one of REPLIES."""
+    return talker(*REPLIES)

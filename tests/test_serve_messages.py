@@ -11,10 +11,9 @@ import anthropic
 import httpx
 import pytest
 from servers import WAIT_S, Served, served
-from talkers import CALL, WEATHER, talker
+from talkers import CALL, WEATHER, talker, talks
 
 from mlxspec.decode.batch import Batch
-from mlxspec.decode.engine import Engine
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.messages import usage
@@ -23,12 +22,6 @@ from mlxspec.serve.thinking import template_args
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = {"city": "Köln 🌧"}
-REPLIES = (
-    "<think>hm</think>so it is",
-    f"<think>hm</think>Let me look.\n{CALL}",
-    f"{CALL}\n{CALL}",
-    f"{CALL}and more",
-)
 SCHEMA = WEATHER["function"]["parameters"]
 TOOL = {"name": "weather", "description": "The weather of a city.", "input_schema": SCHEMA}
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "unsigned"}
@@ -39,10 +32,6 @@ CALLED = {"type": "tool_use", "name": "weather", "input": ARGUMENTS}
 def server() -> Iterator[Served]:
     with served() as one:
         yield one
-
-
-def talks() -> Engine:
-    return talker(*REPLIES)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,9 @@ from typing import Any
 import openai
 import pytest
 from servers import WAIT_S, Served, served
-from talkers import CALL, WEATHER, talker
+from talkers import CALL, WEATHER, talks
 
 from mlxspec.decode.batch import Batch
-from mlxspec.decode.engine import Engine
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.responses import usage
@@ -21,12 +20,6 @@ from mlxspec.serve.responses_body import Body
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = '{"city": "Köln 🌧"}'
-REPLIES = (
-    "<think>hm</think>so it is",
-    f"<think>hm</think>Let me look.\n{CALL}",
-    f"{CALL}\n{CALL}",
-    f"{CALL}and more",
-)
 TOOL = {"type": "function", "strict": False} | WEATHER["function"]
 THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
 CALLED = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS}
@@ -36,10 +29,6 @@ CALLED = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS}
 def server() -> Iterator[Served]:
     with served() as one:
         yield one
-
-
-def talks() -> Engine:
-    return talker(*REPLIES)
 
 
 @pytest.fixture(scope="module")
