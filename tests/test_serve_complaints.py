@@ -20,7 +20,7 @@ from talkers import CALL, WEATHER, talker, talking_tokenizer
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
-from mlxspec.serve.worker import Step
+from mlxspec.serve.core.worker import Step
 
 BREAKS = "\a"  # where the target would write it, its scores are no numbers
 LETTERS = "Grüße, 日本語 👩‍👩‍👧 🌧 – ç̧"

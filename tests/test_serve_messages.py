@@ -16,9 +16,9 @@ from talkers import CALL, WEATHER, talker, talks
 from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
-from mlxspec.serve.messages import usage
-from mlxspec.serve.messages_body import Conversation
-from mlxspec.serve.thinking import template_args
+from mlxspec.serve.anthropic.messages import usage
+from mlxspec.serve.anthropic.messages_body import Conversation
+from mlxspec.serve.protocol.thinking import template_args
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = {"city": "Köln 🌧"}

@@ -15,8 +15,8 @@ from talkers import CALL, WEATHER, talks
 from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
-from mlxspec.serve.responses import usage
-from mlxspec.serve.responses_body import Body
+from mlxspec.serve.openai.responses import usage
+from mlxspec.serve.openai.responses_body import Body
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = '{"city": "Köln 🌧"}'

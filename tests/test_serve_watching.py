@@ -19,8 +19,8 @@ from servers import Served, served
 from mlxspec.defaults import MODEL
 from mlxspec.metrics import TARGET, RoundStats
 from mlxspec.parked import Parked
-from mlxspec.serve.broadcast import Broadcast
-from mlxspec.serve.counts import Histogram
+from mlxspec.serve.core.broadcast import Broadcast
+from mlxspec.serve.core.counts import Histogram
 
 BODY = {"prompt": "def fibonacci(n):", "max_tokens": 24, "temperature": 0}
 ENDLESS = BODY | {"max_tokens": 900, "logit_bias": {"0": -100}, "stream": True}

@@ -21,10 +21,10 @@ from mlxspec.metrics import speed
 
 if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
-    from mlxspec.serve.call import Call
-    from mlxspec.serve.service import Service
-    from mlxspec.serve.settings import Settings
-    from mlxspec.serve.worker import Worker
+    from mlxspec.serve.core.call import Call
+    from mlxspec.serve.core.service import Service
+    from mlxspec.serve.core.settings import Settings
+    from mlxspec.serve.core.worker import Worker
 
 EVERY_S = 0.5
 

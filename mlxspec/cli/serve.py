@@ -27,8 +27,8 @@ from mlxspec.pairs.table import Pair
 if TYPE_CHECKING:
     from mlxspec.cli.board import Board
     from mlxspec.decode.engine import Engine
-    from mlxspec.serve.settings import Settings
-    from mlxspec.serve.store import Store
+    from mlxspec.serve.core.settings import Settings
+    from mlxspec.serve.core.store import Store
 
 _server = partial(typer.Option, rich_help_panel="Server")
 _limits = partial(typer.Option, rich_help_panel="Limits")
@@ -124,7 +124,7 @@ class ServerOptions:
 
     def store(self, tell: Tell) -> Store | None:
         """Where pasts outlast the server, if they are to."""
-        from mlxspec.serve.store import Store
+        from mlxspec.serve.core.store import Store
 
         if self.cache_dir is None:
             return None
@@ -136,7 +136,7 @@ class ServerOptions:
 
     def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
         """The settings of a server with these options."""
-        from mlxspec.serve.settings import Settings
+        from mlxspec.serve.core.settings import Settings
 
         about = {"pair": pair.name, "target": pair.target_name, "draft": pair.draft_name}
         return Settings(
@@ -160,9 +160,9 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
     from mlxspec.cli.board import open_board
     from mlxspec.cli.disk import require_here
     from mlxspec.pairs.stock import recommended_of
+    from mlxspec.serve.core.service import Service
+    from mlxspec.serve.core.worker import Worker
     from mlxspec.serve.running import Server, listen
-    from mlxspec.serve.service import Service
-    from mlxspec.serve.worker import Worker
 
     pair = models.chosen()
     require_here(pair, speculation=models.speculates)

@@ -13,9 +13,9 @@ from mlxspec.decode.doing import Doing
 from mlxspec.defaults import HISTORY, MODEL, PREDICTION
 from mlxspec.metrics import RoundStats
 from mlxspec.parked import Parked
-from mlxspec.serve.counts import Counts, Histogram
-from mlxspec.serve.measured import Measured
-from mlxspec.serve.service import Service
+from mlxspec.serve.core.counts import Counts, Histogram
+from mlxspec.serve.core.measured import Measured
+from mlxspec.serve.core.service import Service
 
 _STARTED_S = time.monotonic()
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 from mlxspec.decode.prefixes import PrefixStats
 from mlxspec.metrics import TARGET, Event, RoundStats
-from mlxspec.serve.broadcast import Broadcast, Happening
-from mlxspec.serve.call import Call
-from mlxspec.serve.counts import Counts
-from mlxspec.serve.ticket import Ticket
-from mlxspec.serve.worker import Step, Worker
+from mlxspec.serve.core.broadcast import Broadcast, Happening
+from mlxspec.serve.core.call import Call
+from mlxspec.serve.core.counts import Counts
+from mlxspec.serve.core.ticket import Ticket
+from mlxspec.serve.core.worker import Step, Worker
 
 RECENT_S = 5.0  # what a live line is about
 

@@ -11,13 +11,13 @@ from starlette.requests import Request as Http
 
 from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Event, Generation, Logprob
-from mlxspec.serve.answering import answer, choices
-from mlxspec.serve.answers import name_of, now, timings, usage
-from mlxspec.serve.fields import MaxTokens, SamplingFields, StreamOptions, Token
-from mlxspec.serve.infill import infill_of
-from mlxspec.serve.listening import DONE, sse
-from mlxspec.serve.refusal import Refusal, openai_error
-from mlxspec.serve.service import Asked, Service
+from mlxspec.serve.core.refusal import Refusal, openai_error
+from mlxspec.serve.core.service import Asked, Service
+from mlxspec.serve.openai.infill import infill_of
+from mlxspec.serve.protocol.answering import answer, choices
+from mlxspec.serve.protocol.answers import name_of, now, timings, usage
+from mlxspec.serve.protocol.fields import MaxTokens, SamplingFields, StreamOptions, Token
+from mlxspec.serve.protocol.listening import DONE, sse
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])

@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event
-from mlxspec.serve.ticket import Ticket
-from mlxspec.serve.wire import encoded
+from mlxspec.serve.core.ticket import Ticket
+from mlxspec.serve.core.wire import encoded
 
 Result = TypeVar("Result")
 

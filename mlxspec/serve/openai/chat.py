@@ -11,12 +11,12 @@ from starlette.requests import Request as Http
 
 from mlxspec.conversations import ToolCall
 from mlxspec.metrics import Event, Generation, Logprob
-from mlxspec.serve.answering import answer, choices
-from mlxspec.serve.answers import name_of, now, timings, usage
-from mlxspec.serve.chat_body import Chat
-from mlxspec.serve.listening import DONE, sse
-from mlxspec.serve.refusal import Refusal, openai_error
-from mlxspec.serve.service import Asked
+from mlxspec.serve.core.refusal import Refusal, openai_error
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.openai.chat_body import Chat
+from mlxspec.serve.protocol.answering import answer, choices
+from mlxspec.serve.protocol.answers import name_of, now, timings, usage
+from mlxspec.serve.protocol.listening import DONE, sse
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import (
+from mlxspec.serve.core.refusal import Refusal
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.protocol.fields import (
     Effort,
     Fields,
     JsonObject,
@@ -17,9 +19,7 @@ from mlxspec.serve.fields import (
     StreamOptions,
     may_call,
 )
-from mlxspec.serve.refusal import Refusal
-from mlxspec.serve.service import Service
-from mlxspec.serve.thinking import template_options
+from mlxspec.serve.protocol.thinking import template_options
 
 
 class ResponseFormat(Fields):

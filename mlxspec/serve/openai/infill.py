@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from mlxspec.serve.refusal import Refusal
+from mlxspec.serve.core.refusal import Refusal
 from mlxspec.tokens import Tokenizer
 
 # The prompts that models were trained to fill in; each name in them is one of their tokens.

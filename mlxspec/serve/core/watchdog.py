@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.worker import Worker
+from mlxspec.serve.core.worker import Worker
 
 LOOKS_EVERY_S = 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.responses import Response
 
 from mlxspec.errors import MlxspecError, UsageError
-from mlxspec.serve.wire import Json
+from mlxspec.serve.core.wire import Json
 
 INVALID = "invalid_request_error"
 

@@ -9,11 +9,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request as Http
 
-from mlxspec.serve.broadcast import Broadcast
-from mlxspec.serve.exposition import Exposition
-from mlxspec.serve.listening import sse
-from mlxspec.serve.service import Asked
-from mlxspec.serve.stats import stats_of
+from mlxspec.serve.core.broadcast import Broadcast
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.own.exposition import Exposition
+from mlxspec.serve.own.stats import stats_of
+from mlxspec.serve.protocol.listening import sse
 
 router = APIRouter(tags=["The server"])
 

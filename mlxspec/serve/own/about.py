@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
-from mlxspec.serve.answers import now
-from mlxspec.serve.service import Asked
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.protocol.answers import now
 
 router = APIRouter(tags=["The server"])
 

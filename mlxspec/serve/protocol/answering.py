@@ -15,13 +15,13 @@ from starlette.types import Receive, Scope, Send
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Generation
-from mlxspec.serve.call import call_of
-from mlxspec.serve.listening import alive, events_of, sse, while_there, whole
-from mlxspec.serve.refusal import Refusal, refusal_of
-from mlxspec.serve.service import Service
-from mlxspec.serve.ticket import Ticket
-from mlxspec.serve.tracing import trace_of
-from mlxspec.serve.wire import Json
+from mlxspec.serve.core.call import call_of
+from mlxspec.serve.core.refusal import Refusal, refusal_of
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.core.ticket import Ticket
+from mlxspec.serve.core.wire import Json
+from mlxspec.serve.protocol.listening import alive, events_of, sse, while_there, whole
+from mlxspec.serve.protocol.tracing import trace_of
 
 GONE = 499  # the client closed the connection; nobody reads it but a log
 

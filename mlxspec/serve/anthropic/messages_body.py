@@ -7,11 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.fields import Effort, Fields, JsonObject, MaxTokens, SamplingFields, may_call
-from mlxspec.serve.refusal import Refusal
-from mlxspec.serve.service import Service
-from mlxspec.serve.thinking import template_options
-from mlxspec.serve.turns import PARAGRAPH, Turns, tool
+from mlxspec.serve.core.refusal import Refusal
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.protocol.fields import (
+    Effort,
+    Fields,
+    JsonObject,
+    MaxTokens,
+    SamplingFields,
+    may_call,
+)
+from mlxspec.serve.protocol.thinking import template_options
+from mlxspec.serve.protocol.turns import PARAGRAPH, Turns, tool
 
 # Claude Code begins its system text with a line that differs from request to request: read as a
 # part of the prompt, it would keep every turn from using what was read for the last one.

@@ -10,13 +10,13 @@ from starlette.requests import Request as Http
 
 from mlxspec.decode.request import Request
 from mlxspec.metrics import Event, Generation
-from mlxspec.serve.answering import answer
-from mlxspec.serve.answers import name_of, now, timings
-from mlxspec.serve.listening import sse
-from mlxspec.serve.parts import Change, Part, Parts, parts_of
-from mlxspec.serve.refusal import Refusal
-from mlxspec.serve.responses_body import Body
-from mlxspec.serve.service import Asked
+from mlxspec.serve.core.refusal import Refusal
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.openai.responses_body import Body
+from mlxspec.serve.protocol.answering import answer
+from mlxspec.serve.protocol.answers import name_of, now, timings
+from mlxspec.serve.protocol.listening import sse
+from mlxspec.serve.protocol.parts import Change, Part, Parts, parts_of
 
 router = APIRouter(tags=["OpenAI"])
 

@@ -17,9 +17,9 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Tell
-from mlxspec.serve.measured import Measured, measure
-from mlxspec.serve.store import Store
-from mlxspec.serve.ticket import Ticket
+from mlxspec.serve.core.measured import Measured, measure
+from mlxspec.serve.core.store import Store
+from mlxspec.serve.core.ticket import Ticket
 
 
 class Load(NamedTuple):

@@ -20,12 +20,12 @@ from mlxspec.conversations import begins_with_system
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
-from mlxspec.serve.call import Call
-from mlxspec.serve.refusal import Refusal, full, refusal_of, unready
-from mlxspec.serve.settings import Settings
-from mlxspec.serve.ticket import Ticket
-from mlxspec.serve.watch import Watch
-from mlxspec.serve.worker import Worker
+from mlxspec.serve.core.call import Call
+from mlxspec.serve.core.refusal import Refusal, full, refusal_of, unready
+from mlxspec.serve.core.settings import Settings
+from mlxspec.serve.core.ticket import Ticket
+from mlxspec.serve.core.watch import Watch
+from mlxspec.serve.core.worker import Worker
 from mlxspec.spelling import Spelling
 
 LONGEST_RETRY_S = 60

@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from mlxspec.serve.counts import Counts, Histogram
-from mlxspec.serve.watch import Live, Watch
+from mlxspec.serve.core.counts import Counts, Histogram
+from mlxspec.serve.core.watch import Live, Watch
 
 
 class Exposition(Collector):

@@ -10,7 +10,7 @@ from importlib.resources import files
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
-from mlxspec.serve.service import Asked
+from mlxspec.serve.core.service import Asked
 
 router = APIRouter(tags=["The server"])
 
@@ -27,7 +27,7 @@ async def page(service: Asked) -> Response:
 @cache
 def _page(*, needs_key: bool) -> tuple[str, dict[str, str]]:
     """The page with its style and its script in it, and the headers that allow just these."""
-    folder = files("mlxspec.serve") / "page"
+    folder = files("mlxspec.serve.own") / "page"
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     whole = (folder / "page.html").read_text(encoding="utf-8")

@@ -10,9 +10,9 @@ from starlette.requests import Request as Http
 
 from mlxspec.defaults import DEFAULT_MAX_TOKENS
 from mlxspec.metrics import Generation, SpeculationStats
-from mlxspec.serve.answering import answer_whole
-from mlxspec.serve.fields import DraftTokens, MaxTokens, SamplingFields
-from mlxspec.serve.service import Asked
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.protocol.answering import answer_whole
+from mlxspec.serve.protocol.fields import DraftTokens, MaxTokens, SamplingFields
 
 router = APIRouter(tags=["mlxspec"])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.service import Service
+from mlxspec.serve.core.service import Service
 from mlxspec.templates import source_of
 
 # Not the field of an earlier turn that has the same name.

@@ -10,13 +10,13 @@ from starlette.requests import Request as Http
 
 from mlxspec.conversations import messages_of, tools_of
 from mlxspec.metrics import Event, Generation, silent
-from mlxspec.serve.answering import answer
-from mlxspec.serve.answers import name_of, timings
-from mlxspec.serve.listening import sse
-from mlxspec.serve.messages_body import Body, Conversation
-from mlxspec.serve.parts import Change, Part, Parts, parts_of
-from mlxspec.serve.refusal import Refusal, anthropic_error
-from mlxspec.serve.service import Asked
+from mlxspec.serve.anthropic.messages_body import Body, Conversation
+from mlxspec.serve.core.refusal import Refusal, anthropic_error
+from mlxspec.serve.core.service import Asked
+from mlxspec.serve.protocol.answering import answer
+from mlxspec.serve.protocol.answers import name_of, timings
+from mlxspec.serve.protocol.listening import sse
+from mlxspec.serve.protocol.parts import Change, Part, Parts, parts_of
 from mlxspec.text import encode_prompt
 
 router = APIRouter(tags=["Anthropic"])

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.errors import MlxspecError
 from mlxspec.params import MOST, NAMES, SamplingParams, changed
-from mlxspec.serve.refusal import Refusal, refusal_of
-from mlxspec.serve.service import Service
-from mlxspec.serve.wire import require_json
+from mlxspec.serve.core.refusal import Refusal, refusal_of
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.core.wire import require_json
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]

@@ -11,7 +11,7 @@ from mlxspec.decode.batch import Row
 from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Event, Generation
-from mlxspec.serve.call import Call
+from mlxspec.serve.core.call import Call
 
 
 class Ticket:
