@@ -150,6 +150,16 @@ def test_text_behind_a_call_is_a_block_of_its_own(chatting: anthropic.Anthropic)
         assert blocks(stream.get_final_message()) == [CALLED, {"type": "text", "text": "and more"}]
 
 
+def test_one_call_is_all_where_no_more_are_wanted(chatting: anthropic.Anthropic) -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    for which in (2, 3):  # two calls; text behind one
+        body = asked(f"Reply {which}", tools=[TOOL], tool_choice=choice)
+        with chatting.messages.stream(**body) as stream:
+            for message in (stream.get_final_message(), chatting.messages.create(**body)):
+                assert blocks(message) == [CALLED]
+                assert (message.stop_reason, message.stop_sequence) == ("tool_use", None)
+
+
 def test_a_stream_has_the_events_of_anthropic_in_their_order(chat: Served) -> None:
     body = asked("Reply 1", tools=[TOOL], stream=True)
     with chat.client() as client, client.stream("POST", "/v1/messages", json=body) as response:

@@ -11,7 +11,8 @@ from mlxspec.decode.batch import Batch
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.decode.reader import Reader
-from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
+from mlxspec.decode.request import GREEDY, Prompt, Request
+from mlxspec.decode.requests import Requests
 from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
@@ -151,6 +152,7 @@ class Engine:
             messages: in place of a prompt, a conversation as OpenAI's API writes it. A last turn of
                 the assistant is gone on with.
             tools: functions that the model may call, as OpenAI's API writes them.
+            parallel_calls: False ends the text behind its first call of a tool.
             max_tokens: at least 1, 256 unless given; None goes on to the end of the context, where
                 the text ends in any case.
             draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it

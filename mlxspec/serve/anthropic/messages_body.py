@@ -98,9 +98,10 @@ class Tool(Fields):
 
 
 class ToolChoice(Fields):
-    """Whether the model may call tools."""
+    """Whether the model may call tools, and whether several in one answer."""
 
     type: Literal["auto", "none", "any", "tool"]
+    disable_parallel_tool_use: bool = False
 
 
 class Thinking(Fields):
@@ -144,7 +145,9 @@ class Conversation(Fields):
         options: dict[str, Any] = {"messages": self._turns()}
         tools = self._tools(tell)
         if tools:
-            options["tools"] = tools
+            choice = self.tool_choice
+            several = choice is None or not choice.disable_parallel_tool_use
+            options |= {"tools": tools, "parallel_calls": several}
         thinking, config = self.thinking or Thinking(type="adaptive"), self.output_config
         if config is not None and config.format is not None:
             raise _refused("output_config.format", "the form of an answer cannot be constrained")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -89,10 +89,15 @@ class ChatForm:
         counts = usage(generations, predicted=self._body.prediction is not None)
         return {"usage": counts, "timings": timings(generations[0])}
 
-    def _logprobs(self, logprobs: Iterable[Logprob]) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
             return None
-        return {"content": self._spelling.as_dicts(logprobs), "refusal": None}
+        places = {"content": ("text", "call"), "reasoning_content": ("reasoning",)}
+        told = {
+            name: self._spelling.as_dicts(one for one in logprobs if one.place in of)
+            for name, of in places.items()
+        }
+        return told | {"refusal": None}
 
     def _chunk(
         self,

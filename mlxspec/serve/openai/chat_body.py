@@ -65,6 +65,7 @@ class Chat(SamplingFields):
     response_format: ResponseFormat | None = None
     tools: list[JsonObject] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: JsonObject | None = None
 
@@ -89,7 +90,7 @@ class Chat(SamplingFields):
         if self.prediction is not None:
             options["prediction"] = self.prediction.text
         if tools := self._tools():
-            options["tools"] = tools
+            options |= {"tools": tools, "parallel_calls": self.parallel_tool_calls is not False}
         options["logprobs"] = self._logprobs()
         given = self.chat_template_kwargs or {}
         return options | template_options(service, tell, given, effort=self.reasoning_effort)

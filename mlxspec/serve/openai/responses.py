@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 from starlette.requests import Request as Http
 
 from mlxspec.decode.request import Request
-from mlxspec.metrics import Event, Generation
+from mlxspec.metrics import Event, Generation, Logprob
 from mlxspec.serve.core.refusal import Refusal
 from mlxspec.serve.core.service import Asked
 from mlxspec.serve.openai.responses_body import Body
@@ -17,6 +17,7 @@ from mlxspec.serve.protocol.answering import answer
 from mlxspec.serve.protocol.answers import name_of, now, timings
 from mlxspec.serve.protocol.listening import sse
 from mlxspec.serve.protocol.parts import Change, Part, Parts, parts_of
+from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
 
@@ -26,14 +27,19 @@ async def respond(body: Body, service: Asked, http: Http) -> Response:
     """Write the next items: reasoning, a message, calls of functions."""
     notes: list[str] = []
     request = await service.request(notes, **body.all_options(service, notes.append))
-    form = ResponseForm(service.settings.name, body, request)
+    form = ResponseForm(service.settings.name, body, request, service.spelling)
     return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
 
 
 class ResponseForm:
-    """The form of a response."""
+    """The form of a response.
 
-    def __init__(self, model: str, body: Body, request: Request) -> None:
+    Args:
+        spelling: of tokens, for log-probabilities.
+    """
+
+    def __init__(self, model: str, body: Body, request: Request, spelling: Spelling) -> None:
+        self._spelling = spelling
         self._parts = Parts()
         self._names: list[str] = []  # of the items, in their order
         self._count = 0  # of events
@@ -90,7 +96,7 @@ class ResponseForm:
             called = {"call_id": part.call.id, "name": part.call.name}
             arguments = "" if begins else part.text
             return item | {"type": "function_call"} | called | {"arguments": arguments}
-        contents = [] if begins else [_content(part)]
+        contents = [] if begins else [self._content(part)]
         if part.kind == "reasoning":
             return item | {"type": "reasoning", "summary": [], "content": contents}
         return item | {"type": "message", "role": "assistant", "content": contents}
@@ -100,6 +106,16 @@ class ResponseForm:
             kinds = {"reasoning": "rs_", "text": "msg_", "call": "fc_"}
             self._names.append(name_of(kinds[part.kind]))
         return self._names[part.index]
+
+    def _content(self, part: Part) -> dict[str, Any]:
+        if part.kind == "reasoning":
+            return {"type": "reasoning_text", "text": part.text}
+        told = self._logprobs(part, part.logprobs)
+        return {"type": "output_text", "text": part.text, "annotations": []} | told
+
+    def _logprobs(self, part: Part, logprobs: Sequence[Logprob]) -> dict[str, Any]:
+        """The field of a text that clients look for, also where it is empty."""
+        return {"logprobs": self._spelling.as_dicts(logprobs)} if part.kind == "text" else {}
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -112,10 +128,11 @@ class ResponseForm:
             item = self._item(part, begins=True)
             yield self._told("response.output_item.added", output_index=part.index, item=item)
             if part.kind != "call":
-                empty = _content(Part(part.index, part.kind))
+                empty = self._content(Part(part.index, part.kind))
                 yield self._told("response.content_part.added", **at, part=empty)
         elif change.what == "grows":
-            yield self._told(f"{_KINDS[part.kind]}.delta", **at, delta=change.text, **_probs(part))
+            told = self._logprobs(part, change.logprobs)
+            yield self._told(f"{_KINDS[part.kind]}.delta", **at, delta=change.text, **told)
         else:
             yield from self._over(part, at)
 
@@ -124,8 +141,9 @@ class ResponseForm:
             whole = {"name": part.call.name, "arguments": part.text}
             yield self._told(f"{_KINDS[part.kind]}.done", **at, **whole)
         else:
-            yield self._told(f"{_KINDS[part.kind]}.done", **at, text=part.text, **_probs(part))
-            yield self._told("response.content_part.done", **at, part=_content(part))
+            told = self._logprobs(part, part.logprobs)
+            yield self._told(f"{_KINDS[part.kind]}.done", **at, text=part.text, **told)
+            yield self._told("response.content_part.done", **at, part=self._content(part))
         done = self._item(part)
         yield self._told("response.output_item.done", output_index=part.index, item=done)
 
@@ -164,13 +182,14 @@ def _asked(body: Body, request: Request) -> dict[str, Any]:
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
         "metadata": body.metadata or {},
-        "parallel_tool_calls": True,
+        "parallel_tool_calls": body.calls_in_parallel,
         "previous_response_id": None,
         "background": False,
         "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
         "store": False,
         "temperature": request.sampling.temperature,
         "text": {"format": {"type": "text"}},
+        "top_logprobs": body.logprobs or 0,
         "tool_choice": body.tool_choice or "auto",
         "tools": [
             {"parameters": {}, "strict": False} | one.model_dump(exclude_none=True)
@@ -179,14 +198,3 @@ def _asked(body: Body, request: Request) -> dict[str, Any]:
         "top_p": request.sampling.top_p,
         "truncation": "disabled",
     }
-
-
-def _content(part: Part) -> dict[str, Any]:
-    if part.kind == "reasoning":
-        return {"type": "reasoning_text", "text": part.text}
-    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": []}
-
-
-def _probs(part: Part) -> dict[str, Any]:
-    """The field of an answer's text that clients look for, though it stays empty."""
-    return {"logprobs": []} if part.kind == "text" else {}

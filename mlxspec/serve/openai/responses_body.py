@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Tell
 from mlxspec.serve.core.refusal import Refusal
 from mlxspec.serve.core.service import Service
@@ -20,6 +21,7 @@ from mlxspec.serve.protocol.fields import (
 from mlxspec.serve.protocol.thinking import template_options
 from mlxspec.serve.protocol.turns import PARAGRAPH, Turns, tool
 
+LOGPROBS = "message.output_text.logprobs"  # what `include` may name
 # What needs an answer that was kept, or is kept; nothing is kept here.
 _STATEFUL = ("previous_response_id", "conversation", "prompt", "background")
 
@@ -160,10 +162,12 @@ class Body(SamplingFields):
     max_output_tokens: MaxTokens | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     stream: bool = False
     reasoning: Reasoning | None = None
     text: Text | None = None
     include: list[str] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -175,6 +179,16 @@ class Body(SamplingFields):
     def functions(self) -> list[Tool]:
         """The tools that a model can call: functions of the client."""
         return [one for one in self.tools or () if one.type == "function"]
+
+    @property
+    def logprobs(self) -> int | None:
+        """The likeliest tokens to tell beside each token of a text; None tells nothing."""
+        return (self.top_logprobs or 0) if LOGPROBS in (self.include or ()) else None
+
+    @property
+    def calls_in_parallel(self) -> bool:
+        """Whether an answer may have several calls."""
+        return self.parallel_tool_calls is not False
 
     def all_options(self, service: Service, tell: Tell) -> dict[str, Any]:
         """The options of `Engine.request`.
@@ -188,9 +202,12 @@ class Body(SamplingFields):
         self._require_stateless()
         options = self.options(service) | {"messages": self._turns()}
         if tools := self._tools(tell):
-            options["tools"] = tools
+            options |= {"tools": tools, "parallel_calls": self.calls_in_parallel}
         if self.max_output_tokens is not None:
             options["max_tokens"] = self.max_output_tokens
+        options["logprobs"] = self.logprobs
+        if self.top_logprobs and self.logprobs is None:
+            tell(f"top_logprobs says nothing unless include names {LOGPROBS}")
         effort = self.reasoning.effort if self.reasoning is not None else None
         return options | template_options(service, tell, effort=effort)
 
@@ -201,9 +218,6 @@ class Body(SamplingFields):
                 raise _refused(name, f"{why}: send the whole conversation as input.")
         if self.store:
             raise _refused("store", "store is true, and this server keeps no answer: give false.")
-        for one in self.include or ():
-            if "logprobs" in one:
-                raise _refused("include", f"include names {one}, which is not to be had here.")
 
     def _turns(self) -> list[dict[str, Any]]:
         turns = Turns()
