@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from types import TracebackType
 from typing import Any, Self
 
 Happening = dict[str, Any]
@@ -34,12 +33,7 @@ class Listener:
         self._broadcast.add(self)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._broadcast.remove(self)
 
     def call(self, happenings: Sequence[Happening], *, last: bool = False) -> None:
