@@ -190,8 +190,8 @@ class Service:
         self._clerk.shutdown(wait=False, cancel_futures=True)
 
 
-def service_of(http: Http) -> Service:
-    """The service of the application that a request came to."""
+async def service_of(http: Http) -> Service:
+    """The service of the application that a request came to; a function would cost it a thread."""
     service: Service = http.app.state.service
     return service
 

@@ -10,9 +10,12 @@ from starlette.responses import JSONResponse
 from mlxspec.conversations import DEEPEST, is_deeper
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # `dumps` makes one each time
+
+
 def encoded(data: Any) -> bytes:
     """The bytes of JSON; half of a character, which a request may hold, is a question mark."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False).encode(errors="replace")
+    return _ENCODER.encode(data).encode(errors="replace")
 
 
 class Json(JSONResponse):
@@ -31,7 +34,7 @@ def require_json(value: Any) -> Any:
     if is_deeper(value):
         raise ValueError(f"it is nested more than {DEEPEST} levels deep")
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        _ENCODER.encode(value).encode()
     except ValueError as error:
         raise ValueError("a number or a letter in it is none of JSON's") from error
     return value
