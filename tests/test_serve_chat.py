@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import WAIT_S, Served, served
+from servers import WAIT_S, Served
 from talkers import CALL, WEATHER, talker
 
 from mlxspec.decode.engine import Engine
@@ -26,18 +26,6 @@ PROMPT = "def fibonacci(n):"
 
 def talks() -> Engine:
     return talker(*REPLIES)
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
 
 
 def client_of(server: Served) -> openai.OpenAI:

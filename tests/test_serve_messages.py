@@ -28,18 +28,6 @@ THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "unsigned"}
 CALLED = {"type": "tool_use", "name": "weather", "input": ARGUMENTS}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
-
-
 def client_of(server: Served, key: str = "any") -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key=key, max_retries=0, timeout=WAIT_S)
 
@@ -478,7 +466,7 @@ def test_a_block_that_cannot_be_read_is_named(
 
 
 def test_a_key_is_asked_for_in_the_words_of_anthropic() -> None:
-    with served(key="s3cret") as server:
+    with served(talks, key="s3cret") as server:
         with client_of(server, "s3cret") as client:
             assert client.messages.create(**asked(max_tokens=1)).usage.output_tokens == 1
         with client_of(server, "wrong") as client, pytest.raises(anthropic.AuthenticationError):

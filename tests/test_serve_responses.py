@@ -9,8 +9,8 @@ from typing import Any
 
 import openai
 import pytest
-from servers import WAIT_S, Served, served
-from talkers import CALL, WEATHER, talks
+from servers import WAIT_S, Served
+from talkers import CALL, WEATHER
 
 from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
@@ -24,18 +24,6 @@ ARGUMENTS = '{"city": "Köln 🌧"}'
 TOOL = {"type": "function", "strict": False} | WEATHER["function"]
 THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
 CALLED = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
 
 
 def client_of(server: Served) -> openai.OpenAI:

@@ -9,7 +9,6 @@ from starlette.responses import JSONResponse
 
 from mlxspec.conversations import DEEPEST, is_deeper
 
-
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # `dumps` makes one each time
 
 
