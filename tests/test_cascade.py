@@ -20,9 +20,9 @@ from upstreams import KEY, Misbehaving, misbehaving
 
 from mlxspec.cascade.breaker import REST_S, Breaker
 from mlxspec.cascade.cascade import Cascade, Policy
-from mlxspec.cascade.client import TRIES, Client, Fault, Question
+from mlxspec.cascade.client import TRIES, Client, Fault, Question, Reply
 from mlxspec.cascade.decision import Decision, similarity
-from mlxspec.cascade.rules import MARKERS, Draft, Thresholds, judged
+from mlxspec.cascade.rules import MARKERS, Draft, Thresholds, entropy, judged
 from mlxspec.cascade.upstreams import Upstream, load_upstreams
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import INTERRUPTED
@@ -67,7 +67,15 @@ def upstream(url: str, **changes: Any) -> Upstream:
 
 def asked(one: Misbehaving, **changes: Any) -> Client:
     """A client that does not wait between tries."""
-    return Client(upstream(one.url, **changes), sleep=lambda seconds: None)
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    return Client(upstream(one.url, **changes), sleep=sleep)
+
+
+def reply_to(client: Client, question: Question) -> Reply:
+    return client.begin(question).result()
 
 
 def decided(
@@ -159,10 +167,10 @@ def draft(text: str = "x" * 60, **changes: Any) -> Draft:
         (draft("MAYBE it is " + "x" * 60), ["uncertain"]),
         (draft("maybes " + "x" * 60), []),
         (draft("Kumquat, i think, " + "x" * 60), ["uncertain"]),
-        (draft(logprobs=[Logprob(1, -1.4), Logprob(2, -1.7)]), ["unlikely"]),
-        (draft(logprobs=[Logprob(1, -1.4), Logprob(2, -1.5)]), []),
-        (draft(logprobs=[Logprob(1, -0.1, ((1, math.log(0.05)),) * 20)]), ["undecided"]),
-        (draft(logprobs=[Logprob(1, -0.1, ((1, math.log(0.9)), (2, math.log(0.1))))]), []),
+        (draft(logprobs=[-1.4, -1.7]), ["unlikely"]),
+        (draft(logprobs=[-1.4, -1.5]), []),
+        (draft(entropies=[1.0, 3.1]), ["undecided"]),
+        (draft(entropies=[1.0, 3.0]), []),
     ],
 )
 def test_a_rule_finds_what_it_is_for(one: Draft, rules: list[str]) -> None:
@@ -174,6 +182,14 @@ def test_a_rule_finds_what_it_is_for(one: Draft, rules: list[str]) -> None:
     assert judged(one, off) == []
 
 
+def test_the_entropy_is_the_least_that_the_likeliest_tokens_leave() -> None:
+    sure = Logprob(1, -0.1, ((1, math.log(0.9)), (2, math.log(0.1))))
+    assert entropy(sure) == pytest.approx(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert entropy(Logprob(1, -3.0, ((1, math.log(0.05)),) * 20)) == pytest.approx(math.log(20))
+    cut = Logprob(1, -3.0, ((1, math.log(0.05)),) * 10)
+    assert entropy(cut) == pytest.approx(math.log(20))
+
+
 def test_a_draft_is_judged_by_its_first_tokens_whatever_a_round_writes() -> None:
     late = "x" * 12 + " maybe " + "y" * 60
     most = Thresholds(max_draft_tokens=10)
@@ -181,6 +197,8 @@ def test_a_draft_is_judged_by_its_first_tokens_whatever_a_round_writes() -> None
         for count in (0, 3, 16):
             found, _ = decided(asked(far), saying(late), most=most, draft_tokens=count)
             assert (found.draft_tokens, found.rules) == (10, ())
+            found, _ = decided(asked(far), saying("Ten chars."), most=most, draft_tokens=count)
+            assert (found.draft_tokens, found.rules) == (10, ("short",))
 
 
 def test_a_model_in_doubt_of_its_tokens_asks() -> None:
@@ -263,7 +281,11 @@ def test_what_passes_is_tried_again(way: str) -> None:
 def test_tries_wait_longer_and_longer_and_as_long_as_they_are_told() -> None:
     waits: list[float] = []
     with misbehaving("503", "429 7", "answer") as far:
-        Client(upstream(far.url), sleep=waits.append).ask(question())
+
+        async def sleep(seconds: float) -> None:
+            waits.append(seconds)
+
+        reply_to(Client(upstream(far.url), sleep=sleep), question())
     assert 0.25 <= waits[0] <= 0.5
     assert waits[1] == 7
 
@@ -276,8 +298,8 @@ def question(**changes: Any) -> Question:
 def test_the_draft_goes_along_where_the_upstream_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-openai")
     with misbehaving("untold") as far:
-        reply = asked(far, prediction=True).ask(question(draft="It is"))
-        asked(far).ask(question(draft="It is"))
+        reply = reply_to(asked(far, prediction=True), question(draft="It is"))
+        reply_to(asked(far), question(draft="It is"))
     assert (reply.tokens_in, reply.tokens_out) == (None, None)
     first, second = far.bodies
     assert first["prediction"] == {"type": "content", "content": "It is"}
@@ -292,19 +314,19 @@ def test_an_upstream_that_fails_again_and_again_is_left_alone() -> None:
         client = Client(upstream(far.url), breaker)
         for _ in range(3):
             with pytest.raises(Fault, match="refuses the key"):
-                client.ask(question())
+                reply_to(client, question())
         with pytest.raises(Fault, match="failed before and is asked again in 30 s"):
-            client.ask(question())
+            reply_to(client, question())
         assert len(far.bodies) == 3
         now[0] += REST_S
         with pytest.raises(Fault, match="refuses the key"):
-            client.ask(question())
+            reply_to(client, question())
         with pytest.raises(Fault, match="asked again in 60 s"):
-            client.ask(question())
+            reply_to(client, question())
         now[0] += 60
         far.ways[:] = ["answer"]
-        assert client.ask(question()).text == far.text
-        assert client.ask(question()).text == far.text
+        assert reply_to(client, question()).text == far.text
+        assert reply_to(client, question()).text == far.text
 
 
 def test_one_request_alone_finds_out_whether_an_upstream_is_back() -> None:
@@ -329,7 +351,7 @@ def test_asking_does_not_wait_for_an_upstream_that_stalls() -> None:
     with misbehaving("stalled") as far:
         begun = time.monotonic()
         with pytest.raises(Fault, match=r"within 0\.3 s"):
-            asked(far, timeout_s=0.3).begin(question()).wait()
+            reply_to(asked(far, timeout_s=0.3), question())
         assert time.monotonic() - begun < 3
 
 

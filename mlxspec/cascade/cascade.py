@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from mlxspec.cascade.client import Asked, Client, Fault, Question, Reply
+from mlxspec.cascade.answers import drafted
+from mlxspec.cascade.client import Client, Fault, Question, Reply
 from mlxspec.cascade.decision import Decision, decided, stayed
 from mlxspec.cascade.rules import Draft, Finding, Thresholds, judged
 from mlxspec.conversations import Message
@@ -56,7 +58,7 @@ class Deciding:
         self._begun_s = time.perf_counter()
         self._draft: Draft | None = None
         self._findings: list[Finding] = []
-        self._asked: Asked | None = None
+        self._asked: Future[Reply] | None = None
 
     @property
     def is_judged(self) -> bool:
@@ -68,19 +70,24 @@ class Deciding:
         return self.is_judged and not self._findings
 
     def judge(self, generation: Generation, *, ended: bool) -> None:
-        """Judge the answer once it is long enough, and ask the upstream if a rule wants that."""
+        """Judge the answer once it is long enough, and ask the upstream if a rule wants that.
+
+        One token more than is judged says whether the answer ended within the draft.
+        """
         most = self._policy.thresholds
         written = len(generation.tokens) - generation.reasoning_tokens
-        if self.is_judged or (written < most.max_draft_tokens and not ended):
+        if self.is_judged or (written <= most.max_draft_tokens and not ended):
             return
-        self._draft = draft = self._drafted(generation, ended=ended)
+        limit = self._request.limit - len(self._request.tokens)
+        self._draft = draft = drafted(
+            generation, self._tokenizer, most.max_draft_tokens, limit, ended=ended
+        )
         self._findings = judged(draft, most, self._policy.off)
         if self._findings:
-            temperature = self._request.sampling.temperature
             question = Question(
                 messages=self._messages,
-                max_tokens=draft.limit,
-                temperature=temperature,
+                max_tokens=limit,
+                temperature=self._request.sampling.temperature,
                 draft=draft.text,
             )
             self._asked = self._policy.client.begin(question)
@@ -94,7 +101,7 @@ class Deciding:
             return stayed(self._draft, generation, upstream, self._model, took_s)
         reply: Reply | Fault
         try:
-            reply = self._asked.wait()
+            reply = self._asked.result()
         except Fault as fault:
             reply = fault
         return decided(
@@ -108,18 +115,10 @@ class Deciding:
             time.perf_counter() - self._begun_s,
         )
 
-    def _drafted(self, generation: Generation, *, ended: bool) -> Draft:
-        """The first tokens of the answer: no more, because how many a round writes may vary."""
-        most, begin = self._policy.thresholds.max_draft_tokens, generation.reasoning_tokens
-        tokens = generation.tokens[begin : begin + most]
-        whole = ended and len(generation.tokens) - begin <= most
-        return Draft(
-            text=generation.text if whole else self._tokenizer.decode(tokens),
-            tokens=len(tokens),
-            limit=self._request.limit - len(self._request.tokens),
-            ended=whole and generation.finish_reason == "stop",
-            logprobs=generation.logprobs[begin : begin + most],
-        )
+    def cancel(self) -> None:
+        """Nobody waits for the upstream any more."""
+        if self._asked is not None:
+            self._asked.cancel()
 
 
 class Cascade:
@@ -175,6 +174,7 @@ class Cascade:
             yield Event(pieces=self._released())
             raise
         finally:
+            self._deciding.cancel()
             generation.logprobs = _asked_for(generation.logprobs, self.run.request.logprobs)
         if self.decision.author == "upstream":
             # Reasoning that led to another answer goes with it.

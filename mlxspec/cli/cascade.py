@@ -17,6 +17,7 @@ from mlxspec.pairs.table import Pair
 if TYPE_CHECKING:
     from mlxspec.cascade.cascade import Cascade, Policy
     from mlxspec.cascade.rules import Thresholds
+    from mlxspec.cascade.upstreams import Upstreams
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
 
@@ -98,19 +99,32 @@ class UpstreamOptions:
             return None
         from mlxspec.cascade.cascade import Policy
         from mlxspec.cascade.client import Client
-        from mlxspec.cascade.upstreams import load_upstreams
 
-        table = load_upstreams(None if self.upstreams is None else expanded(self.upstreams))
-        client = Client(table.named(self.upstream))
-        return Policy(client, self._thresholds(table.thresholds), self._off())
+        client = Client(self._table().named(self.upstream))
+        return Policy(client, *self.rules())
 
-    def _thresholds(self, thresholds: Thresholds) -> Thresholds:
+    def rules(self) -> tuple[Thresholds, frozenset[str]]:
+        """The thresholds, and the names of rules that are off; those of the table, if there is one.
+
+        Raises:
+            UsageError: there is no such rule. TableError: the table cannot be used.
+        """
+        from mlxspec.cascade.rules import Thresholds
+        from mlxspec.cascade.upstreams import user_upstreams
+
+        there = self.upstreams is not None or user_upstreams().exists()
+        thresholds = self._table().thresholds if there else Thresholds()
         changes: dict[str, Any] = {
             "max_draft_tokens": self.probe_tokens,
             "min_confidence": self.min_confidence,
         }
         given = {name: value for name, value in changes.items() if value is not None}
-        return replace(thresholds, **given)
+        return replace(thresholds, **given), self._off()
+
+    def _table(self) -> Upstreams:
+        from mlxspec.cascade.upstreams import load_upstreams
+
+        return load_upstreams(None if self.upstreams is None else expanded(self.upstreams))
 
     def _off(self) -> frozenset[str]:
         from mlxspec.cascade.rules import RULES
@@ -137,8 +151,7 @@ def cascade_of(
         texts: the system message among them.
     """
     from mlxspec.cascade.cascade import Cascade
+    from mlxspec.cascade.client import turns_of
 
-    system = texts.get("system")
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt})
+    turns = turns_of(texts.get("system"), prompt)
     return Cascade(policy, engine, request, turns, pair.target_name)
