@@ -41,6 +41,7 @@ def local(text: str = TEXT, **changes: Any) -> Local:
         "tokens": count,
         "limit": 1000,
         "temperature": 0.0,
+        "top_p": 0.0,
         "decoded": text,
         "ends": list(range(1, count + 1)),
         "logprobs": [-0.1] * count,

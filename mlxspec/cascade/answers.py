@@ -47,6 +47,7 @@ class Local:
 
     Args:
         tokens: of the answer, without its reasoning. limit: how many it might have had.
+        temperature, top_p: that it was drawn with.
         decoded: the tokens as text, of which `text` may have less, such as no stop string.
         ends: the characters of `decoded` up to and with each token.
         logprobs, entropies: of each token, and of the choice behind it in nats.
@@ -59,6 +60,7 @@ class Local:
     tokens: int
     limit: int
     temperature: float
+    top_p: float
     decoded: str
     ends: Sequence[int]
     logprobs: Sequence[float]
@@ -79,6 +81,7 @@ class Local:
             tokens=len(tokens),
             limit=request.limit - len(request.tokens),
             temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
             decoded=tokenizer.decode(tokens),
             ends=[
                 len(tokenizer.decode(tokens[: count + 1]).rstrip(_CUT))

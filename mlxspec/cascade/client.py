@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mlxspec.cascade.breaker import Breaker
 from mlxspec.cascade.upstreams import Upstream
 from mlxspec.conversations import Message
+from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
 
 if TYPE_CHECKING:
@@ -51,14 +52,29 @@ class Question:
     """What an upstream is asked.
 
     Args:
-        max_tokens: the most tokens of the answer.
+        max_tokens: the most tokens of the answer; None leaves that to the upstream.
+        stop: the answer ends before the first of these strings.
         draft: the beginning of the local answer, for an upstream that takes a prediction.
     """
 
     messages: Sequence[Message]
-    max_tokens: int
+    max_tokens: int | None
     temperature: float = 0.0
+    top_p: float = 0.0
+    stop: Sequence[str] = ()
     draft: str = ""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], max_tokens: int | None, request: Request) -> Question:
+        """The question that a request asks the local model, as far as an upstream knows it."""
+        sampling = request.sampling
+        return cls(
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=request.stop,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +205,15 @@ class Client:
         body: dict[str, Any] = {
             "model": self.upstream.model,
             "messages": list(question.messages),
-            "max_tokens": question.max_tokens,
             "temperature": question.temperature,
             "stream_options": {"include_usage": True},
         }
+        if question.max_tokens is not None:
+            body["max_tokens"] = question.max_tokens
+        if 0 < question.top_p < 1:
+            body["top_p"] = question.top_p
+        if question.stop:
+            body["stop"] = list(question.stop)
         if self.upstream.prediction and question.draft:
             body["prediction"] = {"type": "content", "content": question.draft}
         return body

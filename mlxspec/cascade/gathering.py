@@ -132,6 +132,7 @@ class Gathering:
             messages=turns_of(self._system, case.prompt),
             max_tokens=local.limit,
             temperature=local.temperature,
+            top_p=local.top_p,
         )
 
     def _asked_far(self, client: Client, local: Local, case: Case) -> dict[str, Any]:

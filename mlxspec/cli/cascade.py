@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mlxspec.cascade.upstreams import Upstreams
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
+    from mlxspec.serve.core.settings import Strategy
 
 _upstream = partial(typer.Option, rich_help_panel="Upstream")
 
@@ -137,6 +138,35 @@ class UpstreamOptions:
         return frozenset(self.no_rule or ())
 
 
+STRATEGIES = ("local", "speculative_decoding", "upstream")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingOptions:
+    """Who answers the requests of a server that name nobody."""
+
+    routing: Annotated[
+        str | None,
+        _upstream(
+            metavar="|".join(STRATEGIES),
+            help="Who answers requests that do not say: the local model, which is the default; "
+            "the local model first and the upstream where a rule asks for it; or the upstream.",
+        ),
+    ] = None
+
+    def strategy(self, upstream: UpstreamOptions) -> Strategy:
+        """The strategy; raises UsageError where it is none, or has no upstream."""
+        if self.routing not in (None, *STRATEGIES):
+            near = nearest(self.routing or "", STRATEGIES)
+            hint = f"Did you mean {near}?" if near else f"It takes {', '.join(STRATEGIES)}."
+            raise UsageError(f"--routing {self.routing} is no strategy.", hint=hint)
+        if self.routing not in (None, "local") and upstream.upstream is None:
+            raise UsageError(
+                f"--routing {self.routing} has no upstream.", hint="Add --upstream NAME."
+            )
+        return cast("Strategy", self.routing or "local")
+
+
 def cascade_of(
     policy: Policy,
     engine: Engine,
@@ -151,7 +181,8 @@ def cascade_of(
         texts: the system message among them.
     """
     from mlxspec.cascade.cascade import Cascade
-    from mlxspec.cascade.client import turns_of
+    from mlxspec.cascade.client import Question, turns_of
 
     turns = turns_of(texts.get("system"), prompt)
-    return Cascade(policy, engine, request, turns, pair.target_name)
+    question = Question.of(turns, request.limit - len(request.tokens), request)
+    return Cascade(policy, engine, request, question, pair.target_name)
