@@ -490,11 +490,12 @@ def test_the_command_keeps_the_key_to_itself(
 
 
 def test_a_terminal_tells_an_upstreams_text_by_its_style() -> None:
-    screen = io.StringIO()
+    screen = io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True)
     text = TerminalText(screen, end_on=screen, colours=True)
     text.write((Piece("from far", from_draft=False, upstream=True),), marked=True)
     text.write((Piece(" and near", from_draft=True),), marked=True)
-    assert screen.getvalue() == "\x1b[3mfrom far\x1b[0m and near"
+    screen.seek(0)
+    assert screen.read() == "\x1b[3mfrom far\x1b[0m and near"
 
 
 def test_who_does_not_wait_for_an_upstream_gets_the_local_answer(
