@@ -15,6 +15,7 @@ from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
 from mlxspec.cli.doctor import diagnose
+from mlxspec.cli.evaluating import cascade_app
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
@@ -50,6 +51,7 @@ pairs_app.command("add", cls=Command)(editing.add_pair)
 pairs_app.command("remove", cls=Command)(editing.remove_pair)
 pairs_app.command("default", cls=Command)(editing.choose_pair)
 app.add_typer(pairs_app, name="pairs")
+app.add_typer(cascade_app, name="cascade")
 
 
 @app.callback(invoke_without_command=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxspec.cli import engines
+from mlxspec.cli.cascade import RoutingOptions, UpstreamOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import handed_to
 from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
@@ -37,6 +38,7 @@ EXAMPLES = """
 Examples:
   mlxspec serve --pair qwen3-8b
   mlxspec serve --target ./model --draft ./small-model --port 0
+  mlxspec serve --pair qwen3-8b --upstream cerebras --routing speculative_decoding
   MLXSPEC_KEY=... mlxspec serve --host 0.0.0.0 --api-key-env MLXSPEC_KEY
 """
 
@@ -154,7 +156,14 @@ class ServerOptions:
 
 
 @grouped
-def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOptions) -> None:
+def serve(
+    *,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    server: ServerOptions,
+    upstream: UpstreamOptions,
+    routing: RoutingOptions,
+) -> None:
     """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
     _require_libraries()
     from mlxspec.cli.board import open_board
@@ -172,7 +181,12 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
         "system": pair.system,
         "template_args": {**pair.template_args, **template_args(server.template_arg)},
     }
-    settings = server.settings(pair, usual)
+    upstream.require_place()
+    settings = replace(
+        server.settings(pair, usual),
+        upstream=upstream.policy(),
+        routing=routing.strategy(upstream),
+    )
     listening = listen(server.host, server.port)
     with open_board(settings, listening, server.api_key_env) as board:
         preparing = _Preparing(pair, models, settings, board, int(server.cache_gb * 1e9))

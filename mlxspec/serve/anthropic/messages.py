@@ -14,9 +14,10 @@ from mlxspec.serve.anthropic.messages_body import Body, Conversation
 from mlxspec.serve.core.refusal import Refusal, anthropic_error
 from mlxspec.serve.core.service import Asked
 from mlxspec.serve.protocol.answering import answer
-from mlxspec.serve.protocol.answers import name_of, timings
+from mlxspec.serve.protocol.answers import beside, name_of
 from mlxspec.serve.protocol.listening import sse
 from mlxspec.serve.protocol.parts import Change, Part, Parts, parts_of
+from mlxspec.serve.protocol.routing import route_of
 from mlxspec.text import encode_prompt
 
 router = APIRouter(tags=["Anthropic"])
@@ -29,9 +30,12 @@ SIGNATURE = "unsigned"
 async def message(body: Body, service: Asked, http: Http) -> Response:
     """Write the assistant's next turn."""
     notes: list[str] = []
-    request = await service.request(notes, **body.all_options(service, notes.append))
+    options = body.all_options(service, notes.append)
+    route = route_of(service, body.routing, options, notes.append)
+    request = await service.request(notes, **options)
     form = MessageForm(service.settings.name, len(request.tokens), body.max_tokens)
-    return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
+    shape = {"stream": body.stream, "trace": body.traces}
+    return await answer(service, http, [request], form, **shape, route=route)
 
 
 @router.post("/v1/messages/count_tokens")
@@ -76,7 +80,7 @@ class MessageForm:
     def whole(self, generations: list[Generation]) -> dict[str, Any]:
         (one,) = generations
         blocks = [_block(part) for part in parts_of(one)]
-        ended = self._end_of(one) | {"usage": usage(one), "timings": timings(one)}
+        ended = self._end_of(one) | {"usage": usage(one)} | beside(one)
         return self._base | {"content": blocks} | ended
 
     def begin(self) -> Iterator[bytes]:
@@ -92,8 +96,8 @@ class MessageForm:
 
     def end(self, generations: list[Generation]) -> Iterator[bytes]:
         (one,) = generations
-        beside = {"usage": usage(one), "timings": timings(one)}
-        yield _told("message_delta", delta=self._end_of(one), **beside)
+        counts = {"usage": usage(one)}
+        yield _told("message_delta", delta=self._end_of(one), **counts, **beside(one))
         yield _told("message_stop")
 
     def error(self, refusal: Refusal) -> bytes:

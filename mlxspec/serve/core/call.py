@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from starlette.requests import Request as Http
 from starlette.types import Scope
 
+from mlxspec.cascade.decision import Decision
 from mlxspec.decode.batch import Row
 from mlxspec.decode.request import Request
 
@@ -32,6 +33,7 @@ class Call:
     name: tells it from others; the header `x-request-id` of its answer. path: without its query.
     route: the path that the application knows, once one was found.
     status: of the answer; 0 before that begins. texts: those that were asked for.
+    decision: who answered, where an upstream might have.
     """
 
     method: str = ""
@@ -41,6 +43,7 @@ class Call:
     status: int = 0
     seconds: float = 0.0
     texts: list[Asked] = field(default_factory=list)
+    decision: Decision | None = None
     begun_s: float = field(default_factory=time.perf_counter)
 
     def end(self) -> None:
@@ -63,6 +66,8 @@ class Call:
                 "acceptance_rate": round(accepted / drafted, 4) if drafted else None,
                 "finish_reasons": self._finish_reasons(),
             }
+        if self.decision is not None:
+            values["routing"] = self.decision.as_counted()
         return values
 
     def in_words(self) -> str:
@@ -75,6 +80,10 @@ class Call:
         if drafted:
             parts.append(f"{accepted / drafted:.0%} accepted")
         parts += sorted({"client gone" for one in self._finish_reasons() if one == "interrupted"})
+        if self.decision is not None:
+            whose = "its answer" if self.decision.author == "upstream" else "the local answer"
+            asked = "asked" if self.decision.spilled_over else "not asked"
+            parts.append(f"{self.decision.upstream} {asked}, {whose}")
         return " · ".join(parts)
 
     @property

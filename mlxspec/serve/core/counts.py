@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from statistics import median
 
+from mlxspec.cascade.decision import Decision
 from mlxspec.metrics import RoundStats, SpeculationStats
 
 # Upper bounds in seconds.
@@ -40,11 +41,43 @@ class Histogram:
 
 
 @dataclass
+class Routed:
+    """Answers for which another host might have been asked, in numbers.
+
+    spilled: that were sent there. used: whose text is the other host's. failed: that it did not
+    answer. spent_tokens, cost: of its answers. saved_tokens, saved: of answers that stayed local,
+    as if it had given them. Money is in the currency of its prices.
+    """
+
+    answers: int = 0
+    spilled: int = 0
+    used: int = 0
+    failed: int = 0
+    spent_tokens: int = 0
+    saved_tokens: int = 0
+    cost: float = 0.0
+    saved: float = 0.0
+    rules: Counter[str] = field(default_factory=Counter)
+
+    def add(self, decision: Decision) -> None:
+        self.answers += 1
+        self.spilled += decision.spilled_over
+        self.used += decision.author == "upstream"
+        self.failed += decision.failed
+        self.spent_tokens += decision.spent_tokens or 0
+        self.saved_tokens += decision.saved_tokens
+        self.cost += decision.cost or 0.0
+        self.saved += decision.saved or 0.0
+        self.rules.update(decision.rules)
+
+
+@dataclass
 class Counts:
     """What was counted since the server was started.
 
     calls: HTTP requests, by route and status. texts: begun. ended: texts, by their finish reason.
     rows: rounds of single texts, by B, the rows of the round, and by K, what was proposed for it.
+    routed: answers that another host might have given.
     round_s: seconds of the latest rounds, by B and K.
     first_token_s, between_s: seconds from the request to the first tokens of a text, and between
         rounds that brought it tokens. whole_s: seconds of texts from the request to their ends.
@@ -60,6 +93,7 @@ class Counts:
     rows: Counter[tuple[int, int]] = field(default_factory=Counter)
     round_s: dict[tuple[int, int], deque[float]] = field(default_factory=dict)
     speculation: SpeculationStats = field(default_factory=lambda: SpeculationStats(0, auto=True))
+    routed: Routed = field(default_factory=Routed)
     first_token_s: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_S))
     between_s: Histogram = field(default_factory=lambda: Histogram(BETWEEN_S))
     whole_s: Histogram = field(default_factory=lambda: Histogram(WHOLE_S))

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from mlxspec.cascade.cascade import Policy
+
+Strategy = Literal["local", "speculative_decoding", "upstream"]
+LOCAL: Strategy = "local"
 MAX_BODY_BYTES = 8 * 2**20
 MAX_CHOICES = 8
 
@@ -25,6 +29,8 @@ class Settings:
         max_prompt_tokens: None is the model's context.
         max_choices: the largest `n`.
         max_body_bytes: of a request.
+        upstream: another host that may be asked, and when; None where there is none.
+        routing: the strategy of requests that name none; see `protocol.routing`.
         stuck_s: seconds without a round after which the server no longer calls itself ready.
     """
 
@@ -38,4 +44,6 @@ class Settings:
     max_prompt_tokens: int | None = None
     max_choices: int = MAX_CHOICES
     max_body_bytes: int = MAX_BODY_BYTES
+    upstream: Policy | None = None
+    routing: Strategy = LOCAL
     stuck_s: float = 60.0

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mlxspec.cascade.decision import Decision
 from mlxspec.decode.prefixes import PrefixStats
 from mlxspec.metrics import TARGET, Event, RoundStats
 from mlxspec.serve.core.broadcast import Broadcast, Happening
@@ -99,6 +100,11 @@ class Watch:
         """Count an HTTP request that is over."""
         with self._lock:
             self._counts.calls[call.route, call.status] += 1
+
+    def decided(self, decision: Decision) -> None:
+        """Count an answer that another host might have given."""
+        with self._lock:
+            self._counts.routed.add(decision)
 
     # --- the device's thread ------------------------------------------------------------------
 

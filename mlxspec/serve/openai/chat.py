@@ -15,8 +15,9 @@ from mlxspec.serve.core.refusal import Refusal, openai_error
 from mlxspec.serve.core.service import Asked
 from mlxspec.serve.openai.chat_body import Chat
 from mlxspec.serve.protocol.answering import answer, choices
-from mlxspec.serve.protocol.answers import name_of, now, timings, usage
+from mlxspec.serve.protocol.answers import beside, name_of, now, usage
 from mlxspec.serve.protocol.listening import DONE, sse
+from mlxspec.serve.protocol.routing import route_of
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
@@ -29,10 +30,13 @@ async def chat(body: Chat, service: Asked, http: Http) -> Response:
     if body.n > most:
         raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
     notes: list[str] = []
-    request = await service.request(notes, **body.all_options(service, notes.append))
+    options = body.all_options(service, notes.append)
+    route = route_of(service, body.routing, options, notes.append, count=body.n)
+    request = await service.request(notes, **options)
     form = ChatForm(service.settings.name, body, service.spelling)
     requests = list(choices(request, body.n))
-    return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
+    shape = {"stream": body.stream, "trace": body.traces}
+    return await answer(service, http, requests, form, **shape, route=route)
 
 
 class ChatForm:
@@ -74,7 +78,7 @@ class ChatForm:
             yield self._chunk(index, delta, logprobs=self._logprobs(event.logprobs))
         if event.finish_reason:
             finish = _finish_reason(generation)
-            yield self._chunk(index, {}, finish, timings=timings(generation))
+            yield self._chunk(index, {}, finish, **beside(generation))
 
     def end(self, generations: list[Generation]) -> Iterator[bytes]:
         if self._body.with_usage:
@@ -87,7 +91,7 @@ class ChatForm:
 
     def _counts(self, generations: list[Generation]) -> dict[str, Any]:
         counts = usage(generations, predicted=self._body.prediction is not None)
-        return {"usage": counts, "timings": timings(generations[0])}
+        return {"usage": counts, **beside(generations[0])}
 
     def _logprobs(self, logprobs: Sequence[Logprob]) -> dict[str, Any] | None:
         if not self._body.logprobs:
@@ -106,11 +110,11 @@ class ChatForm:
         finish: str | None = None,
         *,
         logprobs: dict[str, Any] | None = None,
-        **beside: Any,
+        **others: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         named = self._base | {"object": "chat.completion.chunk"}
-        return sse(named | {"choices": [choice]} | beside)
+        return sse(named | {"choices": [choice]} | others)
 
 
 def _message(generation: Generation) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mlxspec.serve.protocol.answering import answer, choices
 from mlxspec.serve.protocol.answers import name_of, now, timings, usage
 from mlxspec.serve.protocol.fields import MaxTokens, SamplingFields, StreamOptions, Token
 from mlxspec.serve.protocol.listening import DONE, sse
+from mlxspec.serve.protocol.routing import route_of
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
@@ -71,12 +72,14 @@ async def complete(body: Completion, service: Asked, http: Http) -> Response:
     With a `suffix` the text is what stands between the prompt and that.
     """
     (prompts, options), most = body.all_options(service), service.settings.max_choices
+    notes: list[str] = []
+    assert route_of(service, body.routing, options, notes.append) is None, "a text that goes on"
     if body.n * len(prompts) > most:
         raise Refusal(400, f"This server writes {most} texts for one request at most.", param="n")
     requests = [
         one
         for prompt in prompts
-        for one in choices(await service.request(prompt=prompt, **options), body.n)
+        for one in choices(await service.request(notes, prompt=prompt, **options), body.n)
     ]
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     spelling = service.spelling if body.logprobs is not None else None

@@ -14,9 +14,10 @@ from mlxspec.serve.core.refusal import Refusal
 from mlxspec.serve.core.service import Asked
 from mlxspec.serve.openai.responses_body import Body
 from mlxspec.serve.protocol.answering import answer
-from mlxspec.serve.protocol.answers import name_of, now, timings
+from mlxspec.serve.protocol.answers import beside, name_of, now
 from mlxspec.serve.protocol.listening import sse
 from mlxspec.serve.protocol.parts import Change, Part, Parts, parts_of
+from mlxspec.serve.protocol.routing import route_of
 from mlxspec.spelling import Spelling
 
 router = APIRouter(tags=["OpenAI"])
@@ -26,9 +27,12 @@ router = APIRouter(tags=["OpenAI"])
 async def respond(body: Body, service: Asked, http: Http) -> Response:
     """Write the next items: reasoning, a message, calls of functions."""
     notes: list[str] = []
-    request = await service.request(notes, **body.all_options(service, notes.append))
+    options = body.all_options(service, notes.append)
+    route = route_of(service, body.routing, options, notes.append)
+    request = await service.request(notes, **options)
     form = ResponseForm(service.settings.name, body, request, service.spelling)
-    return await answer(service, http, [request], form, stream=body.stream, trace=body.traces)
+    shape = {"stream": body.stream, "trace": body.traces}
+    return await answer(service, http, [request], form, **shape, route=route)
 
 
 class ResponseForm:
@@ -78,7 +82,7 @@ class ResponseForm:
             items,
             incomplete_details={"reason": "max_output_tokens"} if is_cut else None,
             usage=usage(generation),
-            timings=timings(generation),
+            **beside(generation),
         )
 
     def _response(self, status: str, items: list[dict[str, Any]], **others: Any) -> dict[str, Any]:

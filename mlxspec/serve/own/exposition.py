@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from mlxspec.serve.core.counts import Counts, Histogram
+from mlxspec.serve.core.counts import Counts, Histogram, Routed
 from mlxspec.serve.core.watch import Live, Watch
 
 
@@ -38,6 +38,7 @@ class Exposition(Collector):
         counts, live = self._watch.counts, self._watch.live()
         yield from self._speculation(counts)
         yield from _texts(counts)
+        yield from _routed(counts.routed)
         yield from _times(counts)
         yield from _now(live, self._watch.plain_s())
 
@@ -85,6 +86,23 @@ def _texts(counts: Counts) -> Iterator[Metric]:
     for name, of in (("drafted", "were proposed"), ("accepted", "were kept")):
         by_source = {(source,): getattr(one, name) for source, one in sources.items()}
         yield _counter(f"{name}_tokens", f"Proposals that {of}.", ("source",), by_source)
+
+
+def _routed(routed: Routed) -> Iterator[Metric]:
+    """Answers that another host might have given."""
+    for name, what, value in (
+        ("answers", "Answers for which an upstream might have been asked.", routed.answers),
+        ("spilled", "Those for which it was.", routed.spilled),
+        ("used", "Those whose text is the upstream's.", routed.used),
+        ("failed", "Those that it was asked for and did not give.", routed.failed),
+        ("spent_tokens", "Tokens that it read and wrote.", routed.spent_tokens),
+        ("saved_tokens", "Tokens of answers that stayed local.", routed.saved_tokens),
+        ("cost", "What its answers cost, in the currency of its prices.", routed.cost),
+        ("saved", "What answers that stayed local would have cost.", routed.saved),
+    ):
+        yield _counter(f"routed_{name}", what, (), {(): value})
+    rules = {(rule,): count for rule, count in routed.rules.items()}
+    yield _counter("routed_rules", "Rules that asked for the upstream.", ("rule",), rules)
 
 
 def _times(counts: Counts) -> Iterator[Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -12,7 +13,9 @@ from mlxspec.defaults import DEFAULT_MAX_TOKENS
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.serve.core.service import Asked
 from mlxspec.serve.protocol.answering import answer_whole
+from mlxspec.serve.protocol.answers import Decided
 from mlxspec.serve.protocol.fields import DraftTokens, MaxTokens, SamplingFields
+from mlxspec.serve.protocol.routing import route_of
 
 router = APIRouter(tags=["mlxspec"])
 
@@ -40,16 +43,21 @@ class Prompt(SamplingFields):
 @router.post("/generate")
 async def generate(body: Prompt, service: Asked, http: Http) -> Response:
     """Write an answer to a prompt; without a chat template, write on from it."""
-    request = await service.request(**body.all_options(service))
-    return await answer_whole(service, http, [request], lambda texts: _answer(service, texts[0]))
+    notes: list[str] = []
+    options = body.all_options(service)
+    route = route_of(service, body.routing, options, notes.append)
+    request = await service.request(notes, **options)
+    form = partial(_answer, service)
+    return await answer_whole(service, http, [request], form, route)
 
 
-def _answer(service: Asked, generation: Generation) -> dict[str, Any]:
+def _answer(service: Asked, generations: list[Generation]) -> dict[str, Any]:
     """The text and its figures.
 
     Rates are null where nothing was proposed, and so are times that were not measured. The speedup
     compares with plain rounds of one text alone.
     """
+    (generation,) = generations
     stats, decode_s = generation.speculation, generation.timing.decode_s
     count, measured, plain_s = _usual_count(stats), service.worker.measured, service.watch.plain_s()
     halves = measured.halves.get(count) if measured is not None else None
@@ -61,7 +69,8 @@ def _answer(service: Asked, generation: Generation) -> dict[str, Any]:
         "draft_s": halves.draft_s if halves is not None else None,
         "verify_s": halves.verify_s if halves is not None else None,
     }
-    return {"text": generation.text, "metrics": metrics}
+    decision = generation.decision if isinstance(generation, Decided) else {}
+    return {"text": generation.text, "metrics": metrics, **decision}
 
 
 def _usual_count(stats: SpeculationStats) -> int:

@@ -13,7 +13,7 @@ from mlxspec.decode.doing import Doing
 from mlxspec.defaults import HISTORY, MODEL, PREDICTION
 from mlxspec.metrics import RoundStats
 from mlxspec.parked import Parked
-from mlxspec.serve.core.counts import Counts, Histogram
+from mlxspec.serve.core.counts import Counts, Histogram, Routed
 from mlxspec.serve.core.measured import Measured
 from mlxspec.serve.core.service import Service
 
@@ -52,6 +52,7 @@ def stats_of(service: Service) -> dict[str, Any]:
             "of_a_text": _mean(counts.whole_s),
         },
         "speculation": _speculation(counts),
+        "routing": _routing(service, counts.routed),
         "controller": _controller(watch.latest, service.worker.doing),
         "rounds": _rounds(counts),
         "learned": _learned(engine.learned) if engine is not None else [],
@@ -100,6 +101,22 @@ def _speculation(counts: Counts) -> dict[str, Any]:
     names = ("rounds", "drafted", "accepted", "acceptance_rate", "tokens_per_round")
     more = ("drafted_by_position", "accepted_by_position", "by_source")
     return {name: stats[name] for name in (*names, *more)}
+
+
+def _routing(service: Service, routed: Routed) -> dict[str, Any] | None:
+    """What became of answers that another host might have given; None without such a host."""
+    policy = service.settings.upstream
+    if policy is None:
+        return None
+    return {
+        "upstream": policy.client.upstream.name,
+        "strategy": service.settings.routing,
+        **vars(routed),
+        "rules": dict(routed.rules),
+        "cost": round(routed.cost, 9),
+        "saved": round(routed.saved, 9),
+        "spilled_share": _rounded(routed.spilled / routed.answers if routed.answers else None),
+    }
 
 
 def _controller(latest: RoundStats | None, choices: Sequence[Doing]) -> dict[str, Any]:

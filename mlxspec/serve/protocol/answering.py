@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,9 +18,18 @@ from mlxspec.metrics import Event, Generation
 from mlxspec.serve.core.call import call_of
 from mlxspec.serve.core.refusal import Refusal, refusal_of
 from mlxspec.serve.core.service import Service
-from mlxspec.serve.core.ticket import Ticket
 from mlxspec.serve.core.wire import Json
-from mlxspec.serve.protocol.listening import alive, events_of, sse, while_there, whole
+from mlxspec.serve.protocol.listening import (
+    WAITING,
+    Text,
+    alive,
+    events_of,
+    sse,
+    while_there,
+    whole,
+)
+from mlxspec.serve.protocol.routed import HELD, Routed
+from mlxspec.serve.protocol.routing import Route
 from mlxspec.serve.protocol.tracing import trace_of
 
 GONE = 499  # the client closed the connection; nobody reads it but a log
@@ -67,6 +76,7 @@ async def answer(
     *,
     stream: bool,
     trace: bool = False,
+    route: Route | None = None,
 ) -> Response:
     """Write the texts and answer with them.
 
@@ -74,15 +84,16 @@ async def answer(
         http: the request as it came, which tells whether its client is still there.
         requests: one for each text.
         trace: whether a stream tells its rounds too; see `trace_of`.
+        route: of the one request, where an upstream may answer it.
 
     Raises:
         Refusal: there is no room, or a text failed before anything was sent.
     """
     if not stream:
-        return await answer_whole(service, http, requests, form.whole)
+        return await answer_whole(service, http, requests, form.whole, route)
     held = ExitStack()
-    tickets = held.enter_context(service.written(requests, call_of(http)))
-    return _Streamed(_stream(service, tickets, form, trace=trace), held)
+    texts = held.enter_context(_texts(service, http, requests, route))
+    return _Streamed(_stream(service, texts, form, trace=trace), held)
 
 
 async def answer_whole(
@@ -90,41 +101,62 @@ async def answer_whole(
     http: Http,
     requests: Sequence[Request],
     form: Callable[[list[Generation]], dict[str, Any]],
+    route: Route | None = None,
 ) -> Response:
     """Write the texts and answer once they are whole, with the arguments of `answer`."""
-    with service.written(requests, call_of(http)) as tickets:
+    with _texts(service, http, requests, route) as texts:
         try:
-            await while_there(http, whole(tickets))
+            await while_there(http, whole(texts))
         except MlxspecError as error:
             raise refusal_of(error) from error
         except ClientDisconnect:
             return Response(status_code=GONE)
-        return Json(form(_generations(service, tickets)))
+        return Json(form(_generations(service, texts)))
+
+
+@contextmanager
+def _texts(
+    service: Service, http: Http, requests: Sequence[Request], route: Route | None
+) -> Iterator[Sequence[Text]]:
+    """The texts of requests as they are written, until the block ends."""
+    call = call_of(http)
+    if route is None:
+        with service.written(requests, call) as tickets:
+            yield tickets
+        return
+    (request,) = requests
+    with closing(Routed(service, request, route, call)) as routed:
+        yield [routed]
 
 
 async def _stream(
-    service: Service, tickets: Sequence[Ticket], form: Form, *, trace: bool
+    service: Service, texts: Sequence[Text], form: Form, *, trace: bool
 ) -> AsyncIterator[bytes]:
     for chunk in form.begin():
         yield chunk
     try:
-        async for index, event in events_of(tickets):
-            if event.prefill is not None:
+        async for index, event in events_of(texts):
+            if event is HELD:
+                yield WAITING
+            elif event.prefill is not None:
                 yield alive(event)
             else:
                 if trace:
                     yield sse(trace_of(index, event))
-                for chunk in form.event(index, event, tickets[index].generation):
+                for chunk in form.event(index, event, texts[index].generation):
                     yield chunk
     except MlxspecError as error:
         yield form.error(refusal_of(error))
         return
-    for chunk in form.end(_generations(service, tickets)):
+    except Refusal as refusal:  # the upstream failed, and there is no room here
+        yield form.error(refusal)
+        return
+    for chunk in form.end(_generations(service, texts)):
         yield chunk
 
 
-def _generations(service: Service, tickets: Sequence[Ticket]) -> list[Generation]:
-    generations = [ticket.generation for ticket in tickets]
+def _generations(service: Service, texts: Sequence[Text]) -> list[Generation]:
+    generations = [text.generation for text in texts]
     service.lasted(one.timing.prefill_s + one.timing.decode_s for one in generations)
     return generations
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlxspec.defaults import PREDICTION
 from mlxspec.metrics import Generation
+
+
+@dataclass
+class Decided(Generation):
+    """A text of which it was decided who gives it; `decision` has the fields of its answer."""
+
+    decision: dict[str, Any] = field(default_factory=dict)
 
 
 def name_of(beginning: str) -> str:
@@ -44,6 +52,12 @@ def usage(generations: list[Generation], *, predicted: bool = False) -> dict[str
         "prompt_tokens_details": {"cached_tokens": first.cached_prompt_tokens},
         "completion_tokens_details": details,
     }
+
+
+def beside(generation: Generation) -> dict[str, Any]:
+    """What an answer says beside the fields of its protocol: timings, and who wrote it."""
+    decision = generation.decision if isinstance(generation, Decided) else {}
+    return {"timings": timings(generation), **decision}
 
 
 def timings(generation: Generation) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from mlxspec.errors import MlxspecError
 from mlxspec.params import MOST, NAMES, SamplingParams, changed
 from mlxspec.serve.core.refusal import Refusal, refusal_of
 from mlxspec.serve.core.service import Service
+from mlxspec.serve.core.settings import Strategy
 from mlxspec.serve.core.wire import require_json
 
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MaxTokens = Annotated[int, Field(ge=1, le=2**31 - 1)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(require_json)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Effort = Annotated[str, Field(pattern=r"^\w+$")]
 DraftTokens = Annotated[int, Field(ge=0, le=MAX_DRAFT_TOKENS)] | Literal["auto"]
 
@@ -34,6 +36,22 @@ class Speculative(Fields):
     draft_model: str | None = None
     acceptance_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     trace: bool = False  # whether a stream tells its rounds
+
+
+class Routing(Fields):
+    """Who answers. What is left out is as the server was started; `false` turns a rule off."""
+
+    model_config = ConfigDict(extra="forbid")  # nothing here is ignored
+
+    strategy: Strategy | None = None
+    upstream: str | None = None
+    max_draft_tokens: MaxTokens | None = None
+    min_confidence: Share | None = None
+    near_limit: Share | Literal[False] | None = None
+    min_chars: MaxTokens | Literal[False] | None = None
+    markers: list[Annotated[str, Field(min_length=1)]] | Literal[False] | None = None
+    min_logprob: Annotated[float, Field(ge=-1e3, le=0)] | Literal[False] | None = None
+    max_entropy: Annotated[float, Field(ge=0, le=1e3)] | Literal[False] | None = None
 
 
 class StreamOptions(Fields):
@@ -60,6 +78,7 @@ class SamplingFields(Fields):
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-MOST, le=MOST)]] | None = None
     speculative: Speculative | None = None
+    routing: Routing | None = None
 
     @property
     def traces(self) -> bool:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from mlxspec.errors import MlxspecError
-from mlxspec.metrics import Event
-from mlxspec.serve.core.ticket import Ticket
+from mlxspec.metrics import Event, Generation
 from mlxspec.serve.core.wire import encoded
 
 Result = TypeVar("Result")
 
 DONE = b"data: [DONE]\n\n"
+WAITING = b": the answer waits for a decision\n\n"
+
+
+class Text(Protocol):
+    """A text that is written: a ticket, or one that an upstream may give."""
+
+    @property
+    def generation(self) -> Generation:
+        """The result; whole once the last event was seen."""
+
+    def events(self) -> AsyncIterator[Event]:
+        """The events of the text; the last has a `finish_reason`."""
 
 
 def sse(data: Mapping[str, Any], event: str | None = None) -> bytes:
@@ -56,29 +67,29 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def events_of(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event]]:
+async def events_of(texts: Sequence[Text]) -> AsyncIterator[tuple[int, Event]]:
     """The events of several texts as they come, with the index of each text.
 
     Raises:
         MlxspecError: one of them ended with an error.
     """
-    if len(tickets) == 1:
-        async for event in tickets[0].events():
+    if len(texts) == 1:
+        async for event in texts[0].events():
             yield 0, event
         return
     merged: asyncio.Queue[tuple[int, Event | MlxspecError]] = asyncio.Queue()
 
-    async def follow(index: int, ticket: Ticket) -> None:
+    async def follow(index: int, text: Text) -> None:
         try:
-            async for event in ticket.events():
+            async for event in text.events():
                 merged.put_nowait((index, event))
         except MlxspecError as error:
             merged.put_nowait((index, error))
 
-    following = [asyncio.create_task(follow(*one)) for one in enumerate(tickets)]
+    following = [asyncio.create_task(follow(*one)) for one in enumerate(texts)]
     try:
         ended = 0
-        while ended < len(tickets):
+        while ended < len(texts):
             index, found = await merged.get()
             if isinstance(found, MlxspecError):
                 raise found
@@ -89,11 +100,11 @@ async def events_of(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Event
             task.cancel()
 
 
-async def whole(tickets: Sequence[Ticket]) -> None:
+async def whole(texts: Sequence[Text]) -> None:
     """Wait until all texts are written.
 
     Raises:
         MlxspecError: one of them ended with an error.
     """
-    async for _ in events_of(tickets):
+    async for _ in events_of(texts):
         pass
