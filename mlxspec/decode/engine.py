@@ -17,7 +17,14 @@ from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
-from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
+from mlxspec.defaults import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    MAX_DRAFT_TOKENS,
+    MODEL,
+    DraftTokens,
+)
+from mlxspec.device import lengths
 from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
@@ -293,6 +300,7 @@ class Engine:
         request = Request(tokens=tuple(tokens), sampling=sampling, capacity=capacity)
         reader = Reader(rounds, request)
         state = finished(reader.state(tokens))
+        state = rounds.grown(state, lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS))
         for name in self.drafts if draft else ():
             past = finished(reader.draft(name, tokens[:-2], 0))
             state = state.with_draft(name, rounds.drafters[name].grown(past, state.capacity))

@@ -56,6 +56,8 @@ class Reader:
     ) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
+        It has room for what was read, or for as much as the request asks for.
+
         Yields the progress of reading, after every piece but the last.
 
         Args:
@@ -68,8 +70,8 @@ class Reader:
         read = tokens[:-1]
         piece_s = BETWEEN_S if beside else alone_s()
         caches, features = yield from self._target_read(read, piece_s)
-        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
-        capacity = max(self._request.capacity, room)
+        # Rounds make the room that they need.
+        capacity = max(self._request.capacity, len(read))
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
             last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),

@@ -15,6 +15,7 @@ from mlxspec.metrics import PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
 from mlxspec.models.pace import SIZES
+from mlxspec.models.rotary import shared_angles
 from mlxspec.models.taps import Features, Taps
 
 # The most rows of a pass, as in mlx-lm's speculative decoding. No pass reaches across a multiple.
@@ -151,7 +152,7 @@ def _read(
         end = min((at // size + 1) * size, len(tokens), *stops)
         with watched("reading the prompt"):
             rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)
-            with taps.watching() as features:
+            with taps.watching() as features, shared_angles():
                 cached.model(rows, cache=caches)
             seen.append(features)
             if end % chunk == 0:

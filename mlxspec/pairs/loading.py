@@ -27,6 +27,7 @@ from mlxspec.errors import UnsupportedModel, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
 from mlxspec.models.context import context_of
+from mlxspec.models.layout import lay_out
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
 from mlxspec.pairs.models import Loaded, load_folder
@@ -118,6 +119,7 @@ def _target(pair: Pair, folders: Folders, trust: bool) -> tuple[Loaded, Tokenize
     applied = folders.adapter or adapter_folder(pair)
     if applied is not None:
         model = adapters.applied(model, applied)
+    lay_out(model)
     tokenizer = load_folder_tokenizer(
         folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust
     )
@@ -209,7 +211,9 @@ def _draft(
             f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
             hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-    return load_folder(folder, trust_remote_code=trust), shared
+    loaded = load_folder(folder, trust_remote_code=trust)
+    lay_out(loaded.model)
+    return loaded, shared
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
