@@ -25,7 +25,8 @@ from mlxspec.defaults import (
     DraftTokens,
 )
 from mlxspec.device import lengths
-from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter
+from mlxspec.drafters.heads.head import Head, HeadDrafter
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared

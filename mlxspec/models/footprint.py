@@ -67,7 +67,8 @@ class Footprint:
 
     weights: bytes. layers: of its past. fused: whether rounds keep the past in their own storage;
     else every pass runs on a copy of mlx-lm's caches. context: tokens that it can read, if known.
-    hidden, between, heads, vocabulary: the widths of its passes.
+    hidden, between, heads, vocabulary: the widths of its passes. follows: whether it reads every
+    token along with the target, as a head does.
     """
 
     weights: int
@@ -79,6 +80,7 @@ class Footprint:
     heads: int
     vocabulary: int
     number: int
+    follows: bool = False
 
     def past(self, tokens: int) -> dict[Kind, int]:
         """Bytes of the past of a text, by the kind of cache."""
@@ -123,7 +125,7 @@ def footprint(
     Raises:
         LoadError: mlx-lm has no such model, or its passes cannot be traced.
     """
-    dtype = _dtype_of(config)
+    dtype = dtype_of(config)
     try:
         model_class, arguments = _get_classes(dict(config))
         model = model_class(arguments.from_dict(dict(config)))
@@ -220,7 +222,7 @@ def _between(config: Mapping[str, Any]) -> int:
     return max(dense, experts) or 4 * hidden
 
 
-def _dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
+def dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
     """The type of a model's numbers that are not quantised, by its configuration."""
     names = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
     for part in _parts(config):

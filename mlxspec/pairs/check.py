@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from mlxspec.drafters.heads.block_config import BlockConfig
+from mlxspec.drafters.heads.recognition import kind_of
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
-from mlxspec.models.footprint import footprint
 from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.memory import IN_WORDS, MemorySum
 from mlxspec.pairs.pull import gigabytes, plan
-from mlxspec.pairs.stock import TARGET, Held, memory_of, stock, weights_of
+from mlxspec.pairs.stock import TARGET, Held, footprint_of, memory_of, stock, weights_of
 from mlxspec.pairs.table import Pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.templates import source_of
@@ -86,7 +87,7 @@ def check(pair: Pair, *, context: int | None = None) -> Check:
     tokenizer = _tokenizer(target)
     findings += _of_template(tokenizer)
     for one in models[1:]:
-        findings += _guarded(one.role, partial(_of_tokens, one, target, tokenizer))
+        findings += _guarded(one.role, partial(_of_draft, one, target, tokenizer))
     for one in models:
         findings += _guarded(one.role, partial(_of_caches, one))
     findings += _of_sizes(models, weights)
@@ -140,6 +141,11 @@ def _of_template(tokenizer: Tokenizer) -> Iterator[Finding]:
     yield Finding("✓", "template", f"the target's alone is used; it {kind}")
 
 
+def _of_draft(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
+    is_head = kind_of(one.config()) is not None
+    yield from _of_head(one, target) if is_head else _of_tokens(one, target, tokenizer)
+
+
 def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
     """The tokens of a draft beside the target's."""
     draft = _tokenizer(one)
@@ -164,6 +170,26 @@ def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Findin
     if mine and not theirs:
         words = "it was not trained to reason: reasoning may be accepted less often"
         yield Finding("!", one.role, words)
+
+
+def _of_head(one: Held, target: Held) -> Iterator[Finding]:
+    """A trained head beside the target that it reads."""
+    read = BlockConfig.read(one.config(), one.location)
+    config = target.config()
+    text = config.get("text_config")
+    own = {**config, **(text if isinstance(text, dict) else {})}
+    sizes = (
+        ("hidden size", read.target_hidden_size, own.get("hidden_size")),
+        ("number of layers", read.target_layers, own.get("num_hidden_layers")),
+        ("vocabulary", read.vocabulary, own.get("vocab_size")),
+    )
+    for what, its, targets in sizes:
+        if its is not None and targets is not None and its != targets:
+            words = f"it is for another target: its {what} is {its:,}, this one's {targets:,}"
+            yield Finding("✗", one.role, words)
+            return
+    words = f"a trained head: proposes up to {read.most} tokens in one pass"
+    yield Finding("✓", one.role, words)
 
 
 def _of_ends(one: Held, tokenizer: Tokenizer, draft: Tokenizer) -> Iterator[Finding]:
@@ -195,7 +221,7 @@ def _some(names: list[str]) -> str:
 
 
 def _of_caches(one: Held) -> Iterator[Finding]:
-    found = footprint(one.config(), 0)
+    found = footprint_of(one.config(), 0)
     kinds = ", ".join(sorted({IN_WORDS[layer.kind] for layer in found.layers}))
     if found.fused:
         yield Finding("✓", one.role, f"caches: {kinds}; taken back exactly, and tried at loading")

@@ -17,6 +17,8 @@ from huggingface_hub.errors import (
 
 from mlxspec.defaults import MODEL
 from mlxspec.device.memory import limit
+from mlxspec.drafters.heads.footprint import head_footprint
+from mlxspec.drafters.heads.recognition import kind_of
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.footprint import Footprint, footprint
 from mlxspec.pairs.contents import CONFIG, read_json, require_complete, weight_files
@@ -121,6 +123,17 @@ def weights_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
+def footprint_of(config: Mapping[str, Any], weights: int) -> Footprint:
+    """The footprint of a model or of a trained head.
+
+    Raises:
+        LoadError: it is not known beforehand.
+    """
+    if kind_of(config) is not None:
+        return head_footprint(config, weights)
+    return footprint(config, weights)
+
+
 def memory_of(
     pair: Pair,
     held_models: list[Held],
@@ -142,7 +155,7 @@ def memory_of(
         known = (weights or {}).get(one.role)
         if known is None:
             known = weights_of(one.folder) if one.folder is not None else 0
-        prints[one.role] = footprint(one.config(), known)
+        prints[one.role] = footprint_of(one.config(), known)
     target = prints.pop(TARGET)
     wanted = context or pair.context or USUAL_CONTEXT
     count = pair.draft_tokens
