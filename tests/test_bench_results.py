@@ -5,19 +5,8 @@ import json
 import pytest
 
 from mlxspec.bench import results
-from mlxspec.bench.results import (
-    Acceptance,
-    Cell,
-    Configuration,
-    Drift,
-    Recommendation,
-    Remark,
-    Results,
-    Sample,
-    Shape,
-    Source,
-    Speedup,
-)
+from mlxspec.bench.cells import Acceptance, Cell, Configuration, Sample, Source, Speedup
+from mlxspec.bench.results import Drift, Recommendation, Remark, Results, Shape
 from mlxspec.errors import UsageError
 
 THREE = Configuration(name="3", draft_tokens=3)
