@@ -11,8 +11,9 @@ from typing import Any
 from mlxspec.bench import statistics
 from mlxspec.bench.cells import BASELINE, Cell, Question, Sample
 from mlxspec.bench.environment import concerns
+from mlxspec.bench.group_run import GroupRun
 from mlxspec.bench.judging import recommendation, remarks
-from mlxspec.bench.measuring import GroupRun, Run
+from mlxspec.bench.measuring import Run
 from mlxspec.bench.prompt_sets import Prompt, hash_of
 from mlxspec.bench.results import Drift, Peer, Remark, Results
 from mlxspec.bench.summing import cell_of, joined

@@ -20,7 +20,8 @@ from mlxspec.cli.terminal import ASIDE
 from mlxspec.metrics import Progress, speed
 
 if TYPE_CHECKING:
-    from mlxspec.bench.measuring import GroupRun, Run
+    from mlxspec.bench.group_run import GroupRun
+    from mlxspec.bench.measuring import Run
 
 _AROUND = 7  # lines of a terminal that are not rows of the table
 

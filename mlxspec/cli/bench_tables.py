@@ -53,9 +53,16 @@ def _head(results: Results) -> str:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), title=Text(title, "bold"), title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        title=Text(title, "bold"),
+        title_justify="left",
+    )
     for at, name in enumerate(columns):
         table.add_column(name, justify="right" if at else "left", no_wrap=True)
+    table.pad_edge = False
     return table
 
 
@@ -81,25 +88,26 @@ def _configurations(cells: Sequence[Cell]) -> Table:
 
 def _rounds(cells: Sequence[Cell]) -> Table:
     table = _table(
-        "Where a round's time goes, and which proposals are kept",
-        *("setting", "a\nround", "draft-\ning", "verify-\ning", "host", "accepted"),
-        *("tokens\na round", "accepted at\nplace 1, 2, …", "by drafter"),
+        "Where a round's time goes, in ms, and which proposals are kept, in %",
+        *("setting", "round", "draft", "verify", "host", "accepted", "tokens\na round"),
+        *("accepted at\nplace 1, 2, …", "by drafter"),
     )
     table.columns[-1].no_wrap = False
     for one in cells:
         parts, kept = one.round, one.acceptance
         if parts is None and kept is None:
             continue
-        times_ = (parts.round_s, parts.draft_s, parts.verify_s, parts.host_s) if parts else ()
+        seconds = (parts.round_s, parts.draft_s, parts.verify_s, parts.host_s) if parts else ()
+        sources = kept.by_source.items() if kept else ()
         table.add_row(
             one.configuration.name,
-            *(_ms(value) for value in times_ or (None,) * 4),
+            *([f"{1e3 * value:.1f}" for value in seconds] or [""] * 4),
             _percent(kept.rate if kept else None),
             f"{kept.tokens_per_round:.2f}" if kept and kept.tokens_per_round else "",
             _places(one),
             ", ".join(
-                f"{name} {source.accepted / source.drafted:.0%} of {source.drafted}"
-                for name, source in (kept.by_source.items() if kept else ())
+                f"{name} {100 * source.accepted / source.drafted:.0f}"
+                for name, source in sources
                 if source.drafted
             ),
         )
