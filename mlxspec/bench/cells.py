@@ -1,8 +1,8 @@
 """The cells of `results.json`: what was measured with each way of decoding. No MLX.
 
 A *configuration* is a way of decoding: `none`, a K, `auto`, or a K with a drafter or a rule. A
-*turn* is one prompt, decoded once with every configuration of a group, forwards in even turns and
-backwards in odd ones; speeds are compared within a turn. A *cell* is one configuration under one
+*turn* is one prompt, decoded once with every configuration of a group, in one order, and in the
+next turn in the other; speeds are compared within a turn. A *cell* is one configuration under one
 set of conditions, with the samples of all its turns.
 """
 
@@ -56,7 +56,11 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Speedup:
-    """A ratio of tokens per second over the baseline's, paired by turn: median and interval."""
+    """A ratio of tokens per second over the baseline's: its median, and the median's interval.
+
+    The two of a turn are paired. Where a prompt had several turns, the median of its ratios stands
+    for it, because they say more of that prompt and nothing of others.
+    """
 
     median: float
     low: float
@@ -147,10 +151,11 @@ class Cell:
             the target's own under it.
         speedup: over the baseline under the same conditions; None for the baseline, and where
             there is no turn of both.
-        predicted: the speed-up that the parts of a round and the acceptance give.
+        predicted: the speed-up with the same acceptance if a round took its drafting and its
+            verifying, each timed alone, and nothing else.
         identical: the share of samples whose text is the one of plain decoding.
         memory_ratio: peak memory over that of the target alone with the same text.
-        finished: whether its interval became narrow enough, or it needs none.
+        finished: whether its interval became narrow enough, or as narrow as these prompts allow.
     """
 
     question: Question

@@ -19,6 +19,7 @@ CONFIGS = ("none", "3", "5", "7", "auto")
 RULES: tuple[str, ...] = get_args(Verify)
 PLAIN = Configuration(name=BASELINE, draft_tokens=0)
 NO_TYPES = ("none",)  # the configurations are not compared on prompts of each type
+VARIANTS = 6  # prompts of each length, which are made up
 LEAST_TURNS = 4  # of a group, before its intervals are looked at
 _FORM = "Give none, a K such as 5, auto, or either of these behind a drafter or a rule: history:5."
 
@@ -185,9 +186,10 @@ def _merged(groups: Iterable[Group]) -> Iterator[Group]:
 def steps_of(group: Group, prompts: Sequence[Prompt]) -> list[Step]:
     """The turns of prompts that a group takes, one after the other, again and again."""
     some = [one for one in prompts if group.prompt_type in ("", one.type)]
-    if group.rows > 1 or "rows" in group.questions:
-        return [step for step in mixed(some) if step.turn == 0]
-    return mixed(some)
+    if not {"rows", "context"}.isdisjoint(group.questions):
+        some = [replace(one, turns=one.turns[:1]) for one in some]
+    steps = mixed(some)
+    return steps[:VARIANTS] if group.context else steps
 
 
 def require_systems(names: Iterable[str]) -> None:

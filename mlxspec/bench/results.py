@@ -30,8 +30,8 @@ class Drift:
 
     Args:
         at_s, tokens_per_second: of each time.
-        spread: half of the middle 90% of the speeds over their median.
-        trend: the median speed of the last third over that of the first.
+        spread: the standard deviation of one speed, as a fraction. None where too few were taken.
+        trend: what a steady change comes to from the first to the last: 0.9 is 10% slower.
         noisy: whether the machine is too noisy to tell what `precision` asks for.
         words: what that means, one sentence.
     """
