@@ -83,14 +83,12 @@ def conditions(results: Results) -> Pairs:
     """All that a figure depends on: the pair, the machine, the settings, and the prompts."""
     parts = [("pair", results.pair), ("machine", results.machine), ("setting", results.settings)]
     told = [
-        (f"{what}: {name.replace('_', ' ')}", _told(value))
+        (f"{what}: {name.replace('_', ' ')}", said)
         for what, one in parts
         for name, value in one.items()
+        if (said := _told(value))
     ]
-    return [
-        *((name, text) for name, text in told if text),
-        ("prompts: SHA-256", results.prompts_hash),
-    ]
+    return [*told, ("prompts: SHA-256", results.prompts_hash)]
 
 
 def _told(value: Any) -> str:
