@@ -72,7 +72,8 @@ class Group:
         """What tells the group from the others of a run."""
         parts = [self.prompt_type]
         parts += [f"{self.context} tokens"] if self.context else []
-        parts += [f"{self.rows} rows"] if "rows" in self.questions else []
+        plural = "" if self.rows == 1 else "s"
+        parts += [f"{self.rows} row{plural}"] if "rows" in self.questions else []
         parts += [f"system {self.system}"] if "system" in self.questions else []
         parts += [f"temperature {self.temperature:g}"] if "sampling" in self.questions else []
         return ", ".join(filter(None, parts)) or "all prompts"

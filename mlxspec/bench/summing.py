@@ -23,6 +23,7 @@ from mlxspec.bench.plan import Group
 from mlxspec.bench.statistics import median
 from mlxspec.metrics import SpeculationStats
 
+FEWEST = 3  # values that an interval is made of
 CONFIDENT = 1.96  # standard errors on either side that 95% of estimates lie within
 
 
@@ -58,16 +59,16 @@ def joined(some: Iterable[Series]) -> Series:
 
 
 def speedup_of(over: Sequence[Sample], under: Sequence[Sample]) -> Speedup | None:
-    """How many times as fast `over` is, or None where fewer than two ratios tell.
+    """How many times as fast `over` is, or None where there are too few ratios to tell.
 
     The samples of one prompt and one turn are paired. The median of a prompt's ratios stands for
-    it; where there is one prompt alone, every turn counts.
+    it; where there are fewer than FEWEST prompts, every turn counts.
     """
     by_prompt = _ratios(over, under)
     values = [median([ratio for _, ratio in some]) for some in by_prompt.values()]
-    if len(by_prompt) == 1:
+    if len(values) < FEWEST:
         values = [ratio for some in by_prompt.values() for _, ratio in some]
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return None
     found = statistics.interval(values)
     if not isfinite(found.high):

@@ -65,12 +65,24 @@ def measure(options: BenchOptions, models: ModelOptions) -> None:
     notes: list[str] = []
     with out.display(text=False) as display:
         engine = engines.load_engine(pair, models, display, notes, quiet=out.quiet)
+        from mlxspec.bench.concluding import about_pair, results_of
+        from mlxspec.bench.environment import environment
+
         run, before = _prepared(engine, pair, settings, prompts, models, display)
+        about = about_pair(pair, engine)
 
         def end() -> None:
             """Write and print what is there; also from a thread, where MLX keeps this one."""
             display.close()
-            _finish(_concluded(run, created, pair, engine, prompts, before), options, out)
+            results = results_of(
+                run,
+                created=created,
+                pair=about,
+                prompts=prompts,
+                before=before,
+                after=environment(),
+            )
+            _finish(results, options, out)
 
         with leaving(end):
             interrupted = _follow(run, display, out)
@@ -154,27 +166,6 @@ def _follow(run: Run, display: Display, out: Output) -> bool:
     return display.follow(run)
 
 
-def _concluded(
-    run: Run,
-    created: datetime,
-    pair: Pair,
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    before: Mapping[str, object],
-) -> Results:
-    from mlxspec.bench.concluding import about_pair, results_of
-    from mlxspec.bench.environment import environment
-
-    return results_of(
-        run,
-        created=created,
-        pair=about_pair(pair, engine),
-        prompts=prompts,
-        before=before,
-        after=environment(),
-    )
-
-
 def _finish(results: Results, options: BenchOptions, out: Output) -> None:
     """Write the files, and print the tables unless stdout has the results."""
     on_stdout = options.json_file is not None and str(options.json_file) == "-"
@@ -183,7 +174,9 @@ def _finish(results: Results, options: BenchOptions, out: Output) -> None:
         results.write(expanded(options.json_file))
         written.append(str(options.json_file))
     if options.report is not None:
-        written += _write_report(results, options)
+        from mlxspec.bench.report.writing import write_report
+
+        written += map(str, write_report(results, expanded(options.report)))
     if on_stdout:
         out.line(results.as_json().rstrip("\n"))
     else:
@@ -192,11 +185,3 @@ def _finish(results: Results, options: BenchOptions, out: Output) -> None:
         bench_tables.show(results, out.console(least=bench_tables.COLUMNS))
     for name in written:
         out.tell(f"written: {name}")
-
-
-def _write_report(results: Results, options: BenchOptions) -> list[str]:
-    assert options.report is not None
-    folder = expanded(options.report)
-    folder.mkdir(parents=True, exist_ok=True)
-    results.write(folder / "results.json")
-    return [str(folder / "results.json")]

@@ -62,7 +62,6 @@ def _table(title: str, *columns: str) -> Table:
     )
     for at, name in enumerate(columns):
         table.add_column(name, justify="right" if at else "left", no_wrap=True)
-    table.pad_edge = False
     return table
 
 
