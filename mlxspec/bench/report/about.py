@@ -7,12 +7,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mlxspec.bench.cells import Cell
 from mlxspec.bench.judging import times
 from mlxspec.bench.report import figures
 from mlxspec.bench.report.figures import duration, in_ratio, in_share, in_speed, in_time
 from mlxspec.bench.results import Results
 from mlxspec.bench.summing import speed_of
+from mlxspec.bench.targets import chosen
 
 Pairs = list[tuple[str, str]]
 
@@ -54,18 +54,9 @@ def date(created: str) -> str:
     return created
 
 
-def chosen(results: Results) -> Cell | None:
-    """The cell of the recommended configuration over all prompts."""
-    best = results.recommendation
-    if best is None:
-        return None
-    found = (cell for cell in results.of("configs") if cell.configuration == best.configuration)
-    return next(found, None)
-
-
 def headline(results: Results) -> Pairs:
-    """The figures of the recommended configuration; the name and the figure of each."""
-    cell = chosen(results)
+    """The figures of the configuration that is `chosen`; the name and the figure of each."""
+    cell = chosen(results) if results.recommendation else None
     if cell is None:
         return []
     found = [
