@@ -36,7 +36,7 @@ USES: dict[str, set[str]] = {
     "bench": BENCH,
     "cascade": CASCADE,
     "serve": SERVE,
-    "cli": SERVE | {"serve", "chat"},
+    "cli": SERVE | {"serve", "chat", "bench"},
 }
 ROOT = {
     "_version",

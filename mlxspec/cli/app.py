@@ -11,6 +11,7 @@ import typer
 
 from mlxspec._version import __version__
 from mlxspec.cli import checking, disk, editing, streams
+from mlxspec.cli.bench import bench_app
 from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
@@ -49,6 +50,7 @@ pairs_app.command("rm", cls=Command)(disk.remove_models)
 pairs_app.command("add", cls=Command)(editing.add_pair)
 pairs_app.command("remove", cls=Command)(editing.remove_pair)
 pairs_app.command("default", cls=Command)(editing.choose_pair)
+app.add_typer(bench_app, name="bench")
 app.add_typer(pairs_app, name="pairs")
 
 

@@ -92,7 +92,7 @@ def load(
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
     if wired:
-        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values()))))
+        wire(sum(map(bytes_of, (engine.target, *engine.drafts.values()))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -228,7 +228,8 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     )
 
 
-def _bytes_of(model: Model) -> int:
+def bytes_of(model: Model) -> int:
+    """Bytes of its weights."""
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     return sum(array.nbytes for array in arrays.values())
 
