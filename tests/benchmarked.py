@@ -198,7 +198,7 @@ def results(**others):
         recommendation=Recommendation(
             configuration=best,
             speedup=Speedup(median=2.04, low=1.92, high=2.16),
-            words="Use auto: 2.04 × plain decoding (1.92 – 2.16), and no setting is better on any "
+            words="Use auto: 2.04 x plain decoding (1.92–2.16), and no setting is better on any "
             "prompt type.",
             best="code",
             worst="chat",
@@ -206,7 +206,7 @@ def results(**others):
         warnings=(
             Remark(
                 kind="slower",
-                words="chat with 7 is slower than plain decoding: 0.95 × (0.84 – 1.05).",
+                words="chat with 7 is slower than plain decoding: 0.95 x (0.84–1.05).",
             ),
         ),
     )

@@ -142,7 +142,7 @@ class BenchOptions:
             contexts=_list("--contexts", contexts, _positive),
             rows=_list("--rows", rows, _rows),
             max_tokens=self.max_tokens or (QUICK_TOKENS if self.quick else Settings.max_tokens),
-            precision=_precision(self.precision),
+            precision=share("--precision", self.precision),
             minutes=self.minutes or (QUICK_MINUTES if self.quick else Settings.minutes),
             seed=self.seed,
         )
@@ -195,7 +195,7 @@ def _rows(text: str) -> int:
     return value
 
 
-def _precision(text: str) -> float:
+def share(option: str, text: str) -> float:
     """A part of 1, from a percentage or a number below 1."""
     try:
         value = float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
@@ -203,6 +203,6 @@ def _precision(text: str) -> float:
         value = 0.0
     if not 0 < value < 1:
         raise UsageError(
-            f"--precision {text!r} is no part of a whole.", hint="Give a percentage, such as 3%."
+            f"{option} {text!r} is no part of a whole.", hint="Give a percentage, such as 3%."
         )
     return value

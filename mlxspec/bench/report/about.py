@@ -7,10 +7,12 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from mlxspec.bench.cells import Cell
+from mlxspec.bench.judging import times
 from mlxspec.bench.report import figures
-from mlxspec.bench.report.figures import duration, in_full, in_ratio, in_share, in_speed, in_time
+from mlxspec.bench.report.figures import duration, in_ratio, in_share, in_speed, in_time
 from mlxspec.bench.results import Results
+from mlxspec.bench.summing import speed_of
+from mlxspec.bench.targets import chosen
 
 Pairs = list[tuple[str, str]]
 
@@ -52,29 +54,20 @@ def date(created: str) -> str:
     return created
 
 
-def chosen(results: Results) -> Cell | None:
-    """The cell of the recommended configuration over all prompts."""
-    best = results.recommendation
-    if best is None:
-        return None
-    found = (cell for cell in results.of("configs") if cell.configuration == best.configuration)
-    return next(found, None)
-
-
 def headline(results: Results) -> Pairs:
-    """The figures of the recommended configuration; the name and the figure of each."""
-    cell = chosen(results)
+    """The figures of the configuration that is `chosen`; the name and the figure of each."""
+    cell = chosen(results) if results.recommendation else None
     if cell is None:
         return []
     found = [
         (
             "speed-up over plain decoding",
-            in_full(cell.speedup) if cell.speedup else figures.MISSING,
+            times(cell.speedup) if cell.speedup else figures.MISSING,
         ),
-        ("tokens per second", in_speed(figures.tokens_per_second(cell))),
+        ("tokens per second", in_speed(speed_of(cell.samples))),
         ("first token after", in_time(figures.first_token_s(cell))),
         ("proposals accepted", in_share(figures.rate(cell))),
-        ("memory, × the target alone", in_ratio(cell.memory_ratio)),
+        ("memory, x the target alone", in_ratio(cell.memory_ratio)),
     ]
     return [(name, text) for name, text in found if text != figures.MISSING]
 

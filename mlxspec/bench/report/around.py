@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mlxspec.bench.judging import times
 from mlxspec.bench.report import tables
 from mlxspec.bench.report.chapter import Chapter
-from mlxspec.bench.report.figures import in_full
 from mlxspec.bench.report.plots import Forest, Lines, Point, Spot
 from mlxspec.bench.results import Peer, Results
 
@@ -18,7 +18,7 @@ def others(peers: Sequence[Peer]) -> Chapter | None:
     ours = [(peer, peer.ours_over) for peer in peers if peer.ours_over is not None]
     if ours:
         finding = "On the same prompts, mlxspec is " + ", and ".join(
-            f"{in_full(found)} as fast as {tables.titled(peer)}" for peer, found in ours
+            f"{times(found)} as fast as {tables.titled(peer)}" for peer, found in ours
         )
         finding += "."
     else:
@@ -31,7 +31,7 @@ def others(peers: Sequence[Peer]) -> Chapter | None:
     plot = Forest(
         rows,
         [name for name, _ in rows],
-        "× our plain decoding",
+        "x our plain decoding",
         "our plain decoding",
         has_legend=False,
     )

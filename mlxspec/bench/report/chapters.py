@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mlxspec.bench.cells import Cell, Question
+from mlxspec.bench.judging import times
 from mlxspec.bench.report import around, costs, tables
 from mlxspec.bench.report.chapter import Chapter, measured
-from mlxspec.bench.report.figures import gain, in_full, in_share, in_speed, tokens_per_second
+from mlxspec.bench.report.figures import gain, in_share, in_speed
 from mlxspec.bench.report.plots import Forest, Lines, Point, Spot
 from mlxspec.bench.results import Results
+from mlxspec.bench.summing import speed_of
 
 
 def chapters(results: Results) -> list[Chapter]:
@@ -39,10 +41,10 @@ def _configurations(results: Results, names: Sequence[str]) -> Chapter | None:
     gains = _gains(cells)
     if gains:
         best = gains[0]
-        name, speed = tables.called(best), in_speed(tokens_per_second(best))
-        finding = (
-            f"The fastest is {name}: {in_full(best.speedup)} plain decoding, {speed} tokens/s."
-        )
+        found = best.speedup
+        assert found is not None
+        name, speed = tables.called(best), in_speed(speed_of(best.samples))
+        finding = f"The fastest is {name}: {times(found)} plain decoding, {speed} tokens/s."
     else:
         finding = "Only one way of decoding was measured, so nothing can be compared with it."
     rows = [(tables.called(cell), [_point(cell, names, expected=cell.predicted)]) for cell in gains]
@@ -84,12 +86,14 @@ def _gains(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _told(cell: Cell) -> str:
+    found = cell.speedup
+    assert found is not None
     row = cell.row
     if cell.question == "sampling":
         row = f"temperature {row}"
     elif cell.question == "system":
         row = "no system prompt" if row == "none" else f"the system prompt {row}"
-    return f"{row} ({cell.configuration.name}: {in_full(cell.speedup)})"
+    return f"{row} ({cell.configuration.name}: {times(found)})"
 
 
 def _point(cell: Cell, names: Sequence[str], *, expected: float | None = None) -> Point:
@@ -130,7 +134,7 @@ def _over(results: Results, names: Sequence[str], question: Question, title: str
     cells = measured(results, question)
     found: dict[tuple[int, str], list[Spot]] = {}
     for cell in cells:
-        if (value := tokens_per_second(cell)) is not None:
+        if (value := speed_of(cell.samples)) is not None:
             key = (names.index(cell.configuration.name), tables.called(cell))
             found.setdefault(key, []).append(Spot(float(cell.row), value))
     if not found:

@@ -52,7 +52,7 @@ def costs(results: Results) -> Chapter | None:
         series.append((3, "predicted", [Spot(*one) for one in predicted]))
     table = Table(
         "A round, in rounds of plain decoding, and the tokens that it brings",
-        ("draft tokens", "costs", "predicted cost", "brings", "× plain"),
+        ("draft tokens", "costs", "predicted cost", "brings", "x plain"),
         tuple(
             (
                 str(one.draft_tokens),

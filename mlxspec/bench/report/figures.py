@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import inf
 from statistics import median
 
 from mlxspec.bench.cells import Cell, Sample, Speedup
@@ -16,10 +15,6 @@ def typical(samples: Sequence[Sample], of: Callable[[Sample], float | None]) -> 
     """The median of what was measured of samples; None where nothing was."""
     values = [value for one in samples if (value := of(one)) is not None]
     return median(values) if values else None
-
-
-def tokens_per_second(cell: Cell) -> float | None:
-    return typical(cell.samples, lambda one: one.tokens_per_second)
 
 
 def first_token_s(cell: Cell) -> float | None:
@@ -76,18 +71,10 @@ def in_bytes(value: float | None) -> str:
 
 
 def in_interval(found: Speedup | None) -> str:
-    """The limits of an interval; one turn has none."""
-    if found is None or found.high == inf:
+    """The limits of an interval, unless they tell nothing."""
+    if found is None or found.half_width > 1:
         return MISSING
-    return f"{found.low:.2f} – {found.high:.2f}"
-
-
-def in_full(found: Speedup | None) -> str:
-    """A ratio with its interval, for a sentence."""
-    if found is None:
-        return "not measured"
-    limits = in_interval(found)
-    return f"{found.median:.2f} ×" + ("" if limits == MISSING else f" ({limits})")
+    return f"{found.low:.2f}–{found.high:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import NamedTuple, Protocol
 
 from mlxspec.bench.report import svg
@@ -52,7 +51,7 @@ class Forest:
 
     rows: Sequence[tuple[str, Sequence[Point]]]
     series: Sequence[str]
-    unit: str = "× plain decoding"
+    unit: str = "x plain decoding"
     reference: str = "plain decoding"
     has_legend: bool = True
 
@@ -146,8 +145,8 @@ def _expected(x: float, y: float) -> str:
 def _said(point: Point, width: float, y: float, whole: bool) -> str:
     said = f"{point.value:.2f}"
     made = words(width - (92 if whole else 8), y + 4, said, class_="value", text_anchor="end")
-    if whole and point.low is not None and point.high is not None and point.high < inf:
-        interval = f"{point.low:.2f} – {point.high:.2f}"
+    if whole and point.low is not None and point.high is not None:
+        interval = f"{point.low:.2f}–{point.high:.2f}"
         made += words(width - 2, y + 4, interval, class_="tick", text_anchor="end")
     return made
 

@@ -16,6 +16,7 @@ from mlxspec.bench.report.figures import (
     in_time,
 )
 from mlxspec.bench.results import Cost, Peer, Results, Shape
+from mlxspec.bench.summing import speed_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Table:
 
 Column = tuple[str, Callable[[Cell], str]]
 
-SPEED: Column = ("tokens/s", lambda cell: in_speed(figures.tokens_per_second(cell)))
-SPEEDUP: Column = ("× plain", lambda cell: in_ratio(figures.gain(cell)))
+SPEED: Column = ("tokens/s", lambda cell: in_speed(speed_of(cell.samples)))
+SPEEDUP: Column = ("x plain", lambda cell: in_ratio(figures.gain(cell)))
 INTERVAL: Column = ("interval", lambda cell: in_interval(cell.speedup))
 PREDICTED: Column = ("predicted", lambda cell: in_ratio(cell.predicted))
 FIRST: Column = ("first token", lambda cell: in_time(figures.first_token_s(cell)))
@@ -52,7 +53,7 @@ MEMORY: Column = (
     "peak memory",
     lambda cell: in_bytes(max((s.peak_bytes for s in cell.samples if s.peak_bytes), default=None)),
 )
-TIMES_TARGET: Column = ("× target alone", lambda cell: in_ratio(cell.memory_ratio))
+TIMES_TARGET: Column = ("x target alone", lambda cell: in_ratio(cell.memory_ratio))
 SAME: Column = ("same text", lambda cell: in_share(cell.identical))
 LENGTH: Column = (
     "tokens written",
@@ -172,11 +173,11 @@ def of_shape(shape: Shape) -> Table:
     header = (
         "draft tokens",
         "verifying",
-        "× one row",
+        "x one row",
         "drafting",
         "host",
         "a round",
-        "× plain",
+        "x plain",
         "pays above",
     )
     return Table("Passes and rounds, with random weights of that shape", header, rows)
@@ -203,7 +204,7 @@ def of_peers(peers: Sequence[Peer]) -> Table:
         (
             titled(peer),
             peer.status,
-            in_speed(figures.typical(peer.samples, lambda one: one.tokens_per_second)),
+            in_speed(speed_of(peer.samples)),
             in_time(figures.typical(peer.samples, lambda one: one.ttft_s)),
             _ratio(peer.over),
             _ratio(peer.ours_over),
@@ -217,8 +218,8 @@ def of_peers(peers: Sequence[Peer]) -> Table:
         "status",
         "tokens/s",
         "first token",
-        "× our plain decoding",
-        "ours is faster by ×",
+        "x our plain decoding",
+        "ours, x as fast",
         "interval",
         "remark",
     )
