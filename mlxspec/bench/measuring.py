@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -129,6 +130,7 @@ class Run:
                 return
             if isinstance(arm, OwnArm):
                 self._write(one, arm, asked, 0)
+                arm.let_go()
             else:
                 self._try_peer(arm, asked)
 
@@ -228,6 +230,7 @@ class Run:
         return count
 
     def _write(self, one: GroupRun, arm: OwnArm, asked: Asked, turn: int) -> Written:
+        gc.collect()  # what the text before held would count as this one's memory
         place = Place(turn, self._places, self.seconds)
         self._places += 1
         beside = "rows" in one.group.questions
