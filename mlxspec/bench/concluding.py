@@ -135,6 +135,8 @@ def about_pair(pair: Pair, engine: Engine) -> dict[str, Any]:
             **{name: bytes_of(model) for name, model in engine.drafts.items()},
         },
         "compiled": engine.compiles,
+        "context": engine.context,
+        "template_args": dict(pair.template_args),
     }
 
 

@@ -109,8 +109,12 @@ class Run:
                 if self.seconds > 60 * self.settings.minutes:
                     self.is_over = True
                     return
-                yield from self._warmed_up(one)
-                yield from self._turn(one)
+                try:
+                    yield from self._warmed_up(one)
+                    yield from self._turn(one)
+                except MlxspecError as error:  # a text that does not fit ends its group alone
+                    one.give_up(error.message)
+                    self._tell(f"{one.group.in_words()}: {error.message}")
                 self._refer()
         self.is_over = True
 
