@@ -188,6 +188,6 @@ def _finish(results: Results, options: BenchOptions, out: Output) -> None:
     else:
         from mlxspec.cli import bench_tables
 
-        bench_tables.show(results, out.console(least=bench_tables.COLUMNS))
+        bench_tables.show(results, out.console())
     for name in written:
         out.tell(f"written: {name}")
