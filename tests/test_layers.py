@@ -42,7 +42,7 @@ USES: dict[str, set[str]] = {
     "serve.anthropic": PROTOCOL,
     "serve.own": PROTOCOL,
     "serve": PROTOCOL | {"serve.openai", "serve.anthropic", "serve.own"},
-    "cli": SERVE | {"serve", "serve.core", "chat"},
+    "cli": SERVE | {"serve", "serve.core", "chat", "bench"},
 }
 ROOT = {
     "_version",

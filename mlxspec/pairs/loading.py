@@ -94,7 +94,7 @@ def load(
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
     if wired:
-        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
+        wire(sum(map(bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -245,7 +245,8 @@ def _heads_of(engine: Engine) -> list[Model]:
     return [head.module for head in engine.heads.values() if hasattr(head, "module")]
 
 
-def _bytes_of(model: Model) -> int:
+def bytes_of(model: Model) -> int:
+    """Bytes of its weights."""
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     return sum(array.nbytes for array in arrays.values())
 
