@@ -18,6 +18,8 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import quantize_model
 
 import mlxspec
+from mlxspec.bench.results import read
+from mlxspec.cli.app import main
 from mlxspec.cli.costs import verdict
 from mlxspec.decode.engine import Engine
 from mlxspec.errors import LoadError, MlxspecError, UsageError
@@ -351,6 +353,60 @@ def test_costs_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one["round_s"] == pytest.approx(one["draft_s"] + one["verify_s"] + one["host_s"])
     assert [one["draft_tokens"] for one in told["rounds"]] == [1, 2, 4]
     assert [one["acceptance_rate"] for one in told["best"]] == [0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def test_a_benchmark_of_shapes_leaves_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(costing, "SIZES", SIZES[-1:])
+    monkeypatch.setattr(costing, "MOST_TURNS", 1)
+    (tmp_path / "config.json").write_text(json.dumps(SMALL | {"num_hidden_layers": 2}))
+    file = tmp_path / "results.json"
+    words = ["bench", "--shape", f"{tmp_path}+{tmp_path}:8bit", "--against", "mlx-lm"]
+    words += ["--minutes", "0.05", "--no-compile", "--json", str(file), "--report", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["mlxspec", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    assert not ended.value.code, said.err
+    results = read(file)
+    assert results.finished
+    (shape,) = results.shape
+    assert (shape.target, shape.draft) == (str(tmp_path), f"{tmp_path}:8bit")
+    assert (shape.layers, shape.measured_layers, shape.words) == (2, (2,), "")
+    assert shape.target_bytes > shape.draft_bytes > 0
+    assert [one.draft_tokens for one in shape.costs] == [0, 1, 2, 4]
+    plain, *others = shape.costs
+    assert (plain.round_over_plain, plain.over_plain, plain.pays_above) == (1, 1, None)
+    for one in others:
+        assert one.round_s is not None
+        assert one.round_over_plain == pytest.approx(one.round_s / shape.plain_s)
+        assert one.mlx_lm_s
+    for words_of in ("what a round takes", "acceptance rate", "mlx-lm"):
+        assert words_of in said.out
+    assert "The shape" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--types", "code"], "--types has no place"),
+        (["--full"], "--full has no place"),
+        (["--pair", "demo"], "--pair names others"),
+        (["--server", "localhost:1"], "A server cannot take part"),
+    ],
+)
+def test_options_beside_a_shape(
+    words: list[str],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mlxspec", "bench", "--shape", "small-8", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == UsageError.exit_code
+    assert expected in capfd.readouterr().err.replace("\n", " ")
 
 
 def test_verdicts() -> None:

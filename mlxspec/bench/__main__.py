@@ -17,7 +17,6 @@ BENCHES = {
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
     "scales": "How long is a token with quantised weights, by the type of their scales?",
     "serve": "How fast is `mlxspec serve`, beside `mlx_lm.server` on the same weights?",
-    "shapes": "How long is a round of a real model's size, on random weights, beside mlx-lm?",
 }
 
 

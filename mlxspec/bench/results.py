@@ -20,6 +20,7 @@ from mlxspec.bench.cells import Acceptance, Cell, Configuration, Question, Sampl
 from mlxspec.bench.strict import WrongValue, decoded
 from mlxspec.errors import UsageError
 from mlxspec.files import replacing
+from mlxspec.measure.forecast import TOO_NOISY
 
 SCHEMA = 1
 
@@ -80,8 +81,10 @@ class Cost:
         round_s: of the whole round; None where nothing drafts.
         verify_s: of the target's pass over K + 1 rows. draft_s: of K draft steps.
         over_plain: verify_s over that of K = 0, T(K + 1)/T(1).
-        round_over_plain: round_s over a plain round.
+        expected_s: what the parts of a round come to. round_over_plain: round_s over a plain round.
         pays_above: the acceptance rate at which K begins to pay; None where it never does.
+            text_pays_above: the same of proposals from the text, which take no drafting.
+        mlx_lm_s: of a round of mlx-lm's with the same K; None where it was not measured.
     """
 
     draft_tokens: int
@@ -90,8 +93,11 @@ class Cost:
     draft_s: float | None = None
     host_s: float | None = None
     round_s: float | None = None
+    expected_s: float | None = None
     round_over_plain: float | None = None
     pays_above: float | None = None
+    text_pays_above: float | None = None
+    mlx_lm_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +106,12 @@ class Shape:
 
     Args:
         target, draft: as `--shape` spells them; an empty draft drafts nothing.
-        plain_s: of a plain round. costs: one for each K, from 0 on.
-        target_bytes, draft_bytes: of the weights. peak_bytes: of MLX's memory in all.
+        context: tokens before the passes. plain_s: of a plain round. costs: one for each K, from 0.
+        target_bytes, draft_bytes: of the weights. peak_bytes: of MLX's memory in all; 0 where only
+            a few layers were there.
+        layers: of the target. measured_layers: of the targets that were there, from which the whole
+            follows; words: why it was not there itself.
+        noise: the usual spread of what was measured repeatedly, as a fraction of the median.
     """
 
     target: str
@@ -112,6 +122,14 @@ class Shape:
     target_bytes: int = 0
     draft_bytes: int = 0
     peak_bytes: int = 0
+    layers: int = 0
+    measured_layers: tuple[int, ...] = ()
+    noise: float = 0.0
+    words: str = ""
+
+    @property
+    def is_noisy(self) -> bool:
+        return self.noise > TOO_NOISY
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from mlxspec.errors import UsageError
 from mlxspec.files import expanded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mlxspec.bench.arms import OwnArm
     from mlxspec.bench.measuring import Run
@@ -38,6 +38,8 @@ Examples:
   mlxspec bench --pair qwen3-8b --report results     # tables here, and a page to keep
   mlxspec bench --configs none,3,history:5,auto --types code,edit
   mlxspec bench --contexts 1024,4096 --types none    # long prompts alone
+  mlxspec bench --pair qwen3-8b --against mlx-lm --server http://localhost:1234
+  mlxspec bench --shape llama-8b:4bit+llama-1b:4bit  # random weights: nothing is downloaded
 """
 
 bench_app = typer.Typer(cls=Group, invoke_without_command=True, epilog=EXAMPLES)
@@ -61,6 +63,9 @@ def measure(options: BenchOptions, others: PeerOptions, models: ModelOptions) ->
             hint=f"Write --configs none,{models.draft_tokens}.",
         )
     others.require_sense()
+    if options.shape:
+        _measure_shapes(options, others, models)
+        return
     settings = options.settings()
     prompts = options.prompt_set(settings)
     _require_places(options)
@@ -93,6 +98,33 @@ def measure(options: BenchOptions, others: PeerOptions, models: ModelOptions) ->
         end()
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+def _measure_shapes(options: BenchOptions, others: PeerOptions, models: ModelOptions) -> None:
+    """Measure what rounds of shapes cost."""
+    from mlxspec.cli.bench_shapes import measure_shapes
+
+    for option, value in options.of_texts().items():
+        if value is not None:
+            raise UsageError(
+                f"--shape measures what does not depend on a text, so {option} has no place.",
+                hint="Leave one of them out.",
+            )
+    if others.server:
+        raise UsageError(
+            "A server cannot take part in a measurement of random weights.",
+            hint="Leave out --server; --against mlx-lm can.",
+        )
+    _require_places(options)
+    out = Output(quiet=options.quiet)
+    measure_shapes(
+        options.shape or [],
+        models,
+        options.settings().minutes,
+        out,
+        lambda results, show: _finish(results, options, out, show),
+        mlx_lm=bool(others.against),
+    )
 
 
 def _require_places(options: BenchOptions) -> None:
@@ -172,8 +204,17 @@ def _follow(run: Run, display: Display, out: Output) -> bool:
     return display.follow(run)
 
 
-def _finish(results: Results, options: BenchOptions, out: Output) -> None:
-    """Write the files, and print the tables unless stdout has the results."""
+def _finish(
+    results: Results,
+    options: BenchOptions,
+    out: Output,
+    show: Callable[[], None] | None = None,
+) -> None:
+    """Write the files, and print the tables unless stdout has the results.
+
+    Args:
+        show: prints them; None prints those of a run.
+    """
     on_stdout = options.json_file is not None and str(options.json_file) == "-"
     written: list[str] = []
     if options.json_file is not None and not on_stdout:
@@ -185,6 +226,8 @@ def _finish(results: Results, options: BenchOptions, out: Output) -> None:
         written += map(str, write_report(results, expanded(options.report)))
     if on_stdout:
         out.line(results.as_json().rstrip("\n"))
+    elif show is not None:
+        show()
     else:
         from mlxspec.cli import bench_tables
 

@@ -78,6 +78,15 @@ class BenchOptions:
     rows: Annotated[
         str | None, _what(metavar="LIST", help="Texts side by side, such as 1,2,4,8,16.")
     ] = None
+    shape: Annotated[
+        list[str] | None,
+        _what(
+            metavar="TARGET[:BITS][+DRAFT[:BITS]]",
+            help="In place of models, random weights of a shape, such as "
+            "llama-8b:4bit+llama-1b:4bit: what rounds cost, and the acceptance from which each K "
+            "pays. A folder or a repository with a config.json is a shape too; repeatable.",
+        ),
+    ] = None
     full: Annotated[
         bool,
         _what("--full", help="Measure all of that: every system prompt, temperature, length, row."),
@@ -146,6 +155,20 @@ class BenchOptions:
             minutes=self.minutes or (QUICK_MINUTES if self.quick else Settings.minutes),
             seed=self.seed,
         )
+
+    def of_texts(self) -> dict[str, object]:
+        """The options that say something of texts, by name."""
+        return {
+            "--configs": self.configs,
+            "--prompts": self.prompts,
+            "--types": self.types,
+            "--system": self.system,
+            "--temps": self.temps,
+            "--contexts": self.contexts,
+            "--rows": self.rows,
+            "--full": self.full or None,
+            "--max-tokens": self.max_tokens,
+        }
 
     def prompt_set(self, settings: Settings) -> tuple[Prompt, ...]:
         """The prompts of the run.

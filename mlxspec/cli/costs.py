@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,13 +23,22 @@ if TYPE_CHECKING:
     from mlxspec.pairs.memory import MemorySum
     from mlxspec.pairs.shapes import ShapePair
 
-_COLUMNS = 80  # that the tables need
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="TARGET[:BITS][+DRAFT[:BITS]]",
+        help="In place of models, random weights of a shape, such as llama-8b:4bit+llama-1b:4bit. "
+        "A folder or a repository with a config.json is a shape too.",
+    ),
+]
+_COLUMNS = 96  # that the tables need
 _NEVER = "never"
 
 
 def probe_shape(shape: str, models: ModelOptions, budget_s: float, out: Output) -> None:
     """Measure and print what rounds of a shape cost."""
-    _require_no_models(models)
+    require_no_models(models)
     with out.display(text=False) as display:
         with display.status("starting", aloud=False):
             from mlxspec import require_backend
@@ -42,8 +51,7 @@ def probe_shape(shape: str, models: ModelOptions, budget_s: float, out: Output) 
             from mlxspec.pairs.shapes import pair_of
 
             pair = pair_of(shape)
-        made = _made(pair, models, display)
-        costing = Costing(made, pair.target.layers, budget_s=budget_s)
+        costing = Costing(made(pair, models, display), pair.target.layers, budget_s=budget_s)
 
         def end() -> None:
             """Print what is found; also from a thread, where MLX keeps this one."""
@@ -57,7 +65,7 @@ def probe_shape(shape: str, models: ModelOptions, budget_s: float, out: Output) 
         raise typer.Exit(INTERRUPTED)
 
 
-def _require_no_models(models: ModelOptions) -> None:
+def require_no_models(models: ModelOptions) -> None:
     """Raise UsageError where options name models, too."""
     named = {
         "--pair": models.pair,
@@ -75,23 +83,27 @@ def _require_no_models(models: ModelOptions) -> None:
             )
 
 
-def _made(pair: ShapePair, models: ModelOptions, display: Display) -> dict[int, Engine]:
+def made(pair: ShapePair, models: ModelOptions, display: Display) -> dict[int, Engine]:
     """Engines with random weights, ready to be timed."""
     from mlxspec.models.scales import why_slow
 
     if pair.words:
         display.note(pair.words)
     with display.status(f"making random weights of {pair.name}", timed=True):
-        made = pair.engines(compiled=models.compiled, kv=models.kv())
-    deepest = made[max(made)]
+        found = pair.engines(compiled=models.compiled, kv=models.kv())
+    deepest = found[max(found)]
     if why := why_slow([deepest.target, *deepest.drafts.values()]):
         display.note(why)
     engines.build_kernels(deepest, deepest.request([0], draft_tokens=AUTO), display)
-    return made
+    return found
 
 
-def show(pair: ShapePair, costing: Costing, out: Output) -> None:
-    """Everything that was measured, and the verdict last."""
+def show(pair: ShapePair, costing: Costing, out: Output, more: str = "--budget {}") -> None:
+    """Everything that was measured, and the verdict last.
+
+    Args:
+        more: the option that gives a measurement so many seconds.
+    """
     costs = costing.costs
     both, alone = pair.memory()
     if out.as_json:
@@ -118,7 +130,7 @@ def show(pair: ShapePair, costing: Costing, out: Output) -> None:
         if costing.left_out:
             console.print(
                 f"Measured to stay within the budget: {'; '.join(costing.left_out)}. "
-                f"--budget {costing.enough} leaves the time to measure all.",
+                f"{more.format(costing.enough)} leaves the time to measure all.",
                 soft_wrap=True,
             )
         console.print(_memory(both, alone), soft_wrap=True)
@@ -155,24 +167,23 @@ def _rounds(costs: Costs) -> Table:
 
     from mlxspec.measure.break_even import pays_above
 
-    columns = ("K", "ms", "expected", "drafts", "verifies", "host", "x plain", "pays above")
-    table = Table(*columns, "from text", box=SIMPLE_HEAD, padding=(0, 1))
+    columns = ["K", "ms", "expected", "drafts", "verifies", "host", "x plain", "pays above"]
+    columns += ["from text", *(["mlx-lm"] if costs.others else [])]
+    table = Table(*columns, box=SIMPLE_HEAD, padding=(0, 1))
     over, text = costs.over_plain(), costs.text_over_plain()
-    table.add_row("0", _ms(costs.plain_s), "", "", "", "", "1.00", "", "")
-    for count in sorted({*costs.rounds, *(one for one in text if one in over)}):
+    rows = {0: ["0", _ms(costs.plain_s), "", "", "", "", "1.00", "", ""]}
+    for count in sorted({*costs.rounds} or {*text}):
         one = costs.rounds.get(count)
         parts = (one.round_s, one.expected_s, one.draft_s, one.verify_s, one.host_s) if one else ()
-        cells = [_ms(seconds) for seconds in parts] or [
-            "",
-            "",
-            "",
-            _ms(text[count] * costs.plain_s),
-            "",
-        ]
+        cells = [_ms(seconds) for seconds in parts]
+        cells = cells or ["", "", "", _ms(costs.pass_s[count + 1]), ""]
         own = _rate(pays_above(over[count], count)) if one else ""
-        table.add_row(
-            str(count), *cells, f"{over[count]:.2f}", own, _rate(pays_above(text[count], count))
-        )
+        of_text = _rate(pays_above(text[count], count))
+        rows[count] = [str(count), *cells, f"{over[count]:.2f}", own, of_text]
+    for count, cells in rows.items():
+        theirs = costs.others.get(count)
+        more = [_ms(theirs) if theirs is not None else ""] if costs.others else []
+        table.add_row(*cells, *more)
     table.title = Text("what a round takes, in ms, and the acceptance rate above which it pays")
     return table
 

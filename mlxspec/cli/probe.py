@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlxspec.cli import engines, options
-from mlxspec.cli.costs import probe_shape
+from mlxspec.cli.costs import ShapeOption, probe_shape
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import ModelOptions, OutputOptions
@@ -30,7 +30,7 @@ def probe_pair(
     *,
     models: ModelOptions,
     prompts: options.PromptsOption = None,
-    shape: options.ShapeOption = None,
+    shape: ShapeOption = None,
     budget: options.BudgetOption = BUDGET_S,
     output: OutputOptions,
 ) -> None:

@@ -52,7 +52,9 @@ SIZES = (
     Size((1, 2, 3, 5), rounds=3, repeats=1),
 )
 
-Part = tuple[str, int]  # "pass" with rows, or "round", "draft", "verify" with K
+Part = tuple[str, int]  # "pass" with rows; or "round", "halves" and "others" with K
+# From an engine, a prompt, values of K and a number of rounds to the seconds of one of them.
+Others = Callable[[Engine, Sequence[int], Sequence[int], int], Mapping[int, Callable[[], float]]]
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,21 @@ class Costing:
         engines: with one target each, by the number of its layers; all of them have the same draft.
         layers: of the target that is asked about.
         budget_s: seconds that measuring may take.
+        others: makes callables that time a round of another program's by K; they take turns, too.
     """
 
     def __init__(
-        self, engines: Mapping[int, Engine], layers: int, *, budget_s: float = BUDGET_S
+        self,
+        engines: Mapping[int, Engine],
+        layers: int,
+        *,
+        budget_s: float = BUDGET_S,
+        others: Others | None = None,
     ) -> None:
         self.costs: Costs | None = None
         self.left_out: list[str] = []
         self.whole_s = 0.0
+        self._others = others
         self._engines = dict(sorted(engines.items()))
         self._depths = Depths(tuple(self._engines), layers)
         self._schedule = Schedule(budget_s)
@@ -103,6 +112,11 @@ class Costing:
 
     def __next__(self) -> Progress:
         return next(self._steps)
+
+    @property
+    def start(self) -> int:
+        """How many tokens stand before the passes and rounds."""
+        return len(self._start)
 
     @property
     def enough(self) -> int:
@@ -120,13 +134,14 @@ class Costing:
         for done in turns(steps, found, count, enough=self._schedule.late):
             yield self._schedule.after(done)
             if done % len(steps) == 0 and found:  # without the turn that is just over
-                self.costs = self._costs(found, size)
-        self.costs = self._costs(found, size)
+                self.costs = self._costs(found)
+        self.costs = self._costs(found)
 
     def _planned(self) -> tuple[Size, int]:
         """The largest turn of which enough fit into what is left, and how many do."""
         pace, left_s = self._passes[max(self._passes)].pace, self._schedule.left_s
-        expected = {size: len(self._engines) * _turn_s(pace, size) for size in SIZES}
+        times = len(self._engines)
+        expected = {size: times * _turn_s(pace, size, self._others is not None) for size in SIZES}
         first_s = self._schedule.budget_s - left_s
         self.whole_s = first_s + (FEWEST_TURNS + 1) * expected[SIZES[0]]
         fits = (one for one in SIZES if (FEWEST_TURNS + 1) * expected[one] <= left_s)
@@ -143,7 +158,7 @@ class Costing:
     def _timed(self, size: Size) -> dict[tuple[int, str, int], Callable[[], tuple[float, ...]]]:
         """What a turn times, by depth, part and number."""
         steps: dict[tuple[int, str, int], Callable[[], tuple[float, ...]]] = {}
-        start = min((passes.start for passes in self._passes.values()), key=len)
+        start = self._start
         for depth, engine in self._engines.items():
             counts = size.counts if engine.drafts else []
             for count in (0, *counts):
@@ -152,13 +167,15 @@ class Costing:
                 steps[depth, "pass", rows] = partial(_repeated, step, size.repeats)
             for count in counts:
                 steps[depth, "halves", count] = partial(_halves, engine, start, count, size.repeats)
+            if self._others is not None:
+                made = self._others(engine, start, (0, *counts), size.rounds)
+                for count, step in made.items():
+                    steps[depth, "others", count] = partial(_repeated, step, 1)
         return steps
 
     # --- what it comes to -------------------------------------------------------------------
 
-    def _costs(
-        self, found: Mapping[tuple[int, str, int], Sequence[tuple[float, ...]]], size: Size
-    ) -> Costs:
+    def _costs(self, found: Mapping[tuple[int, str, int], Sequence[tuple[float, ...]]]) -> Costs:
         plain = self._of_turns(found, PLAIN)
         base = median(plain)
         spreads: list[float] = []
@@ -169,25 +186,27 @@ class Costing:
             spreads.append(spread(ratios))
             return base * median(ratios)
 
-        pass_s = {rows: seconds("pass", rows) for rows in size.rows}
-        counts = [
-            number for depth, part, number in found if (depth, part) == (self._deepest, "halves")
-        ]
+        def numbers(part: str) -> list[int]:
+            return list(dict.fromkeys(at for _, one, at in found if one == part))
+
+        pass_s = {rows: seconds("pass", rows) for rows in numbers("pass")}
         halves_s = {
-            count: (seconds("halves", count), seconds("halves", count, 1)) for count in counts
+            count: (seconds("halves", count), seconds("halves", count, 1))
+            for count in numbers("halves")
         }
-        rounds = {count: seconds("round", count) for count in counts}
+        rounds = {count: seconds("round", count) for count in halves_s}
         return Costs(
             pass_s,
             base,
             median(spreads),
             _added_up(rounds, halves_s, pass_s),
+            {count: seconds("others", count) for count in numbers("others")},
             peak_bytes=int(mx.get_peak_memory()) if self._depths.is_whole else 0,
         )
 
     @property
-    def _deepest(self) -> int:
-        return max(self._engines)
+    def _start(self) -> list[int]:
+        return min((passes.start for passes in self._passes.values()), key=len)
 
     def _of_turns(
         self,
@@ -201,15 +220,15 @@ class Costing:
         return [self._depths.extended(dict(zip(each, one, strict=True))) for one in times]
 
 
-def _turn_s(pace: Pace, size: Size) -> float:
-    """Seconds of a turn."""
+def _turn_s(pace: Pace, size: Size, others: bool) -> float:
+    """Seconds of a turn; those of others should be about as fast."""
     begun_s = pace.reading_s(pace.start)
     counts = size.counts if pace.drafts else []
     rounds = [pace.rows_s(count + 1) + (count + 1) * pace.draft_s for count in counts]
     passes = size.repeats * sum(map(pace.rows_s, size.rows))
     running = sum(begun_s + (size.rounds + 3) * each for each in [pace.rows_s(1), *rounds])
     halved = sum(begun_s + (size.repeats + 4) * each for each in rounds)
-    return passes + running + halved
+    return passes + running * (1 + others) + halved
 
 
 def _round(engine: Engine, start: Sequence[int], count: int, rounds: int) -> tuple[float]:

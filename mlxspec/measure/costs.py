@@ -38,14 +38,16 @@ class Costs:
 
     pass_s: T(M) by rows, each waited for. plain_s: C(0), a plain round of a running text.
     noise: the usual spread of what was measured repeatedly, each time relative to a plain round, as
-    a fraction of the median. rounds: by K; none without a draft. peak_bytes: the most memory while
-    rounds ran; 0 where only a few layers were there.
+    a fraction of the median. rounds: by K; none without a draft. others: seconds of another
+    program's rounds by K, 0 for a plain one. peak_bytes: the most memory while rounds ran; 0 where
+    only a few layers were there.
     """
 
     pass_s: Mapping[int, float]
     plain_s: float
     noise: float
     rounds: Mapping[int, RoundCost] = field(default_factory=dict)
+    others: Mapping[int, float] = field(default_factory=dict)
     peak_bytes: int = 0
 
     @property
