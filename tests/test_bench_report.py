@@ -196,7 +196,7 @@ def test_a_run_in_which_nothing_was_finished_is_reported():
 def test_questions_that_were_not_asked_have_no_chapter():
     some = tuple(one for one in cells() if one.question in ("configs", "context"))
     made = results(cells=some, peers=(), shape=(), drift=Drift())
-    assert list(by_key(made)) == ["configs", "acceptance", "costs", "rounds", "context"]
+    assert list(by_key(made)) == ["configs", "acceptance", "costs", "rounds", "context", "targets"]
 
 
 def test_an_interrupted_question_shows_what_there_is():

@@ -29,6 +29,7 @@ def chapters(results: Results) -> list[Chapter]:
         _over(results, names, "rows", "With texts side by side"),
         *(costs.shape(one, place) for place, one in enumerate(results.shape)),
         around.others(results.peers),
+        around.aims(results),
         around.steadiness(results),
     ]
     return [one for one in made if one is not None]
