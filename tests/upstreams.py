@@ -17,13 +17,18 @@ STALL_S = 5.0  # longer than any test lets an upstream take
 
 @dataclass
 class Misbehaving:
-    """`ways` are taken in turn, the last one again and again; `bodies` are what it was asked."""
+    """`ways` are taken in turn, the last one again and again; `bodies` are what it was asked.
+
+    models: that it names; None has no list of them. key: that it asks for, to show the list.
+    """
 
     url: str
     ways: list[str]
     text: str = "An answer from far away."
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    models: list[str] | None = field(default_factory=lambda: ["far"])
+    key: str | None = None
 
     def way(self) -> str:
         return self.ways.pop(0) if len(self.ways) > 1 else self.ways[0]
@@ -41,6 +46,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
+
+    def do_GET(self) -> None:
+        """The list of models."""
+        one: Misbehaving = self.server.one
+        one.keys.append(self.headers["Authorization"])
+        self.close_connection = True
+        if one.models is None:
+            self._refuse(404, "")
+        elif one.key is not None and self.headers["Authorization"] != f"Bearer {one.key}":
+            self._refuse(401, "")
+        else:
+            self._begin("application/json")
+            listed = [{"id": name, "owned_by": "somebody"} for name in one.models]
+            self.wfile.write(json.dumps({"object": "list", "data": listed}).encode())
 
     def do_POST(self) -> None:
         one: Misbehaving = self.server.one
@@ -80,6 +99,15 @@ class _Handler(BaseHTTPRequestHandler):
         """A whole answer without counts of tokens."""
         self._begin()
         self.wfile.write(chunk(one.text, "stop") + b"data: [DONE]\n\n")
+
+    def _cached(self, one: Misbehaving) -> None:
+        """Two parts with a rest between them; the prompt was read before."""
+        self._begin()
+        self.wfile.write(chunk(one.text[:9]))
+        time.sleep(0.05)
+        usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+        usage |= {"prompt_tokens_details": {"cached_tokens": 990}}  # type: ignore[dict-item]
+        self.wfile.write(chunk(one.text[9:]) + chunk("", "stop", usage=usage) + b"data: [DONE]\n\n")
 
     def _slow(self, one: Misbehaving) -> None:
         time.sleep(STALL_S)

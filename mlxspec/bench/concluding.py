@@ -96,9 +96,10 @@ def _peers(run: Run) -> Iterator[Peer]:
 
 def drift_of(reference: Sequence[tuple[float, float]]) -> Drift:
     """The machine's own drift, from times and speeds of the same text."""
+    at_s, speeds = tuple(at for at, _ in reference), tuple(one for _, one in reference)
     if len(reference) < 2:
-        return Drift(words="unknown: the run was too short to decode the same text twice")
-    at_s, speeds = zip(*reference, strict=True)
+        words = "unknown: the run was too short to decode the same text twice."
+        return Drift(at_s=at_s, tokens_per_second=speeds, words=words)
     found = statistics.drift(at_s, speeds)
     return Drift(
         at_s=at_s,

@@ -34,8 +34,12 @@ class GroupRun:
         return self.finished or not self.steps
 
     def is_backwards(self, turn: int) -> bool:
-        """The order changes from turn to turn, and for the same step from time to time."""
-        return (turn + turn // max(len(self.steps), 1)) % 2 == 1
+        """Whether the last arm begins: in every other turn, and in every other one of a step.
+
+        Whatever grows or shrinks steadily then adds as much to one arm as to another.
+        """
+        again, at = divmod(turn, max(len(self.steps), 1))
+        return (again + at) % 2 == 1
 
     def settle(self, precision: float) -> None:
         """Decide whether more turns would tell more."""

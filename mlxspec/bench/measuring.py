@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any, Protocol
+from typing import Protocol
 
 from mlxspec.bench.arms import Arm, Asked, OwnArm, Place, Written
 from mlxspec.bench.cells import BASELINE, Sample
@@ -68,6 +68,7 @@ class Run:
         self._tell = tell
         self._answers: dict[tuple[Group, str], str] = {}
         self._began = time.perf_counter()
+        self._warm: set[Group] = set()
         self._places = 0
         self._reference_s = 0.0
         self._progress = self._measured()
@@ -101,50 +102,44 @@ class Run:
 
     def _measured(self) -> Iterator[Progress]:
         self._began = time.perf_counter()
-        yield from self._warmed_up()
+        self._refer(warm=True)
         while pending := [one for one in self.groups if not one.over]:
             for one in pending:
                 if self.seconds > 60 * self.settings.minutes:
                     self.is_over = True
                     return
+                yield from self._warmed_up(one)
                 yield from self._turn(one)
                 self._refer()
         self.is_over = True
 
     # --- warming up -----------------------------------------------------------------------
 
-    def _warmed_up(self) -> Iterator[Progress]:
-        """Write a text with every arm under each kind of conditions, which traces its rounds."""
-        kinds: dict[Any, GroupRun] = {}
-        for one in self.groups:
-            kinds.setdefault(replace(one.group, prompt_type="", system="none"), one)
-        total = sum(len(one.group.arms) for one in kinds.values()) + len(self.peers)
-        done = 0
-        for one in kinds.values():
-            for arm in one.group.arms:
-                yield Progress(WARM_UP, done, total, None, arm.name)
-                if (asked := self._next(one, 0)[1]) is not None:
-                    self._write(one, self._arms[arm.name], asked, 0)
-                done += 1
-        for peer in list(self.peers):
-            yield Progress(WARM_UP, done, total, None, peer.name)
-            self._try_peer(peer)
-            done += 1
-        self._refer(warm=True)
-
-    def _try_peer(self, peer: PeerArm) -> None:
-        """Let a peer write once, and leave it out where it cannot."""
-        for one in self.groups:
-            _, asked = self._next(one, 0)
-            if asked is None or "configs" not in one.group.questions:
-                continue
-            try:
-                peer.write(asked, Place(0, 0, 0.0))
-            except MlxspecError as error:
-                self.peers.remove(peer)
-                self.peer_errors[peer.name].append(error.message)
-                self._tell(f"{peer.name} is left out: {error.message}")
+    def _warmed_up(self, one: GroupRun) -> Iterator[Progress]:
+        """Write a text with every arm where these conditions are new, which traces its rounds."""
+        kind = replace(one.group, prompt_type="", system="none")
+        if kind in self._warm:
             return
+        self._warm.add(kind)
+        takers = self._takers(one)
+        for done, arm in enumerate(takers):
+            yield Progress(WARM_UP, done, len(takers), None, f"{arm.name}, {one.group.in_words()}")
+            asked = self._next(one, 0)[1]
+            if asked is None:
+                return
+            if isinstance(arm, OwnArm):
+                self._write(one, arm, asked, 0)
+            else:
+                self._try_peer(arm, asked)
+
+    def _try_peer(self, peer: Arm, asked: Asked) -> None:
+        """Let a peer write once, and leave it out where it cannot."""
+        try:
+            peer.write(asked, Place(0, 0, 0.0))
+        except MlxspecError as error:
+            self.peers = [one for one in self.peers if one is not peer]
+            self.peer_errors[peer.name].append(error.message)
+            self._tell(f"{peer.name} is left out: {error.message}")
 
     # --- turns ----------------------------------------------------------------------------
 

@@ -78,13 +78,6 @@ class Group:
         parts += [f"temperature {self.temperature:g}"] if "sampling" in self.questions else []
         return ", ".join(filter(None, parts)) or "all prompts"
 
-    def order(self, turn: int) -> tuple[Configuration, ...]:
-        """The arms forwards in even turns and backwards in odd ones.
-
-        Whatever grows or shrinks steadily adds as much to one arm as to the other in two turns.
-        """
-        return self.arms if turn % 2 == 0 else self.arms[::-1]
-
 
 def configuration(name: str, drafters: Collection[str]) -> Configuration:
     """The configuration that a name spells.

@@ -9,6 +9,7 @@ import typer
 
 from mlxspec.cli import bench_results, engines
 from mlxspec.cli.bench_options import BenchOptions
+from mlxspec.cli.bench_peers import PeerOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.help import Group
 from mlxspec.cli.interrupts import leaving
@@ -44,19 +45,22 @@ bench_app = typer.Typer(cls=Group, invoke_without_command=True, epilog=EXAMPLES)
 
 @bench_app.callback()
 @grouped
-def bench(ctx: typer.Context, *, options: BenchOptions, models: ModelOptions) -> None:
+def bench(
+    ctx: typer.Context, *, options: BenchOptions, others: PeerOptions, models: ModelOptions
+) -> None:
     """Measure which setting is fastest here, for which kind of text, and how sure that is."""
     if ctx.invoked_subcommand is None:
-        measure(options, models)
+        measure(options, others, models)
 
 
-def measure(options: BenchOptions, models: ModelOptions) -> None:
+def measure(options: BenchOptions, others: PeerOptions, models: ModelOptions) -> None:
     """Measure, print the tables and write the files; also what there is when Ctrl-C is pressed."""
     if models.draft_tokens is not None:
         raise UsageError(
             "--draft-tokens has no place here: several are compared.",
             hint=f"Write --configs none,{models.draft_tokens}.",
         )
+    others.require_sense()
     settings = options.settings()
     prompts = options.prompt_set(settings)
     _require_places(options)
@@ -68,7 +72,7 @@ def measure(options: BenchOptions, models: ModelOptions) -> None:
         from mlxspec.bench.concluding import about_pair, results_of
         from mlxspec.bench.environment import environment
 
-        run, before = _prepared(engine, pair, settings, prompts, models, display)
+        run, before = _prepared(engine, pair, settings, prompts, others, models, display)
         about = about_pair(pair, engine)
 
         def end() -> bool:
@@ -115,6 +119,7 @@ def _prepared(
     pair: Pair,
     settings: Settings,
     prompts: Sequence[Prompt],
+    others: PeerOptions,
     models: ModelOptions,
     display: Display,
 ) -> tuple[Run, Mapping[str, object]]:
@@ -144,8 +149,9 @@ def _prepared(
     before = environment()
     for words in concerns(before):
         display.note(words)
+    peers = others.arms(arms, pair.target_name)
     _build_kernels(arms, groups, display)
-    return Run(arms, groups, prompts, settings, tell=display.note), before
+    return Run(arms, groups, prompts, settings, peers=peers, tell=display.note), before
 
 
 def _build_kernels(arms: Mapping[str, OwnArm], groups: Sequence[Arms], display: Display) -> None:

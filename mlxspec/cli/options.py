@@ -38,6 +38,15 @@ PromptsOption = Annotated[
         help="Prompts of your own: a text or a JSON object on each line, or a JSON list.",
     ),
 ]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="TARGET[:BITS][+DRAFT[:BITS]]",
+        help="In place of models, random weights of a shape, such as llama-8b:4bit+llama-1b:4bit. "
+        "A folder or a repository with a config.json is a shape too.",
+    ),
+]
 BudgetOption = Annotated[
     float,
     typer.Option(

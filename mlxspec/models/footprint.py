@@ -123,10 +123,9 @@ def footprint(
     Raises:
         LoadError: mlx-lm has no such model, or its passes cannot be traced.
     """
-    dtype = _dtype_of(config)
+    dtype = dtype_of(config)
     try:
-        model_class, arguments = _get_classes(dict(config))
-        model = model_class(arguments.from_dict(dict(config)))
+        model = outlined(config)
         model.set_dtype(dtype)
         caches = fresh_cache(model, None)
         vocabulary = _traced(model, caches)
@@ -148,6 +147,17 @@ def footprint(
         vocabulary=vocabulary,
         number=dtype.size,
     )
+
+
+def outlined(config: Mapping[str, Any]) -> Model:
+    """mlx-lm's model of a configuration, of which nothing is computed. It raises what it likes."""
+    model_class, arguments = _get_classes(dict(config))
+    model = model_class(arguments.from_dict(dict(config)))
+    # Every weight draws on MLX's random state after the one before. Of many models that are built
+    # and never computed, the chain would grow until what follows it runs out of stack.
+    state: Any = mx.random.state
+    mx.eval(state[0])
+    return model
 
 
 def _traced(model: Model, caches: list[Any]) -> int:
@@ -220,7 +230,7 @@ def _between(config: Mapping[str, Any]) -> int:
     return max(dense, experts) or 4 * hidden
 
 
-def _dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
+def dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
     """The type of a model's numbers that are not quantised, by its configuration."""
     names = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
     for part in _parts(config):
