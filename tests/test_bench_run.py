@@ -20,7 +20,7 @@ from mlxspec.bench.results import Drift, Peer, of_json
 from mlxspec.bench.summing import Series, is_settled, speedup_of
 from mlxspec.decode.engine import Engine
 from mlxspec.drafters.history import History
-from mlxspec.errors import MlxspecError
+from mlxspec.errors import MlxspecError, OutOfMemory
 from mlxspec.metrics import SpeculationStats
 
 PROMPTS = tuple(
@@ -130,7 +130,7 @@ def test_groups_take_turns_with_each_other(engine):
 
 def test_time_ends_what_never_settles(engine):
     speeds = {"none": 10.0, "3": lambda turn: 10.0 + 7 * (turn % 5)}
-    run, _, _ = made_run(engine, speeds, minutes=0.005)
+    run, _, _ = made_run(engine, speeds, minutes=0.005, precision=1e-5)
     for _ in run:
         pass
     results = concluded(run)
@@ -177,6 +177,26 @@ def test_what_does_not_fit_is_left_out_and_said(engine):
     assert not {"a9", "c0"} & {prompt for prompt, _ in order}
     words = [one.words for one in concluded(run, prompts).warnings]
     assert any(one.startswith("c: c0 is left out: The prompt has 500 tokens") for one in words)
+
+
+def test_a_text_that_runs_out_of_memory_ends_its_group_alone(engine):
+    run, _, told = made_run(engine, {"none": 10.0, "3": 20.0})
+    write = run._arms["3"].write
+
+    def failing(asked, place):
+        if asked.prompt == "b1":
+            raise OutOfMemory("reading the prompt")
+        return write(asked, place)
+
+    run._arms["3"].write = failing
+    for _ in run:
+        pass
+    results = concluded(run)
+    assert results.finished
+    counts = {(one.row, one.configuration.name): len(one.samples) for one in results.of("prompts")}
+    assert counts == {("a", "none"): 4, ("a", "3"): 4, ("b", "none"): 1, ("b", "3"): 1}
+    assert len(told) == 1
+    assert any(one.words.startswith("b: 4 prompts are left out:") for one in results.warnings)
 
 
 def test_a_text_that_differs_is_counted_and_said(engine):

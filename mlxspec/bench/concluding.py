@@ -16,7 +16,7 @@ from mlxspec.bench.judging import recommendation, remarks
 from mlxspec.bench.measuring import Run
 from mlxspec.bench.prompt_sets import Prompt, hash_of
 from mlxspec.bench.results import Drift, Peer, Remark, Results
-from mlxspec.bench.summing import cell_of, joined
+from mlxspec.bench.summing import FEWEST, cell_of, joined
 from mlxspec.decode.engine import Engine
 from mlxspec.pairs.loading import bytes_of, setting_of
 from mlxspec.pairs.table import Pair
@@ -97,8 +97,8 @@ def _peers(run: Run) -> Iterator[Peer]:
 def drift_of(reference: Sequence[tuple[float, float]]) -> Drift:
     """The machine's own drift, from times and speeds of the same text."""
     at_s, speeds = tuple(at for at, _ in reference), tuple(one for _, one in reference)
-    if len(reference) < 2:
-        words = "unknown: the run was too short to decode the same text twice."
+    if len(reference) < FEWEST:
+        words = "unknown: the run was too short to decode the same text several times."
         return Drift(at_s=at_s, tokens_per_second=speeds, words=words)
     found = statistics.drift(at_s, speeds)
     return Drift(
@@ -135,6 +135,8 @@ def about_pair(pair: Pair, engine: Engine) -> dict[str, Any]:
             **{name: bytes_of(model) for name, model in engine.drafts.items()},
         },
         "compiled": engine.compiles,
+        "context": engine.context,
+        "template_args": dict(pair.template_args),
     }
 
 

@@ -74,3 +74,9 @@ class GroupRun:
         self.left_out += [one.id for one in gone]
         self.why_left_out = why
         self.steps = [one for one in self.steps if one not in gone]
+
+    def give_up(self, why: str) -> None:
+        """Take no more turns, because a text failed."""
+        self.left_out += [one.id for one in self.steps]
+        self.why_left_out = why
+        self.steps = []

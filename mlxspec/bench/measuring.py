@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -108,8 +109,12 @@ class Run:
                 if self.seconds > 60 * self.settings.minutes:
                     self.is_over = True
                     return
-                yield from self._warmed_up(one)
-                yield from self._turn(one)
+                try:
+                    yield from self._warmed_up(one)
+                    yield from self._turn(one)
+                except MlxspecError as error:  # a text that does not fit ends its group alone
+                    one.give_up(error.message)
+                    self._tell(f"{one.group.in_words()}: {error.message}")
                 self._refer()
         self.is_over = True
 
@@ -129,6 +134,7 @@ class Run:
                 return
             if isinstance(arm, OwnArm):
                 self._write(one, arm, asked, 0)
+                arm.let_go()
             else:
                 self._try_peer(arm, asked)
 
@@ -228,6 +234,7 @@ class Run:
         return count
 
     def _write(self, one: GroupRun, arm: OwnArm, asked: Asked, turn: int) -> Written:
+        gc.collect()  # what the text before held would count as this one's memory
         place = Place(turn, self._places, self.seconds)
         self._places += 1
         beside = "rows" in one.group.questions

@@ -26,7 +26,7 @@ _TITLES: dict[Question, tuple[str, str]] = {
 
 def show(results: Results, console: Console) -> None:
     """Everything that a person should see of a run."""
-    console.print(Text(_head(results)), soft_wrap=True)
+    _say(console, _head(results))
     if configs := results.of("configs"):
         console.print(_configurations(configs))
         if any(one.round or one.acceptance for one in configs):
@@ -47,7 +47,8 @@ def _head(results: Results) -> str:
     parts = [
         f"{results.pair.get('name', '')}: {results.pair.get('target', '')}",
         f"{machine.get('processor')}, {machine.get('device')}, mlx {machine.get('mlx')}",
-        f"{len(turns)} turns in {results.seconds:.0f} s, {settings.get('max_tokens')} tokens each",
+        f"{len(turns)} turn{'' if len(turns) == 1 else 's'} in {results.seconds:.0f} s, "
+        f"{settings.get('max_tokens')} tokens each",
     ]
     return "; ".join(parts) + ". Medians; in brackets 95% intervals."
 
@@ -180,7 +181,7 @@ def _peers(peers: Sequence[Peer]) -> Table:
             "first token",
             "x our plain",
             "ours over it",
-            "what is to be said",
+            "remark",
         ),
     )
     for one in peers:
@@ -199,18 +200,23 @@ def _peers(peers: Sequence[Peer]) -> Table:
 
 def _conclude(results: Results, console: Console) -> None:
     for remark in results.warnings:
-        console.print(Text(f"! {remark.words}"), soft_wrap=True)
+        _say(console, f"! {remark.words}")
     if results.drift.words and not results.drift.noisy:
-        console.print(Text(f"This machine: {results.drift.words}"), soft_wrap=True)
+        _say(console, f"This machine: {results.drift.words}")
     if not results.finished:
-        console.print("The measurement was ended before it was complete.")
+        _say(console, "The measurement was ended before it was complete.")
     best = results.recommendation
     if best is None:
-        console.print("No configuration was compared with plain decoding often enough to tell.")
+        _say(console, "No configuration had enough turns beside plain decoding to tell.")
         return
     if best.best and best.worst:
-        console.print(f"Best use: {best.best}. Worst use: {best.worst}.")
-    console.print(Text(best.words, "bold"), soft_wrap=True)
+        _say(console, f"Best use: {best.best}. Worst use: {best.worst}.")
+    _say(console, best.words, "bold")
+
+
+def _say(console: Console, words: str, style: str = "") -> None:
+    """A line: a terminal breaks it between words, and a file has it whole."""
+    console.print(Text(words, style), soft_wrap=not console.is_terminal)
 
 
 def times(found: Speedup | None) -> str:
