@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from mlxspec.bench.cells import BASELINE, Cell, Question, Round, Speedup
 from mlxspec.bench.report import figures
@@ -128,13 +129,18 @@ def of_positions(cells: Sequence[Cell]) -> Table:
     )
 
 
-def positions(cell: Cell) -> list[float]:
-    """Of the rounds that proposed a token at a position, the share that kept it."""
+def positions(cell: Cell, *, least: int = 1) -> list[float]:
+    """Of the rounds that proposed a token at a position, the share that kept it.
+
+    Args:
+        least: rounds of a position; the first with fewer ends the list.
+    """
     found = cell.acceptance
     if found is None:
         return []
     both = zip(found.accepted_by_position, found.drafted_by_position, strict=False)
-    return [kept / proposed for kept, proposed in both if proposed]
+    enough = takewhile(lambda one: one[1] >= least, both)
+    return [kept / proposed for kept, proposed in enough]
 
 
 def of_sources(cells: Sequence[Cell]) -> Table | None:
