@@ -13,15 +13,17 @@ from mlxspec.models.caches.original import Model
 from mlxspec.pairs.contents import CONFIG, read_json, weight_files
 from mlxspec.pairs.weights import Weights, format_of, names_in, readings
 
-# Targets whose layer is known, by the module of mlx-lm.
+# Kinds of targets whose layer is known, and of folders that have it alone.
 TARGETS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-ALONE = ("qwen3_5_mtp", "qwen3_next_mtp")  # model types of a folder that has the layer alone
+_SUFFIX = "_mtp"
+ALONE = tuple(f"{kind}{_SUFFIX}" for kind in TARGETS)
 _BESIDE = "mtp*.safetensors"  # as some converters put it beside the files of a model
+_SAME = {"hidden_size": "hidden size", "num_hidden_layers": "layers", "vocab_size": "vocabulary"}
 
 
 def is_alone(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a layer alone."""
-    return config.get("model_type") in ALONE
+    """Whether a configuration is that of a layer alone, of any kind of target."""
+    return str(config.get("model_type")).endswith(_SUFFIX)
 
 
 def tensors_of(folder: Path) -> dict[str, Path]:
@@ -46,7 +48,12 @@ def head_in(folder: Path, target: Model) -> Mtp:
     Raises:
         LoadError: there is none, or it is that of another model.
     """
-    require_known(target)
+    config = read_json(folder / CONFIG)
+    require_known(type(target).__module__.rpartition(".")[2])
+    if is_alone(config):
+        require_known(str(config["model_type"]).removesuffix(_SUFFIX))
+    trunk = Trunk(target)
+    require_fit(config, vars(trunk.args), str(folder))
     tensors = tensors_of(folder)
     if not tensors:
         raise LoadError(
@@ -54,17 +61,44 @@ def head_in(folder: Path, target: Model) -> Mtp:
             hint="Give the original checkpoint, or a folder split from it (…-MTP), with --draft.",
         )
     weights = layer_weights(Weights(folder, tensors).read(), less_one=_is_less_one(tensors))
-    return head_of(weights, Trunk(target), place=str(folder))
+    return head_of(weights, trunk, place=str(folder))
 
 
-def require_known(target: Model) -> None:
-    """Raise LoadError unless the target is of a kind whose layer is known."""
-    kind = type(target).__module__.rpartition(".")[2]
+def require_known(kind: str) -> None:
+    """Raise LoadError unless the layer of such targets is known."""
     if kind not in TARGETS:
         raise LoadError(
-            f"An MTP layer of {kind} is not known here: only those of {', '.join(TARGETS)} are.",
+            f"The MTP layer of {kind} is not known here; those of {', '.join(TARGETS)} are.",
             hint="Choose another draft; --draft history needs no model.",
         )
+
+
+def require_fit(config: Mapping[str, Any], target: Mapping[str, Any], place: str) -> None:
+    """Raise LoadError unless a folder's configuration is that of one layer of such a target.
+
+    Args:
+        config: the content of the folder's config.json. target: the same of the target's text.
+    """
+    text = text_of(config)
+    for key, words in _SAME.items():
+        if key in text and text[key] != target[key]:
+            raise LoadError(
+                f"The MTP layer in {place} is of another model than the target: {words} "
+                f"{text[key]:,}, and not {target[key]:,}.",
+                hint="Give the layer of the same model, in any quantisation.",
+            )
+    count = text.get("mtp_num_hidden_layers", 1)
+    if isinstance(count, int) and count > 1:
+        raise LoadError(
+            f"{place} has {count} MTP layers, and one is known here.",
+            hint="Choose another draft; --draft history needs no model.",
+        )
+
+
+def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a configuration that is about text."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
 
 
 def _is_less_one(tensors: Mapping[str, Path]) -> bool:
