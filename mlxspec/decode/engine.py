@@ -17,7 +17,8 @@ from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
 from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
-from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter
+from mlxspec.drafters.heads.head import Head, HeadDrafter
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared

@@ -19,7 +19,7 @@ from mlxspec.decode.session import Session
 from mlxspec.decode.track import Track
 from mlxspec.decode.writer import Writer
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import Head
+from mlxspec.drafters.heads.head import Head
 from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import Shared

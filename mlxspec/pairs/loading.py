@@ -19,7 +19,7 @@ from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 from mlxspec.device.memory import wire
 from mlxspec.drafters import plugins
-from mlxspec.drafters.graph import Head
+from mlxspec.drafters.heads.head import Head
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens

@@ -150,8 +150,8 @@ class FullCache(_Lasting[FullLayer]):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
         self.layer = FullLayer(
-            _write(self.layer.keys, keys, self.offset),
-            _write(self.layer.values, values, self.offset),
+            written(self.layer.keys, keys, self.offset),
+            written(self.layer.values, values, self.offset),
         )
         return self.keys_and_values()
 
@@ -205,7 +205,7 @@ class QuantizedCache(_Lasting[QuantizedLayer]):
     def _written(self, parts: Quantized, rows: mx.array) -> Quantized:
         new = mx.quantize(rows, group_size=self.group_size, bits=self.bits)
         packed, scales, biases = (
-            _write(part, row, self.offset) for part, row in zip(parts, new, strict=True)
+            written(part, row, self.offset) for part, row in zip(parts, new, strict=True)
         )
         return packed, scales, biases
 
@@ -244,7 +244,7 @@ class RingCache(_Opened[RingLayer]):
         return self._size - SPARE
 
 
-def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
+def written(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
     """The buffer with rows [B, heads, N, dimension] written at `offset`, int32 [B]."""
     batch, count = buffer.shape[0], rows.shape[2]
     if batch == 1:
