@@ -10,14 +10,16 @@ the names of the published checkpoints.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxspec.drafters.graph import Picks
+from mlxspec.drafters.picks import Picks
 from mlxspec.models.caches.original import Model
 from mlxspec.models.caches.positional import FullCache, FullLayer
+from mlxspec.models.identity import digest_of
 from mlxspec.models.taps import Features
 
 MOST = (
@@ -127,6 +129,10 @@ class Mtp:
         self._layer = layer
         self._trunk = trunk
         self.taps = (trunk.norm_name,)
+
+    @cached_property
+    def identity(self) -> str:
+        return digest_of(self._layer)
 
     def begin(self, capacity: int) -> MtpPast:
         attention = cast(Any, self._layer.layers[0]).self_attn
