@@ -133,7 +133,7 @@ class LiveBoard(Board):
 
     def _panel(self, worker: Worker, engine: Engine) -> Panel:
         settings, about = self._settings, self._settings.about
-        drafts = about.get("draft") if engine.drafts else None
+        drafts = about.get("draft") if engine.drafts or engine.heads else None
         rows = {
             "address": self._url,
             "model": about.get("target"),

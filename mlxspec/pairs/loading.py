@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
-from mlxspec.defaults import DEFAULT_PAIR
+from mlxspec.defaults import DEFAULT_PAIR, MODEL
 from mlxspec.device import machine
 from mlxspec.device.memory import wire
 from mlxspec.drafters import plugins
@@ -29,6 +29,7 @@ from mlxspec.models.caches.original import Model
 from mlxspec.models.context import context_of
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
+from mlxspec.pairs.heads import kind_in, load_head
 from mlxspec.pairs.models import Loaded, load_folder
 from mlxspec.pairs.recommended import recommended
 from mlxspec.pairs.table import Pair, find_pair
@@ -92,7 +93,7 @@ def load(
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
     if wired:
-        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values()))))
+        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -180,7 +181,13 @@ def _drafters_of(
     trust: bool,
 ) -> _Drafters:
     found = _Drafters()
-    for name in folders.drafts:
+    for name, folder in folders.drafts.items():
+        kind = unless_left_out(partial(kind_in, folder), tell)
+        if kind is not None:
+            head = unless_left_out(partial(load_head, folder, target, pair.draft_bits), tell)
+            if head is not None:
+                found.heads[kind if name == MODEL else name] = head
+            continue
         loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair, trust), tell)
         if loaded is not None:
             draft, shared = loaded
@@ -214,18 +221,24 @@ def _draft(
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
     """The setting under which an engine that was loaded from `pair` learns."""
-    models = [engine.target, *engine.drafts.values()]
-    complete = len(engine.drafts) == len(named(pair))
+    drafts = {**engine.drafts, **engine.heads}
+    models = [engine.target, *engine.drafts.values(), *_heads_of(engine)]
+    complete = len(models) - 1 == len(named(pair))
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target_name,
-        draft=pair.draft_name if complete else " + ".join(engine.drafts) or None,
+        draft=pair.draft_name if complete else " + ".join(drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
         backend=machine.backend(),
         mlx=version("mlx"),
         mlx_lm=version("mlx-lm"),
     )
+
+
+def _heads_of(engine: Engine) -> list[Model]:
+    """The weights of the trained heads."""
+    return [head.module for head in engine.heads.values() if hasattr(head, "module")]
 
 
 def _bytes_of(model: Model) -> int:

@@ -27,7 +27,8 @@ class Pair:
     template, hold where a command line says nothing. `adapter` is a folder or repository of LoRA
     weights for the target, and `revision` the target's branch, tag or commit on the hub, in place
     of one in its name. `context` is the most tokens that a text may have, where that is less than
-    the target can read. `trust_remote_code` runs code that its models bring.
+    the target can read. `trust_remote_code` runs code that its models bring. `draft_bits` quantises
+    trained heads among the drafts, to 4 or 8 bits.
 
     `tags`, `note`, `source` (where a claim about its speed comes from) and `gb` (the size of its
     weights on disk, in 10^9 bytes) are for people who choose a pair.
@@ -49,6 +50,7 @@ class Pair:
     source: str = ""
     gb: float | None = None
     trust_remote_code: bool = False
+    draft_bits: int | None = None
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -74,7 +76,7 @@ class Pair:
 
     def as_dict(self) -> dict[str, Any]:
         """Every key, but for the rare ones that it has not."""
-        rare = {"adapter", "revision", "system", "context", "gb"}
+        rare = {"adapter", "revision", "system", "context", "gb", "draft_bits"}
         return {k: v for k, v in asdict(self).items() if k not in rare or v is not None}
 
 

@@ -1,0 +1,44 @@
+"""From a folder to a trained head on a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlxspec.drafters.heads.kinds import MAKERS, TrainedHead
+from mlxspec.drafters.heads.recognition import Kind, kind_of
+from mlxspec.drafters.heads.trunk import Trunk
+from mlxspec.errors import LoadError, UsageError
+from mlxspec.models.caches.original import Model
+from mlxspec.pairs.contents import CONFIG, read_json
+from mlxspec.pairs.weights import index_error, missing_file, readings
+
+BITS = (4, 8)
+
+
+def kind_in(folder: Path) -> Kind | None:
+    """The kind of the head that a folder holds; None where it holds a model."""
+    return kind_of(read_json(folder / CONFIG))
+
+
+def load_head(folder: Path, target: Model, bits: int | None = None) -> TrainedHead:
+    """Load a head from a folder that holds one.
+
+    Args:
+        bits: quantise it to that many, where it is not quantised yet; None leaves it as it is.
+
+    Raises:
+        LoadError: it is damaged, or does not fit the target. UsageError: no such bits.
+    """
+    if bits is not None and bits not in BITS:
+        raise UsageError(f"A head cannot be quantised to {bits} bits.", hint="Use 4 or 8.")
+    config = read_json(folder / CONFIG)
+    kind, trunk = kind_of(config), Trunk(target)
+    assert kind is not None
+    first: LoadError | None = None
+    for weights in readings(folder):
+        try:
+            return MAKERS[kind](config, weights.read(), trunk, str(folder), bits)
+        except LoadError as error:
+            first = first or error
+    assert first is not None
+    raise missing_file(folder) or index_error(folder) or first
