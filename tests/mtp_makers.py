@@ -12,7 +12,7 @@ from architectures import TABLE, build
 from mlx.utils import tree_flatten
 from mtp_reference import Array, Reference
 
-from mlxspec.drafters.heads.mtp import Mtp, Trunk
+from mlxspec.drafters.heads.mtp import Mtp
 from mlxspec.drafters.heads.mtp_weights import head_of, layer_weights
 
 # A target for each: dense, experts in one array, experts one by one.
@@ -89,7 +89,7 @@ def target_of(kind: str, **changes: Any) -> Any:
 
 def head_for(target: Any, weights: dict[str, Array]) -> Mtp:
     arrays = {f"mtp.{name}": mx.array(array) for name, array in weights.items()}
-    return head_of(layer_weights(arrays, less_one=True), Trunk(target), place="memory")
+    return head_of(layer_weights(arrays, less_one=True), target, "memory")
 
 
 def reference_for(target: Any, weights: dict[str, Array]) -> Reference:

@@ -67,7 +67,8 @@ class Footprint:
 
     weights: bytes. layers: of its past. fused: whether rounds keep the past in their own storage;
     else every pass runs on a copy of mlx-lm's caches. context: tokens that it can read, if known.
-    hidden, between, heads, vocabulary: the widths of its passes.
+    hidden, between, heads, vocabulary: the widths of its passes. follows: whether it reads every
+    position along with another model, as a trained head does.
     """
 
     weights: int
@@ -79,6 +80,7 @@ class Footprint:
     heads: int
     vocabulary: int
     number: int
+    follows: bool = False
 
     def past(self, tokens: int) -> dict[Kind, int]:
         """Bytes of the past of a text, by the kind of cache."""
@@ -147,6 +149,32 @@ def footprint(
         heads=_number(config, _HEADS, 0),
         vocabulary=vocabulary,
         number=dtype.size,
+    )
+
+
+def footprint_of_head(config: Mapping[str, Any], weights: int, *, layers: int) -> Footprint:
+    """The footprint of a trained head, which keeps keys and values of every position.
+
+    Args:
+        config: of the head, or of the model that it is part of. weights: bytes of its weights.
+        layers: the number of those that attend.
+    """
+    hidden, heads = _number(config, ("hidden_size",), 1024), _number(config, _HEADS, 1)
+    shared = _number(config, ("num_key_value_heads",), heads)
+    size = _number(config, ("head_dim",), hidden // heads)
+    number = _dtype_of(config).size
+    past = LayerPast("full", entry=2.0 * layers * shared * size * number)
+    return Footprint(
+        weights=weights,
+        layers=(past,),
+        fused=True,
+        context=None,
+        hidden=hidden,
+        between=_between(config),
+        heads=heads,
+        vocabulary=_number(config, ("vocab_size",), 0),
+        number=number,
+        follows=True,
     )
 
 

@@ -15,11 +15,13 @@ from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.footprint import footprint
 from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
+from mlxspec.pairs.heads import misfit
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.memory import IN_WORDS, MemorySum
+from mlxspec.pairs.mtp import text_of
 from mlxspec.pairs.pull import gigabytes, plan
-from mlxspec.pairs.stock import TARGET, Held, memory_of, stock, weights_of
+from mlxspec.pairs.stock import TARGET, Held, memory_of, stock, weights_in
 from mlxspec.pairs.table import Pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.templates import source_of
@@ -86,9 +88,10 @@ def check(pair: Pair, *, context: int | None = None) -> Check:
     tokenizer = _tokenizer(target)
     findings += _of_template(tokenizer)
     for one in models[1:]:
-        findings += _guarded(one.role, partial(_of_tokens, one, target, tokenizer))
+        found = _of_head(one, target) if one.head else _of_tokens(one, target, tokenizer)
+        findings += _guarded(one.role, partial(list, found))
     for one in models:
-        findings += _guarded(one.role, partial(_of_caches, one))
+        findings += _guarded(one.role, partial(_of_caches, one)) if not one.head else []
     findings += _of_sizes(models, weights)
     memory = None
     try:
@@ -113,12 +116,22 @@ def _fetched(pair: Pair) -> tuple[list[Held], dict[str, int]]:
     weights: dict[str, int] = {}
     for one in stock(pair):
         if one.state == "here" and one.folder is not None:
-            weights[one.role] = weights_of(one.folder)
+            weights[one.role] = weights_in(one)
         elif isinstance(one.repository, Repository):
             download(one.repository, pair.name, PREVIEW)
             files = plan(one.repository, pair.name).files
             weights[one.role] = sum(f.size for f in files if f.path.endswith(".safetensors"))
     return stock(pair), weights
+
+
+def _of_head(one: Held, target: Held) -> Iterator[Finding]:
+    """Whether a trained head is made for the target, by their configurations."""
+    assert one.head is not None
+    config, other = one.config(), target.config()
+    misfit(one.head, config, other, one.location)
+    text = text_of(other)
+    words = f"a head of {one.head.upper()}, as its hidden size of {text.get('hidden_size')} tells"
+    yield Finding("✓", one.role, f"{words}; it reads the target's tokens and features")
 
 
 def _tokenizer(one: Held) -> Tokenizer:

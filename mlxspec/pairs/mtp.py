@@ -6,24 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxspec.drafters.heads.mtp import Mtp, Trunk
+from mlxspec.drafters.heads.mtp import Mtp
 from mlxspec.drafters.heads.mtp_weights import head_of, is_of_layer, layer_weights
+from mlxspec.drafters.heads.recognition import kind_of
 from mlxspec.errors import LoadError
 from mlxspec.models.caches.original import Model
-from mlxspec.pairs.contents import CONFIG, read_json, weight_files
+from mlxspec.pairs.contents import CONFIG, INDEX, read_json, weight_files
 from mlxspec.pairs.weights import Weights, format_of, names_in, readings
 
 # Kinds of targets whose layer is known, and of folders that have it alone.
 TARGETS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 _SUFFIX = "_mtp"
-ALONE = tuple(f"{kind}{_SUFFIX}" for kind in TARGETS)
+ABOUT = (CONFIG, INDEX)  # what tells whether a checkpoint has its layer, and where
 _BESIDE = "mtp*.safetensors"  # as some converters put it beside the files of a model
 _SAME = {"hidden_size": "hidden size", "num_hidden_layers": "layers", "vocab_size": "vocabulary"}
-
-
-def is_alone(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a layer alone, of any kind of target."""
-    return str(config.get("model_type")).endswith(_SUFFIX)
 
 
 def tensors_of(folder: Path) -> dict[str, Path]:
@@ -34,26 +30,26 @@ def tensors_of(folder: Path) -> dict[str, Path]:
     """
     held = dict(readings(folder)[0].tensors) if weight_files(folder) else {}
     beside = {name: path for path in sorted(folder.glob(_BESIDE)) for name in names_in(path)}
-    if beside or is_alone(read_json(folder / CONFIG)):
+    if beside or kind_of(read_json(folder / CONFIG)) is not None:
         return beside or held
     return {name: path for name, path in held.items() if is_of_layer(name)}
 
 
-def head_in(folder: Path, target: Model) -> Mtp:
+def head_in(folder: Path, target: Model, bits: int | None = None) -> Mtp:
     """The layer in a folder, as a head of `target`.
 
     Args:
         folder: of the layer alone, or of a checkpoint that has kept it.
+        bits: quantise it to that many, where it is not quantised yet.
 
     Raises:
         LoadError: there is none, or it is that of another model.
     """
     config = read_json(folder / CONFIG)
     require_known(type(target).__module__.rpartition(".")[2])
-    if is_alone(config):
-        require_known(str(config["model_type"]).removesuffix(_SUFFIX))
-    trunk = Trunk(target)
-    require_fit(config, vars(trunk.args), str(folder))
+    require_known(kind_of_target(config))
+    text: Any = getattr(target, "language_model", target)
+    require_fit(config, vars(text.args), str(folder))
     tensors = tensors_of(folder)
     if not tensors:
         raise LoadError(
@@ -61,7 +57,37 @@ def head_in(folder: Path, target: Model) -> Mtp:
             hint="Give the original checkpoint, or a folder split from it (…-MTP), with --draft.",
         )
     weights = layer_weights(Weights(folder, tensors).read(), less_one=_is_less_one(tensors))
-    return head_of(weights, trunk, place=str(folder))
+    return head_of(weights, target, str(folder), bits)
+
+
+def is_original_of(folder: Path, target: Path) -> bool:
+    """Whether a folder has the model of another one, and its layer; its weights need not be here.
+
+    As a draft model it would be no smaller than its target.
+    """
+    if not is_target(folder):
+        return False
+    mine, its = (text_of(read_json(one / CONFIG)) for one in (folder, target))
+    same = all(mine.get(key) == its.get(key) for key in _SAME)
+    return same and bool(files_of(folder) or tensors_of(folder))
+
+
+def is_target(folder: Path) -> bool:
+    """Whether a folder has a model of a kind whose layer is known."""
+    return read_json(folder / CONFIG).get("model_type") in TARGETS
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files of a checkpoint that have its layer, by the index alone; empty without one."""
+    files = read_json(folder / INDEX).get("weight_map") if (folder / INDEX).exists() else None
+    if not isinstance(files, dict):
+        return ()
+    return tuple(sorted({str(file) for name, file in files.items() if is_of_layer(name)}))
+
+
+def kind_of_target(config: Mapping[str, Any]) -> str:
+    """The kind of the model that a configuration is of, or that a layer alone is made for."""
+    return str(config.get("model_type")).removesuffix(_SUFFIX)
 
 
 def require_known(kind: str) -> None:
@@ -81,10 +107,10 @@ def require_fit(config: Mapping[str, Any], target: Mapping[str, Any], place: str
     """
     text = text_of(config)
     for key, words in _SAME.items():
-        if key in text and text[key] != target[key]:
+        if key in text and text[key] != target.get(key):
             raise LoadError(
                 f"The MTP layer in {place} is of another model than the target: {words} "
-                f"{text[key]:,}, and not {target[key]:,}.",
+                f"{text[key]}, and not {target.get(key)}.",
                 hint="Give the layer of the same model, in any quantisation.",
             )
     count = text.get("mtp_num_hidden_layers", 1)

@@ -62,6 +62,17 @@ class Weights:
         return found
 
 
+def bytes_of(tensors: Mapping[str, Path]) -> int:
+    """Bytes of some tensors, by the headers of their files."""
+    ends = {
+        name: entry["data_offsets"]
+        for path in set(tensors.values())
+        for name, entry in _header(path).items()
+        if tensors.get(name) == path
+    }
+    return sum(stop - start for start, stop in ends.values())
+
+
 def readings(folder: Path) -> list[Weights]:
     """The ways to read a folder's weights, the likeliest first; there is one at least.
 

@@ -9,13 +9,14 @@ the names of the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.caches.original import Model
 from mlxspec.models.caches.positional import FullCache, FullLayer
@@ -66,42 +67,19 @@ class MtpLayer(nn.Module):
         return joined
 
 
-class Trunk:
-    """What the layer shares with its target, an mlx-lm model of a kind that it is trained with.
+def layer_of(target: Model, *, sparse: bool) -> MtpLayer:
+    """The layer that a target was trained with, with random weights: of experts, or of one network.
 
-    args: of the text. norm_name: of the target's final norm, among its modules.
+    Args:
+        target: an mlx-lm model that has layers with full attention among others.
     """
-
-    def __init__(self, target: Model) -> None:
-        within = "language_model." if hasattr(target, "language_model") else ""
-        text: Any = getattr(target, "language_model", target)
-        self.args = text.args
-        self._text = text
-        self.norm_name = f"{within}model.norm"
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        """Of its features."""
-        return cast(mx.Dtype, self._text.model.norm.weight.dtype)
-
-    def embedding(self, tokens: mx.array) -> mx.array:
-        """[B, N, D] of int32 [B, N]."""
-        return cast(mx.array, self._text.model.embed_tokens(tokens))
-
-    def logits(self, hidden: mx.array) -> mx.array:
-        """[B, N, V] of what a final norm gives, [B, N, D]."""
-        tied = self.args.tie_word_embeddings
-        output = self._text.model.embed_tokens.as_linear if tied else self._text.lm_head
-        return cast(mx.array, output(hidden))
-
-    def layer(self, *, sparse: bool) -> MtpLayer:
-        """The layer with random weights: of experts, or of one network."""
-        changes: dict[str, Any] = {"full_attention_interval": 1}
-        changes["num_experts"] = self.args.num_experts if sparse else 0
-        if hasattr(self.args, "mlp_only_layers"):
-            changes |= {"mlp_only_layers": [], "decoder_sparse_step": 1}
-        inner = type(self._text.model.layers[0])(replace(self.args, **changes), layer_idx=0)
-        return MtpLayer(inner, self.args.hidden_size, self.args.rms_norm_eps)
+    text: Any = getattr(target, "language_model", target)
+    changes: dict[str, Any] = {"full_attention_interval": 1}
+    changes["num_experts"] = text.args.num_experts if sparse else 0
+    if hasattr(text.args, "mlp_only_layers"):
+        changes |= {"mlp_only_layers": [], "decoder_sparse_step": 1}
+    inner = type(text.model.layers[0])(replace(text.args, **changes), layer_idx=0)
+    return MtpLayer(inner, text.args.hidden_size, text.args.rms_norm_eps)
 
 
 class MtpPast(NamedTuple):
@@ -126,19 +104,17 @@ class Mtp:
     most = MOST
 
     def __init__(self, layer: MtpLayer, trunk: Trunk) -> None:
+        self.module: nn.Module = layer
+        self.taps: Sequence[str] = (trunk.norm_tap,)
+        self.identity = digest_of(layer)
         self._layer = layer
         self._trunk = trunk
-        self.taps = (trunk.norm_name,)
-
-    @cached_property
-    def identity(self) -> str:
-        return digest_of(self._layer)
 
     def begin(self, capacity: int) -> MtpPast:
         attention = cast(Any, self._layer.layers[0]).self_attn
         shape = (1, attention.num_key_value_heads, capacity, attention.head_dim)
         layer = FullLayer(*(mx.zeros(shape, self._trunk.dtype) for _ in range(2)))
-        return MtpPast(layer, mx.zeros((1, 1, self._trunk.args.hidden_size), self._trunk.dtype))
+        return MtpPast(layer, mx.zeros((1, 1, self._trunk.hidden_size), self._trunk.dtype))
 
     def propose(
         self,
@@ -155,7 +131,7 @@ class Mtp:
         for step in range(count):
             cache = layer.opened(at[:, step], length)
             mask = cache.make_mask(1) & _is_row(at[:, step], length)
-            hidden = self._layer(self._trunk.embedding(token), hidden, mask, cache)
+            hidden = self._layer(self._trunk.raw(token), hidden, mask, cache)
             layer = cache.layer
             token = picks.pick(self._trunk.logits(hidden))
         # `commit` writes over these rows, with true features for those of the tokens that stay.
@@ -173,7 +149,7 @@ class Mtp:
         seen = features[tap]
         before = mx.concatenate([past.feature, seen[:, :-1]], axis=1)
         cache = past.layer.opened(position, past.layer.capacity)
-        self._layer.read(self._trunk.embedding(tokens), before, cache)
+        self._layer.read(self._trunk.raw(tokens), before, cache)
         if kept is None:
             return MtpPast(cache.layer, seen[:, -1:])
         return MtpPast(cache.layer, mx.take_along_axis(seen, kept[:, None, None] - 1, axis=1))

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import infer_quant_config
 
-from mlxspec.drafters.heads.mtp import Mtp, Trunk
+from mlxspec.drafters.heads.mtp import Mtp, layer_of
+from mlxspec.drafters.heads.parameters import give
+from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.errors import LoadError
+from mlxspec.models.caches.original import Model
 
 _WITHIN = re.compile(r"(?:language_model\.|model\.)*mtp\.")
 _EXPERT = re.compile(r"(.*)\.experts\.(\d+)\.(\w+_proj)\.(\w+)")
@@ -65,26 +67,27 @@ def layer_weights(found: Mapping[str, mx.array], *, less_one: bool) -> dict[str,
     return _with_experts(_with_norms(named, less_one))
 
 
-def head_of(weights: Mapping[str, mx.array], trunk: Trunk, *, place: str) -> Mtp:
+def head_of(
+    weights: Mapping[str, mx.array], target: Model, place: str, bits: int | None = None
+) -> Mtp:
     """The head with these weights; see `layer_weights`.
 
     Args:
-        place: where they are from, in words.
+        place: where they are from, for errors. bits: see `parameters.give`.
 
     Raises:
         LoadError: they are not those of a layer of this target.
     """
-    layer = trunk.layer(sparse=any(".switch_mlp." in name for name in weights))
-    _require_width(weights, trunk, place)
+    trunk = Trunk(target)
+    _require_fit(weights, trunk, place)
+    layer = layer_of(target, sparse=any(".switch_mlp." in name for name in weights))
     _quantise_as(weights, layer, place)
-    _require_same(weights, layer, place)
     packed = (mx.uint8, mx.uint32)
-    typed = [
-        (name, array if array.dtype in packed else array.astype(trunk.dtype))
+    typed = {
+        name: array if array.dtype in packed else array.astype(trunk.dtype)
         for name, array in weights.items()
-    ]
-    layer.load_weights(typed, strict=True)
-    layer.eval()
+    }
+    give(layer, typed, {}, place, bits)
     return Mtp(layer, trunk)
 
 
@@ -150,38 +153,21 @@ def _quantise_as(weights: Mapping[str, mx.array], layer: nn.Module, place: str) 
         ) from error
 
 
-def _require_width(weights: Mapping[str, mx.array], trunk: Trunk, place: str) -> None:
+def _require_fit(weights: Mapping[str, mx.array], trunk: Trunk, place: str) -> None:
     if "fc.weight" not in weights:
         raise LoadError(
             f"{place} has no MTP layer: its weights lack fc.weight.",
             hint="Give the original checkpoint, or a folder that was split from it.",
         )
-    own, hidden = weights["fc.weight"].shape[0], trunk.args.hidden_size
-    if own != hidden:
-        raise LoadError(
-            f"The MTP layer in {place} has a hidden size of {own}, and the target one of {hidden}.",
-            hint="Give the layer of the same model, in any quantisation.",
-        )
-
-
-def _require_same(weights: Mapping[str, mx.array], layer: nn.Module, place: str) -> None:
-    expected: dict[str, mx.array] = dict(tree_flatten(layer.parameters()))
-    missing, others = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
-    if any(name.endswith("_scale_inv") for name in others):
+    if any(name.endswith("_scale_inv") for name in weights):
         raise LoadError(
             f"The MTP layer in {place} is packed in blocks of FP8, which MLX does not read.",
             hint="Take one in BF16, or in MLX's own quantisation.",
         )
-    if missing or others:
-        what = f"lacks {missing[0]}" if missing else f"has {others[0]}, which is not known"
+    own = weights["fc.weight"].shape[0]
+    if own != trunk.hidden_size:
         raise LoadError(
-            f"The MTP layer in {place} is not one of the target's kind: it {what}.",
+            f"The MTP layer in {place} has a hidden size of {own:,}, and the target one of "
+            f"{trunk.hidden_size:,}.",
             hint="Give the layer of the same model, in any quantisation.",
         )
-    for name, array in expected.items():
-        if weights[name].shape != array.shape:
-            raise LoadError(
-                f"The MTP layer in {place} does not fit the target: {name} has the shape "
-                f"{weights[name].shape}, and needs {array.shape}.",
-                hint="Give the layer of the same model, in any quantisation.",
-            )
