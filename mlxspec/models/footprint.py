@@ -68,7 +68,7 @@ class Footprint:
     weights: bytes. layers: of its past. fused: whether rounds keep the past in their own storage;
     else every pass runs on a copy of mlx-lm's caches. context: tokens that it can read, if known.
     hidden, between, heads, vocabulary: the widths of its passes. follows: whether it reads every
-    position along with another model, as a trained head does.
+    token along with the target, as a head does.
     """
 
     weights: int
@@ -125,7 +125,7 @@ def footprint(
     Raises:
         LoadError: mlx-lm has no such model, or its passes cannot be traced.
     """
-    dtype = _dtype_of(config)
+    dtype = dtype_of(config)
     try:
         model_class, arguments = _get_classes(dict(config))
         model = model_class(arguments.from_dict(dict(config)))
@@ -149,32 +149,6 @@ def footprint(
         heads=_number(config, _HEADS, 0),
         vocabulary=vocabulary,
         number=dtype.size,
-    )
-
-
-def footprint_of_head(config: Mapping[str, Any], weights: int, *, layers: int) -> Footprint:
-    """The footprint of a trained head, which keeps keys and values of every position.
-
-    Args:
-        config: of the head, or of the model that it is part of. weights: bytes of its weights.
-        layers: the number of those that attend.
-    """
-    hidden, heads = _number(config, ("hidden_size",), 1024), _number(config, _HEADS, 1)
-    shared = _number(config, ("num_key_value_heads",), heads)
-    size = _number(config, ("head_dim",), hidden // heads)
-    number = _dtype_of(config).size
-    past = LayerPast("full", entry=2.0 * layers * shared * size * number)
-    return Footprint(
-        weights=weights,
-        layers=(past,),
-        fused=True,
-        context=None,
-        hidden=hidden,
-        between=_between(config),
-        heads=heads,
-        vocabulary=_number(config, ("vocab_size",), 0),
-        number=number,
-        follows=True,
     )
 
 
@@ -248,7 +222,7 @@ def _between(config: Mapping[str, Any]) -> int:
     return max(dense, experts) or 4 * hidden
 
 
-def _dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
+def dtype_of(config: Mapping[str, Any]) -> mx.Dtype:
     """The type of a model's numbers that are not quantised, by its configuration."""
     names = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
     for part in _parts(config):

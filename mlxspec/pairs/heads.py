@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mlxspec.drafters.heads.kinds import MAKERS, TrainedHead
 from mlxspec.drafters.heads.recognition import Kind, kind_of
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.errors import LoadError, UsageError
 from mlxspec.models.caches.original import Model
-from mlxspec.models.footprint import Footprint, footprint_of_head
 from mlxspec.pairs import mtp
-from mlxspec.pairs.contents import CONFIG, read_json, weight_files
-from mlxspec.pairs.weights import bytes_of, index_error, missing_file, readings
+from mlxspec.pairs.contents import CONFIG, read_json
+from mlxspec.pairs.weights import index_error, missing_file, readings
 
 BITS = (4, 8)
 
@@ -27,37 +24,6 @@ def kind_in(folder: Path, target: Path) -> Kind | None:
     """
     kind = kind_of(read_json(folder / CONFIG))
     return "mtp" if kind is None and mtp.is_original_of(folder, target) else kind
-
-
-def weights_in(kind: Kind, folder: Path) -> int:
-    """Bytes of the weights of a head, of which the files may hold more."""
-    if kind == "mtp":
-        return bytes_of(mtp.tensors_of(folder))
-    return sum(path.stat().st_size for path in weight_files(folder))
-
-
-def footprint_in(kind: Kind, config: Mapping[str, Any], weights: int) -> Footprint:
-    """The memory of a head, by its configuration and the bytes of its weights."""
-    layers = 1 if kind == "mtp" else int(config.get("num_hidden_layers", 1))
-    return footprint_of_head(mtp.text_of(config), weights, layers=layers)
-
-
-def misfit(kind: Kind, config: Mapping[str, Any], target: Mapping[str, Any], place: str) -> None:
-    """Raise LoadError where a head's configuration tells that it is made for another target.
-
-    Args:
-        target: the content of the target's config.json.
-    """
-    text = mtp.text_of(target)
-    if kind == "mtp":
-        mtp.require_known(mtp.kind_of_target(target))
-        mtp.require_known(mtp.kind_of_target(config))
-        mtp.require_fit(config, text, place)
-    elif (own := config.get("hidden_size")) != (hidden := text.get("hidden_size")):
-        raise LoadError(
-            f"The head in {place} has a hidden size of {own}, and the target one of {hidden}.",
-            hint="Use a head that was made for this target.",
-        )
 
 
 def load_head(kind: Kind, folder: Path, target: Model, bits: int | None = None) -> TrainedHead:

@@ -102,7 +102,7 @@ def memory_sum(
     room = context + MAX_DRAFT_TOKENS
     rows = draft_tokens + 1
     pasts = {"target": target.past(room)}
-    # A draft reads the end of a long text, which spans two windows at most; a head reads all of it.
+    # A draft model reads the end of a long text, which spans two windows at most.
     spans = {
         name: context if one.follows else min(context, 2 * WINDOW, one.context or context)
         for name, one in drafts.items()

@@ -52,10 +52,7 @@ def head_in(folder: Path, target: Model, bits: int | None = None) -> Mtp:
     require_fit(config, vars(text.args), str(folder))
     tensors = tensors_of(folder)
     if not tensors:
-        raise LoadError(
-            f"{folder} has no MTP layer: whoever converted it left out the tensors mtp.*.",
-            hint="Give the original checkpoint, or a folder split from it (…-MTP), with --draft.",
-        )
+        raise no_layer(str(folder))
     weights = layer_weights(Weights(folder, tensors).read(), less_one=_is_less_one(tensors))
     return head_of(weights, target, str(folder), bits)
 
@@ -88,6 +85,20 @@ def files_of(folder: Path) -> tuple[str, ...]:
 def kind_of_target(config: Mapping[str, Any]) -> str:
     """The kind of the model that a configuration is of, or that a layer alone is made for."""
     return str(config.get("model_type")).removesuffix(_SUFFIX)
+
+
+def no_layer(place: str) -> LoadError:
+    return LoadError(
+        f"{place} has no MTP layer: whoever converted it left out the tensors mtp.*.",
+        hint="Give the original checkpoint, or a folder split from it (…-MTP), with --draft.",
+    )
+
+
+def require_of(config: Mapping[str, Any], target: Mapping[str, Any], place: str) -> None:
+    """Raise LoadError where a configuration is not that of a layer of a target, by the target's."""
+    for one in (target, config):
+        require_known(kind_of_target(one))
+    require_fit(config, text_of(target), place)
 
 
 def require_known(kind: str) -> None:

@@ -17,14 +17,14 @@ from huggingface_hub.errors import (
 
 from mlxspec.defaults import MODEL, MTP
 from mlxspec.device.memory import limit
+from mlxspec.drafters.heads.footprint import head_footprint
 from mlxspec.drafters.heads.recognition import Kind
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.footprint import Footprint, footprint
 from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json, require_complete, weight_files
 from mlxspec.pairs.folders import located, named
-from mlxspec.pairs.heads import footprint_in, kind_in
-from mlxspec.pairs.heads import weights_in as bytes_of_head
+from mlxspec.pairs.heads import kind_in
 from mlxspec.pairs.hub import MODEL_FILES, Repository
 from mlxspec.pairs.memory import USUAL_CONTEXT, MemorySum, memory_sum
 from mlxspec.pairs.pull import cached_size
@@ -145,10 +145,23 @@ def weights_in(one: Held) -> int:
     """Bytes of the weights of a model or a head, as far as they are here."""
     if one.folder is None:
         return 0
+    if one.head == "mtp":
+        return bytes_of(mtp.tensors_of(one.folder))
+    # A target leaves its MTP layer out.
+    left_out = bytes_of(mtp.tensors_of(one.folder)) if one.role == TARGET else 0
+    return weights_of(one.folder) - left_out
+
+
+def footprint_of(one: Held, weights: int) -> Footprint:
+    """The footprint of a model or of a trained head with so many bytes of weights.
+
+    Raises:
+        LoadError: it is not known beforehand.
+    """
+    config = one.config()
     if one.head is not None:
-        return bytes_of_head(one.head, one.folder)
-    kept = bytes_of(mtp.tensors_of(one.folder)) if one.role == TARGET else 0
-    return weights_of(one.folder) - kept  # a target leaves its MTP layer out
+        return head_footprint(one.head, config, weights)
+    return footprint(config, weights)
 
 
 def memory_of(
@@ -172,10 +185,7 @@ def memory_of(
         known = (weights or {}).get(one.role)
         if known is None:
             known = weights_in(one)
-        config = one.config()
-        prints[one.role] = (
-            footprint_in(one.head, config, known) if one.head else footprint(config, known)
-        )
+        prints[one.role] = footprint_of(one, known)
     target = prints.pop(TARGET)
     wanted = context or pair.context or USUAL_CONTEXT
     count = pair.draft_tokens
