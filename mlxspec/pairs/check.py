@@ -12,15 +12,16 @@ from functools import partial
 from typing import Any, Literal
 
 from mlxspec.drafters.heads.block_config import BlockConfig
-from mlxspec.drafters.heads.recognition import kind_of
+from mlxspec.drafters.heads.mtp import MOST
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
+from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.memory import IN_WORDS, MemorySum
 from mlxspec.pairs.pull import gigabytes, plan
-from mlxspec.pairs.stock import TARGET, Held, footprint_of, memory_of, stock, weights_of
+from mlxspec.pairs.stock import TARGET, Held, footprint_of, memory_of, stock, weights_in
 from mlxspec.pairs.table import Pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.templates import source_of
@@ -114,7 +115,7 @@ def _fetched(pair: Pair) -> tuple[list[Held], dict[str, int]]:
     weights: dict[str, int] = {}
     for one in stock(pair):
         if one.state == "here" and one.folder is not None:
-            weights[one.role] = weights_of(one.folder)
+            weights[one.role] = weights_in(one)
         elif isinstance(one.repository, Repository):
             download(one.repository, pair.name, PREVIEW)
             files = plan(one.repository, pair.name).files
@@ -142,8 +143,12 @@ def _of_template(tokenizer: Tokenizer) -> Iterator[Finding]:
 
 
 def _of_draft(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
-    is_head = kind_of(one.config()) is not None
-    yield from _of_head(one, target) if is_head else _of_tokens(one, target, tokenizer)
+    if one.head == "mtp":
+        yield from _of_layer(one, target)
+    elif one.head is not None:
+        yield from _of_head(one, target)
+    else:
+        yield from _of_tokens(one, target, tokenizer)
 
 
 def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
@@ -170,6 +175,14 @@ def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Findin
     if mine and not theirs:
         words = "it was not trained to reason: reasoning may be accepted less often"
         yield Finding("!", one.role, words)
+
+
+def _of_layer(one: Held, target: Held) -> Iterator[Finding]:
+    """An MTP layer beside the target that it is trained with."""
+    mtp.require_of(one.config(), target.config(), one.location)
+    if one.folder is not None and not (mtp.files_of(one.folder) or mtp.tensors_of(one.folder)):
+        raise mtp.no_layer(one.location)
+    yield Finding("✓", one.role, f"the target's MTP layer: proposes up to {MOST} tokens")
 
 
 def _of_head(one: Held, target: Held) -> Iterator[Finding]:
@@ -221,7 +234,7 @@ def _some(names: list[str]) -> str:
 
 
 def _of_caches(one: Held) -> Iterator[Finding]:
-    found = footprint_of(one.config(), 0)
+    found = footprint_of(one, 0)
     kinds = ", ".join(sorted({IN_WORDS[layer.kind] for layer in found.layers}))
     if found.fused:
         yield Finding("✓", one.role, f"caches: {kinds}; taken back exactly, and tried at loading")

@@ -9,21 +9,28 @@ from mlxspec.drafters.heads.recognition import Kind, kind_of
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.errors import LoadError, UsageError
 from mlxspec.models.caches.original import Model
+from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json
 from mlxspec.pairs.weights import index_error, missing_file, readings
 
 BITS = (4, 8)
 
 
-def kind_in(folder: Path) -> Kind | None:
-    """The kind of the head that a folder holds; None where it holds a model."""
-    return kind_of(read_json(folder / CONFIG))
+def kind_in(folder: Path, target: Path) -> Kind | None:
+    """The kind of the head that a folder holds; None where it holds a model.
+
+    Args:
+        target: the target's folder.
+    """
+    kind = kind_of(read_json(folder / CONFIG))
+    return "mtp" if kind is None and mtp.is_original_of(folder, target) else kind
 
 
-def load_head(folder: Path, target: Model, bits: int | None = None) -> TrainedHead:
+def load_head(kind: Kind, folder: Path, target: Model, bits: int | None = None) -> TrainedHead:
     """Load a head from a folder that holds one.
 
     Args:
+        kind: of the head; see `kind_in`.
         bits: quantise it to that many, where it is not quantised yet; None leaves it as it is.
 
     Raises:
@@ -31,9 +38,9 @@ def load_head(folder: Path, target: Model, bits: int | None = None) -> TrainedHe
     """
     if bits is not None and bits not in BITS:
         raise UsageError(f"A head cannot be quantised to {bits} bits.", hint="Use 4 or 8.")
-    config = read_json(folder / CONFIG)
-    kind, trunk = kind_of(config), Trunk(target)
-    assert kind is not None
+    if kind == "mtp":
+        return mtp.head_in(folder, target, bits)
+    config, trunk = read_json(folder / CONFIG), Trunk(target)
     first: LoadError | None = None
     for weights in readings(folder):
         try:

@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
-from mlxspec.defaults import DEFAULT_PAIR, MODEL
+from mlxspec.defaults import DEFAULT_PAIR, MODEL, MTP
 from mlxspec.device import machine
 from mlxspec.device.memory import wire
 from mlxspec.drafters import plugins
@@ -184,9 +184,9 @@ def _drafters_of(
 ) -> _Drafters:
     found = _Drafters()
     for name, folder in folders.drafts.items():
-        kind = unless_left_out(partial(kind_in, folder), tell)
+        kind = unless_left_out(partial(kind_in, folder, folders.target), tell)
         if kind is not None:
-            head = unless_left_out(partial(load_head, folder, target, pair.draft_bits), tell)
+            head = unless_left_out(partial(load_head, kind, folder, target, pair.draft_bits), tell)
             if head is not None:
                 found.heads[kind if name == MODEL else name] = head
             continue
@@ -196,6 +196,11 @@ def _drafters_of(
             found.drafts[name] = draft.model
             found.contexts[name] = context_of(draft.model, draft.config)
             found.shared |= {} if shared is None else {name: shared}
+    if MTP in pair.drafts:
+        head = unless_left_out(
+            partial(load_head, "mtp", folders.target, target, pair.draft_bits), tell
+        )
+        found.heads |= {} if head is None else {MTP: head}
     for name in pair.models:
         if name in plugins.installed():
             made = unless_left_out(partial(plugins.made, name, target, tokenizer), tell)
@@ -227,7 +232,7 @@ def setting_of(pair: Pair, engine: Engine) -> Setting:
     """The setting under which an engine that was loaded from `pair` learns."""
     drafts = {**engine.drafts, **engine.heads}
     models = [engine.target, *engine.drafts.values(), *_heads_of(engine)]
-    complete = len(models) - 1 == len(named(pair))
+    complete = len(models) - 1 == len(named(pair)) + (MTP in pair.drafts)
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target_name,

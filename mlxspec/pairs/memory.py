@@ -127,13 +127,14 @@ def _passes(
     rows: int,
 ) -> int:
     """The greatest need beside weights and pasts, of all phases of a text."""
-    later = sum(sum(kinds.values()) for name, kinds in pasts.items() if name != "target")
+    models = {name: one for name, one in drafts.items() if not one.follows}
+    later = sum(sum(pasts[name].values()) for name in models)
     own = sum(pasts["target"].values())
     # The target reads on mlx-lm's caches, and then they are copied: the drafts have no past yet.
     reading = target.read(context) + _reading(target, context) - own - later
     moving = round(_HELD * target.read(context)) - later
     needs = [reading, moving]
-    for name, one in drafts.items():
+    for name, one in models.items():
         past = sum(pasts[name].values())
         needs.append(one.read(spans[name]) + _reading(one, spans[name], CHUNK // 2) - past)
         needs.append(round(_HELD * one.read(spans[name])))

@@ -9,7 +9,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-from mlxspec.defaults import DEFAULT_DRAFT_TOKENS, DEFAULT_PAIR, HISTORY, DraftTokens
+from mlxspec.defaults import DEFAULT_DRAFT_TOKENS, DEFAULT_PAIR, HISTORY, MTP, DraftTokens
 from mlxspec.errors import UnknownPair, nearest
 from mlxspec.pairs.table_file import CHECKS, DEFAULT, TableFile
 
@@ -22,7 +22,8 @@ class Pair:
 
     `target` and `draft` are Hugging Face repositories, as org/name or org/name@revision, folders,
     or `package:FOLDER` for what is inside this package. `draft` may also be several of them, of
-    which the best is used, or HISTORY, which needs no model and is what None comes to. `sampling`,
+    which the best is used, or HISTORY, which needs no model and is what None comes to, or MTP, the
+    layer that the target was trained with. `sampling`,
     numbers by `params.NAMES`, `prompt`, `system` and `template_args`, arguments of the chat
     template, hold where a command line says nothing. `adapter` is a folder or repository of LoRA
     weights for the target, and `revision` the target's branch, tag or commit on the hub, in place
@@ -60,13 +61,13 @@ class Pair:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Those of the drafts that are models."""
-        return tuple(draft for draft in self.drafts if draft != HISTORY)
+        """Those of the drafts that are models of their own, or heads."""
+        return tuple(draft for draft in self.drafts if draft not in (HISTORY, MTP))
 
     @property
     def draft_name(self) -> str | None:
-        """The draft models as one name; None where there are none."""
-        return " + ".join(self.models) or None
+        """The draft models and heads as one name; None where there are none."""
+        return " + ".join(one for one in self.drafts if one != HISTORY) or None
 
     @property
     def target_name(self) -> str:

@@ -52,7 +52,7 @@ def give(
             )
     module.load_weights(list(weights.items()), strict=True)
     if bits is not None:
-        nn.quantize(module, GROUP, bits, class_predicate=lambda _, one: _can_be(one, GROUP))
+        nn.quantize(module, GROUP, bits, class_predicate=_can_be)
     module.eval()
     mx.eval(module.parameters())
 
@@ -75,7 +75,12 @@ def _quantize_as(
     )
 
 
-def _can_be(module: nn.Module, group: int) -> bool:
-    """Whether a module's weights can be quantised in such groups."""
+def _can_be(path: str, module: nn.Module) -> bool:
+    """Whether a module's weights can be quantised in such groups, and may be.
+
+    A router of experts stays as it is: it chooses by small differences.
+    """
     weight = getattr(module, "weight", None)
-    return hasattr(module, "to_quantized") and weight is not None and weight.shape[-1] % group == 0
+    if not hasattr(module, "to_quantized") or weight is None or path.endswith("gate"):
+        return False
+    return bool(weight.shape[-1] % GROUP == 0)

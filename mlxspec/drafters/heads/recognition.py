@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-Kind = Literal["dflash", "dspark"]
+Kind = Literal["dflash", "dspark", "mtp"]
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind | None:
     """The kind of a head; None where a configuration is that of a model.
 
     A head of DFlash has a `dflash_config` (z-lab) or says so (speculators). One of DSpark has a
-    Markov head besides, in whichever of both forms, or is of one of DeepSpec's classes.
+    Markov head besides, in whichever of both forms, or is of one of DeepSpec's classes. An MTP
+    layer that was split off its model has a model type of its own.
     """
+    if str(config.get("model_type")).endswith("_mtp"):
+        return "mtp"
     own = config.get("dflash_config")
     own = own if isinstance(own, Mapping) else {}
     named = " ".join(
