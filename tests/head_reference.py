@@ -6,6 +6,8 @@ nothing to take back. A head is a configuration in a public format and weights b
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,15 @@ def random_head(config: dict[str, Any], seed: int = 0, own: tuple[str, ...] = ()
             f"layers.{i}.mlp.up_proj.weight": (inner, size),
             f"layers.{i}.mlp.down_proj.weight": (size, inner),
         }
+        if taps_back := get("conv_kernel_size"):
+            for name in ("attention_conv", "mlp_conv"):
+                width = 2 * taps_back * (size // get("conv_group_size"))
+                shapes[f"layers.{i}.{name}.base_kernel"] = (2, taps_back, size)
+                shapes[f"layers.{i}.{name}.kernel_projection.weight"] = (width, size)
+    if codes := get("selector_rank"):
+        for name in ("predecessor_codebook", "successor_codebook"):
+            shapes[f"candidate_selector.{name}"] = (vocabulary, codes)
+        shapes["candidate_selector.hidden_projection.weight"] = (codes, size)
     if "embed_tokens" in own:
         shapes["embed_tokens.weight"] = (vocabulary, size)
     if "lm_head" in own:
@@ -143,11 +154,14 @@ class Reference:
         tokens = [last] + [self.get("mask_token_id")] * (length - 1)
         x = self.embedding[tokens] * self.get("input_embedding_scale", 1.0)
         for i in range(self.get("num_hidden_layers")):
-            x = x + self._attention(i, self._norm(x, f"layers.{i}.input_layernorm"), start)
+            h = self._norm(x, f"layers.{i}.input_layernorm")
+            h, then = self._convolved(f"layers.{i}.attention_conv", h)
+            x = x + then(self._attention(i, h, start))
             h = self._norm(x, f"layers.{i}.post_attention_layernorm")
+            h, then = self._convolved(f"layers.{i}.mlp_conv", h)
             gate = h @ self._weight(f"layers.{i}.mlp.gate_proj").T
             up = h @ self._weight(f"layers.{i}.mlp.up_proj").T
-            x = x + (gate * sigmoid(gate) * up) @ self._weight(f"layers.{i}.mlp.down_proj").T
+            x = x + then((gate * sigmoid(gate) * up) @ self._weight(f"layers.{i}.mlp.down_proj").T)
         return self._norm(x, "norm")[self.first :]
 
     def proposal(self, last: int, count: int) -> tuple[Array, list[int], int]:
@@ -162,6 +176,8 @@ class Reference:
             if self.get("markov_rank"):
                 added, state = self._markov(before, row, state)
                 of_row = of_row + added
+            if self.get("selector_rank"):
+                of_row = self._selected(before, row, of_row)
             if self.get("enable_confidence_head"):
                 sure.append(self._confidence(before, row))
             found.append(self._widened(of_row))
@@ -201,6 +217,34 @@ class Reference:
         values = (x @ self._weight(f"layers.{i}.self_attn.v_proj").T).reshape(len(x), groups, -1)
         keys = self._norm(keys, f"layers.{i}.self_attn.k_norm")
         return rotated(keys, places, self.theta), values
+
+    def _convolved(self, name: str, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """The rows of a block through a convolution, and the one for what becomes of them."""
+        if f"{name}.base_kernel" not in self.weights:
+            return x, lambda one: one
+        base, group = self.weights[f"{name}.base_kernel"], self.get("conv_group_size")
+        rows, taps, size = len(x), base.shape[1], x.shape[1]
+        added = (x @ self._weight(f"{name}.kernel_projection").T).reshape(rows, 2, taps, -1)
+
+        def over(values: Array, which: int) -> Array:
+            result = np.zeros_like(values)
+            for row, back in itertools.product(range(rows), range(taps)):
+                for channel in range(size if row >= back else 0):
+                    weight = base[which, back, channel] + added[row, which, back, channel // group]
+                    result[row, channel] += weight * values[row - back, channel]
+            return result
+
+        return over(x, 0), lambda one: over(one, 1)
+
+    def _selected(self, before: int, row: Array, logits: Array) -> Array:
+        """Logits of the likeliest tokens, with what the token before adds to each."""
+        code = self.weights["candidate_selector.predecessor_codebook"][before]
+        code = code * (self._weight("candidate_selector.hidden_projection") @ row)
+        best = np.argsort(logits)[-self.get("selector_top_k") :]
+        found = np.full(len(logits), -np.inf)
+        successors = self.weights["candidate_selector.successor_codebook"][best]
+        found[best] = logits[best] + successors @ code
+        return found
 
     def _markov(self, before: int, row: Array, state: Array | None) -> tuple[Array, Array | None]:
         known = self._weight("markov_head.markov_w1")[before]

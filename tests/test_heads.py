@@ -15,7 +15,7 @@ from cli_tools import mlxspec, save_model
 from conftest import draft_for, plain, prompt_of
 from head_reference import random_head
 from mlx.utils import tree_flatten
-from test_heads_parity import BOTH, DEEPSPEC, SIZES, SLIDING, SPECULATORS, Z_LAB, error
+from test_heads_parity import BOTH, DEEPSPEC, DFLASH2, SIZES, SLIDING, SPECULATORS, Z_LAB, error
 
 from mlxspec import Penalties, PrefixCache, load
 from mlxspec.decode.engine import Engine
@@ -33,7 +33,13 @@ from mlxspec.params import SamplingParams
 COUNT = 24
 # Of full attention, windows, a recurrence, and on mlx-lm's own caches.
 KINDS = ("llama", "gemma3_text", "qwen3_next", "llama4")
-CONFIGS = {"DFlash": Z_LAB, "a window": SLIDING, "DSpark": DEEPSPEC, "speculators": SPECULATORS}
+CONFIGS = {
+    "DFlash": Z_LAB,
+    "a window": SLIDING,
+    "DFlash2": DFLASH2,
+    "DSpark": DEEPSPEC,
+    "speculators": SPECULATORS,
+}
 HOT = SamplingParams(temperature=1.5, seed=4, verify="coupled")
 
 
@@ -85,7 +91,7 @@ def test_a_text_is_the_targets_whatever_the_caches(name: str, kind: str) -> None
 @pytest.mark.parametrize("config", CONFIGS)
 def test_its_past_is_that_of_the_whole_text_however_it_was_written(config: str) -> None:
     model = build("llama", vocabulary=8)  # random proposals are kept now and then
-    head = head_on(model, {**CONFIGS[config], "draft_vocab_size": 6} | _mask(CONFIGS[config]))
+    head = head_on(model, CONFIGS[config] | _among_eight(CONFIGS[config]))
     engine = Engine(model, heads={"head": head}, compiled=False)
     sampling = SamplingParams(temperature=1.0, seed=1, verify="token")
     prompt = prompt_of(11, vocabulary=8)
@@ -93,7 +99,7 @@ def test_its_past_is_that_of_the_whole_text_however_it_was_written(config: str) 
     kept = []
     while (stats := session.step().stats) is not None:
         kept.append(stats.accepted)
-    assert len(set(kept)) > 2
+    assert len(set(kept)) > 1
     past = session.ahead(0)[0].drafts["head"]
     read = session.text[: len(session.text) - 1]
     with Taps(model, head.taps).watching() as features:
@@ -109,11 +115,11 @@ def test_its_past_is_that_of_the_whole_text_however_it_was_written(config: str) 
             assert error(*pair) < 1e-4
 
 
-def _mask(config: dict[str, Any]) -> dict[str, Any]:
-    """Its own mask, among fewer tokens."""
+def _among_eight(config: dict[str, Any]) -> dict[str, Any]:
+    """What a head on a target of eight tokens has in place of its own."""
     if "dflash_config" in config:
         return {"dflash_config": {**config["dflash_config"], "mask_token_id": 7}}
-    return {"mask_token_id": 7}
+    return {"mask_token_id": 7} | ({"draft_vocab_size": 7} if "draft_vocab_size" in config else {})
 
 
 def test_penalties_look_back_on_each_token_of_a_block() -> None:
@@ -258,11 +264,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "its mask token is 27, and this target's 26",
     ),
     "no mask": ({"dflash_config": {"target_layer_ids": [0, 1]}}, "has no 'mask_token_id'"),
-    "DFlash2": (
-        {"dflash_config": {"mask_token_id": 5, "target_layer_ids": [0], "selector_rank": 8}},
-        "DFlash2",
-    ),
-    "other weights": ({"intermediate_size": 47}, "mlp.down_proj.weight .* is"),
+    "other weights": ({"intermediate_size": 47}, "mlp.gate_proj.weight .* is"),
     "missing weights": ({"num_hidden_layers": 3}, "lack layers.2"),
     "layer types": ({"layer_types": ["linear_attention"] * 2}, "linear_attention"),
 }
@@ -295,6 +297,7 @@ def test_a_check_knows_heads(letters: Path, tmp_path: Path) -> None:
 RECOGNISED: list[tuple[dict[str, Any], str | None]] = [
     (Z_LAB, "dflash"),
     (SLIDING, "dflash"),
+    (DFLASH2, "dflash"),
     (DEEPSPEC, "dspark"),
     (SPECULATORS, "dspark"),
     ({**SPECULATORS, "speculators_model_type": "dflash", "markov_rank": 0}, "dspark"),

@@ -65,6 +65,21 @@ SLIDING = {
         "input_embedding_scale": 3.0,
     },
 }
+DFLASH2 = {
+    **SLIDING,
+    "architectures": ["DFlash2DraftModel"],
+    "layer_types": ["sliding_attention"] * 2,
+    "is_causal": False,
+    "dflash_config": {
+        "block_size": 8,
+        "mask_token_id": 0,
+        "target_layer_ids": [0, 1],
+        "conv_kernel_size": 2,
+        "conv_group_size": 8,
+        "selector_rank": 6,
+        "selector_top_k": 5,
+    },
+}
 DEEPSPEC = {
     **SIZES,
     "architectures": ["Qwen3DSparkModel"],
@@ -117,6 +132,7 @@ FORMATS = {
     "DFlash": Format(Z_LAB),
     "DFlash, a window": Format(SLIDING, taps=(-1, 1)),
     "DFlash, a window both ways": Format({**SLIDING, "is_causal": False}, taps=(-1, 1)),
+    "DFlash2": Format(DFLASH2),
     "DSpark": Format(DEEPSPEC, BOTH, first=0),
     "DSpark, gated": Format({**DEEPSPEC, "markov_head_type": "gated"}, BOTH, first=0),
     "DSpark, a state": Format({**DEEPSPEC, "markov_head_type": "rnn"}, BOTH, first=0),

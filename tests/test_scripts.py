@@ -226,6 +226,10 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
         ).stdout
 
     assert json.loads(started("mlxspec", "pairs", "list", "--json"))[0]["name"] == "demo"
+    few = ("--configs", "none", "--types", "code", "--max-tokens", "8", "--minutes", "0.01")
+    measured = started("mlxspec", "bench", *few, "--no-compile", "--report", "out", "--json", "-")
+    assert json.loads(measured)["pair"]["name"] == "demo"
+    assert "<style>" in (tmp_path / "empty" / "out" / "report.html").read_text()
     named = started("mlxspec.bench")
     programs = [
         f"mlxspec.bench.{path.stem}"

@@ -6,10 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from mlxspec.cascade.client import Client
+from mlxspec.cascade.upstreams import Upstream
 
 KEY = "sk-s3cret-0123456789"
 STALL_S = 5.0  # longer than any test lets an upstream take
@@ -17,13 +20,19 @@ STALL_S = 5.0  # longer than any test lets an upstream take
 
 @dataclass
 class Misbehaving:
-    """`ways` are taken in turn, the last one again and again; `bodies` are what it was asked."""
+    """`ways` are taken in turn, the last one again and again; `bodies` are what it was asked.
+
+    models: that it names; None has no list of them. key: that it asks for, to show the list.
+    """
 
     url: str
     ways: list[str]
     text: str = "An answer from far away."
+    left: int = 0  # of those who asked and did not wait
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    models: list[str] | None = field(default_factory=lambda: ["far"])
+    key: str | None = None
 
     def way(self) -> str:
         return self.ways.pop(0) if len(self.ways) > 1 else self.ways[0]
@@ -42,17 +51,33 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
+    def do_GET(self) -> None:
+        """The list of models."""
+        one: Misbehaving = self.server.one
+        one.keys.append(self.headers["Authorization"])
+        self.close_connection = True
+        if one.models is None:
+            self._refuse(404, "")
+        elif one.key is not None and self.headers["Authorization"] != f"Bearer {one.key}":
+            self._refuse(401, "")
+        else:
+            self._begin("application/json")
+            listed = [{"id": name, "owned_by": "somebody"} for name in one.models]
+            self.wfile.write(json.dumps({"object": "list", "data": listed}).encode())
+
     def do_POST(self) -> None:
         one: Misbehaving = self.server.one
         one.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         one.keys.append(self.headers["Authorization"])
         way, _, detail = one.way().partition(" ")
         self.close_connection = True
-        with suppress(OSError):  # who asked has gone
+        try:
             if way.isdecimal():
                 self._refuse(int(way), detail)
             else:
                 getattr(self, f"_{way}")(one)
+        except OSError:
+            one.left += 1
 
     def _refuse(self, status: int, retry_after: str) -> None:
         # As some hosts do, it repeats the key in its error.
@@ -80,6 +105,15 @@ class _Handler(BaseHTTPRequestHandler):
         """A whole answer without counts of tokens."""
         self._begin()
         self.wfile.write(chunk(one.text, "stop") + b"data: [DONE]\n\n")
+
+    def _cached(self, one: Misbehaving) -> None:
+        """Two parts with a rest between them; the prompt was read before."""
+        self._begin()
+        self.wfile.write(chunk(one.text[:9]))
+        time.sleep(0.05)
+        usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+        usage |= {"prompt_tokens_details": {"cached_tokens": 990}}  # type: ignore[dict-item]
+        self.wfile.write(chunk(one.text[9:]) + chunk("", "stop", usage=usage) + b"data: [DONE]\n\n")
 
     def _slow(self, one: Misbehaving) -> None:
         time.sleep(STALL_S)
@@ -124,6 +158,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _empty(self, one: Misbehaving) -> None:
         self._begin()
         self.wfile.write(chunk("", "stop") + b"data: [DONE]\n\n")
+
+
+def upstream(url: str, **changes: Any) -> Upstream:
+    """The upstream `far`, whose key is in THE_KEY."""
+    given = {"api_key_env": "THE_KEY", "timeout_s": 20.0, "price_in": 1.0, "price_out": 10.0}
+    return Upstream("far", url, "far-model", **given | changes)
+
+
+def asked(one: Misbehaving, **changes: Any) -> Client:
+    """A client that does not wait between tries."""
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    return Client(upstream(one.url, **changes), sleep=sleep)
 
 
 @contextmanager

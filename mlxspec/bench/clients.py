@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -27,18 +28,37 @@ TIMEOUT = httpx.Timeout(120.0)
 class Answer:
     """One streamed text.
 
-    text: as it came. tokens: of it, as the server counts them. status: of HTTP.
-    first_s: until the first text. gaps_s: between one part of the text and the next.
-    whole: whether the stream ended as it should.
+    status: of HTTP, 0 where nothing answered. parts: the text, with the seconds from the request to
+    each part. tokens: of it, as the server counts them; 0 where it does not. prompt_tokens, cached:
+    the same of the prompt. retry_after: seconds, as the server asks for them.
+    whole: whether the stream ended as it should. fault: why not, in words behind a server's name.
     """
 
     status: int = 0
-    text: str = ""
+    parts: list[tuple[float, str]] = field(default_factory=list)
     tokens: int = 0
-    first_s: float = 0.0
+    prompt_tokens: int = 0
+    cached: int = 0
+    retry_after: str = ""
+    finish_reason: str = ""
     total_s: float = 0.0
-    gaps_s: list[float] = field(default_factory=list)
     whole: bool = False
+    fault: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(part for _, part in self.parts)
+
+    @property
+    def first_s(self) -> float:
+        """Seconds until the first text; 0 without any."""
+        return self.parts[0][0] if self.parts else 0.0
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between one part of the text and the next."""
+        times = [at for at, _ in self.parts]
+        return [after - before for before, after in pairwise(times)]
 
 
 @dataclass(frozen=True)
@@ -105,55 +125,88 @@ async def streamed(
     client: httpx.AsyncClient,
     body: Mapping[str, Any],
     *,
+    path: str = "/v1/completions",
     pause_s: float = 0.0,
     leave_after: int | None = None,
 ) -> Answer:
-    """Ask for a completion as a stream, and read it.
+    """Ask for a completion as a stream, and read it. Whatever goes wrong is in the answer.
 
     Args:
+        path: /v1/completions, or /v1/chat/completions with messages in the body.
         pause_s: seconds of rest after each part, as a slow reader takes.
         leave_after: parts after which the client goes away.
     """
     answer = Answer()
     started = time.perf_counter()
-    with suppress(httpx.HTTPError):  # the connection was lost: the answer is not whole
-        await _read(client, body, answer, pause_s, leave_after)
+    try:
+        await _read(client, path, body, answer, pause_s, leave_after)
+    except httpx.TimeoutException:
+        answer.fault = "did not answer in time"
+    except httpx.ConnectError:
+        answer.fault = "cannot be reached"
+    except httpx.HTTPError:
+        answer.fault = "broke off its answer"
+    except (ValueError, LookupError, TypeError, AttributeError):
+        answer.fault = "sent something that is no answer"
     answer.total_s = time.perf_counter() - started
     return answer
 
 
 async def _read(
     client: httpx.AsyncClient,
+    path: str,
     body: Mapping[str, Any],
     answer: Answer,
     pause_s: float,
     leave_after: int | None,
 ) -> None:
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    started = last = time.perf_counter()
-    async with client.stream("POST", "/v1/completions", json=asked) as response:
+    started = time.perf_counter()
+    async with client.stream("POST", path, json=asked) as response:
         answer.status = response.status_code
-        async for line in response.aiter_lines():
-            if not line.startswith("data: "):
-                continue
-            if line == "data: [DONE]":
-                answer.whole = True
-                break
-            chunk = json.loads(line.removeprefix("data: "))
-            answer.tokens = (chunk.get("usage") or {}).get("completion_tokens", answer.tokens)
-            text = "".join(choice.get("text") or "" for choice in chunk.get("choices", ()))
-            if not text:
-                continue
-            now = time.perf_counter()
-            if answer.text:
-                answer.gaps_s.append(now - last)
-            else:
-                answer.first_s = now - started
-            answer.text, last = answer.text + text, now
-            if leave_after is not None and len(answer.gaps_s) >= leave_after:
-                break
-            if pause_s:
-                await asyncio.sleep(pause_s)
+        answer.retry_after = response.headers.get("Retry-After", "")
+        lines: Any = response.aiter_lines()
+        async with aclosing(lines):
+            async for line in lines:
+                if not line.startswith("data:"):
+                    continue
+                data = line.removeprefix("data:").strip()
+                if data == "[DONE]":
+                    answer.whole = True
+                    return
+                text = _taken(json.loads(data), answer)
+                if answer.fault:
+                    return
+                if not text:
+                    continue
+                answer.parts.append((time.perf_counter() - started, text))
+                if leave_after is not None and len(answer.parts) > leave_after:
+                    return
+                if pause_s:
+                    await asyncio.sleep(pause_s)
+    # Some servers end without the mark, but none without a reason.
+    answer.whole = bool(answer.finish_reason)
+    if not answer.whole and answer.status == httpx.codes.OK:
+        cut = bool(answer.parts)
+        answer.fault = "broke off its answer" if cut else "sent something that is no answer"
+
+
+def _taken(chunk: Mapping[str, Any], answer: Answer) -> str:
+    """The text of one chunk, reasoning included; what else it tells goes into the answer."""
+    if chunk.get("error") is not None:
+        answer.fault = "told an error in the middle of its answer"
+        return ""
+    usage = chunk.get("usage") or {}
+    answer.tokens = usage.get("completion_tokens") or answer.tokens
+    answer.prompt_tokens = usage.get("prompt_tokens") or answer.prompt_tokens
+    answer.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or answer.cached
+    text = ""
+    for choice in chunk.get("choices") or ():
+        delta = choice.get("delta") or {}
+        pieces = (delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content"))
+        text += "".join(piece or "" for piece in (*pieces, choice.get("text")))
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    return text
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:

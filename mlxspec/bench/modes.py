@@ -6,7 +6,7 @@
 
 All contenders write the same greedy text after the same prompt, in turns. A speed is tokens per
 second from the first token on; a ratio is taken prompt by prompt, and its median is quoted with the
-interval of 95 of 100 such medians of resampled prompts. `auto` has all drafters and begins with
+interval that `statistics` gives for so few prompts. `auto` has all drafters and begins with
 what it learned from earlier texts, `auto, cold` with nothing; `history` and `model` are that
 drafter alone.
 
@@ -38,6 +38,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.bench.rounds import Decode, contenders, timed
+from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.bench.texts import Kind, kinds_of
 from mlxspec.control.estimates import SIZES, Learned
 from mlxspec.control.replay import along_text, shortest
@@ -54,7 +55,6 @@ from mlxspec.pairs.loading import load
 from mlxspec.sampling.sampler import Sampler
 
 THEIR_DEFAULT = 3  # --num-draft-tokens of mlx_lm.generate
-RESAMPLED = 2000
 PROFILED, REPEATS = 4, 20
 
 
@@ -102,11 +102,8 @@ def race(kind: Kind) -> tuple[dict[str, list[float]], list[list[int]]]:
 
 def compared(over: Sequence[float], under: Sequence[float]) -> dict[str, float]:
     """The median ratio of two speeds, and its interval."""
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    rng = random.Random(0)
-    medians = sorted(median(rng.choices(ratios, k=len(ratios))) for _ in range(RESAMPLED))
-    low, high = medians[RESAMPLED // 40], medians[-1 - RESAMPLED // 40]
-    return {"ratio": median(ratios), "low": low, "high": high}
+    found = interval_of_ratio(over, under)
+    return {"ratio": found.median, "low": found.low, "high": found.high}
 
 
 def summed_up(speeds: dict[str, list[float]], counts: Iterable[int]) -> dict[str, Any]:

@@ -22,13 +22,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.shapes import model_of, shape_of
 from mlxspec.device import machine
 from mlxspec.measure.timing import in_turns
 from mlxspec.models.caches.original import Model
+from mlxspec.models.shapes import Shape, named
 
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+DTYPES = ("float32", "bfloat16", "float16")
 BITS = (4, 8, 16)
+
+
+def made(name: str, bits: int, dtype: str) -> Model:
+    """A model of a built-in shape whose scales and activations have a type."""
+    config = {**named(name, "").config, "dtype": dtype}
+    return Shape(name, config, "" if bits == BITS[-1] else f"{bits}bit").made(1)
 
 
 def token_s(model: Model) -> Callable[[], float]:
@@ -45,11 +51,7 @@ def token_s(model: Model) -> Callable[[], float]:
 
 def measure(shape: str, repeats: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a token by bits, where 16 are weights as they are, and type; in turns."""
-    steps = {
-        (bits, name): token_s(model_of(shape_of(shape), bits, seed=1, dtype=dtype))
-        for bits in BITS
-        for name, dtype in DTYPES.items()
-    }
+    steps = {(bits, name): token_s(made(shape, bits, name)) for bits in BITS for name in DTYPES}
     times = in_turns(steps, repeats)
     return {str(bits): {name: 1e3 * median(times[bits, name]) for name in DTYPES} for bits in BITS}
 

@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from mlxspec._version import __version__
-from mlxspec.cli import checking, disk, editing, streams
+from mlxspec.cli import bench_compare, bench_results, checking, disk, editing, streams
+from mlxspec.cli.bench import bench_app
 from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
 from mlxspec.cli.doctor import diagnose
+from mlxspec.cli.evaluating import cascade_app
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
@@ -49,7 +51,13 @@ pairs_app.command("rm", cls=Command)(disk.remove_models)
 pairs_app.command("add", cls=Command)(editing.add_pair)
 pairs_app.command("remove", cls=Command)(editing.remove_pair)
 pairs_app.command("default", cls=Command)(editing.choose_pair)
+bench_app.command("report", cls=Command)(bench_results.write_report_of)
+bench_app.command("compare", cls=Command)(bench_compare.compare_results)
+bench_app.command("history", cls=Command)(bench_results.show_history)
+bench_app.command("apply", cls=Command)(bench_results.apply_results)
+app.add_typer(bench_app, name="bench")
 app.add_typer(pairs_app, name="pairs")
+app.add_typer(cascade_app, name="cascade")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from mlxspec.cli import engines, options
+from mlxspec.cli.costs import ShapeOption, probe_shape
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import ModelOptions, OutputOptions
 from mlxspec.cli.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import AUTO, BUDGET_S, INTERRUPTED
-from mlxspec.errors import NothingDrafts
+from mlxspec.errors import NothingDrafts, UsageError
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
@@ -29,10 +30,22 @@ def probe_pair(
     *,
     models: ModelOptions,
     prompts: options.PromptsOption = None,
+    shape: ShapeOption = None,
     budget: options.BudgetOption = BUDGET_S,
     output: OutputOptions,
 ) -> None:
-    """Measure the gain of speculation with a pair on this machine, and try it."""
+    """Measure the gain of speculation with a pair on this machine, and try it.
+
+    With --shape, what rounds cost with random weights of that shape: nothing is downloaded.
+    """
+    if shape is not None:
+        if prompts is not None:
+            raise UsageError(
+                "--shape measures what does not depend on a text, so --prompts has no place.",
+                hint="Leave one of them out.",
+            )
+        probe_shape(shape, models, budget, Output(output.as_json, output.quiet))
+        return
     probe_models(models, prompts, budget, Output(output.as_json, output.quiet), tunes=False)
 
 

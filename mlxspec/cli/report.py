@@ -24,7 +24,7 @@ def show(findings: Findings, console: Console) -> None:
     found = findings.forecast
     if found is None:
         return
-    console.print(_curve(found))
+    console.print(curve(found.pass_s))
     if found.drafters:
         _show_expected(found, console)
     if findings.tried:
@@ -73,12 +73,16 @@ def _trial(found: Forecast, tried: Mapping[Contender, float]) -> Table:
     return table
 
 
-def _curve(found: Forecast) -> Table:
-    """T(M)/T(1) as bars."""
-    first = found.pass_s[1]
-    largest = max(found.pass_s.values()) / first
+def curve(pass_s: Mapping[int, float]) -> Table:
+    """T(M)/T(1) as bars.
+
+    Args:
+        pass_s: seconds by rows.
+    """
+    first = pass_s[1]
+    largest = max(pass_s.values()) / first
     table = Table("rows", "time", "x one row", "", box=SIMPLE_HEAD, padding=(0, 1))
-    for rows, seconds in found.pass_s.items():
+    for rows, seconds in pass_s.items():
         ratio = seconds / first
         bar = Bar(largest, 0, ratio, width=40)
         table.add_row(str(rows), f"{1e3 * seconds:.2f} ms", f"{ratio:.2f}", bar)

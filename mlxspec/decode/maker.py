@@ -139,7 +139,7 @@ class Maker:
             return PromptCache(
                 request.cache, self._identity, prompt_tokens=count, ends=request.ends
             )
-        if prefixes is None:
+        if prefixes is None or not prefixes.stats.max_bytes:
             return None
         return prefixes.for_text(self._parts.models, request.ends)
 

@@ -56,6 +56,8 @@ class Reader:
     ) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
+        It has room for what was read, or for as much as the request asks for.
+
         Yields the progress of reading, after every piece but the last.
 
         Args:
@@ -67,8 +69,8 @@ class Reader:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         piece_s = BETWEEN_S if beside else alone_s()
-        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
-        capacity = max(self._request.capacity, room)
+        # Rounds make the room that they need.
+        capacity = max(self._request.capacity, len(read))
         caches, pasts = yield from self._target_read(self._read_by_target(read, capacity), piece_s)
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),

@@ -96,7 +96,10 @@ class Probe:
             return
         yield from self._pass_times(taken.plan)
         texts = yield from self._texts(taken)
-        self._engines = {name: alone(self._engine, name) for name in self._engine.drafts}
+        compiled = self._engine.compiles
+        self._engines = {
+            name: alone(self._engine, name, compiled=compiled) for name in self._engine.drafts
+        }
         yield from self._drafters(taken.plan, texts)
         trial = self._chosen_trial(taken, texts)
         if trial is not None:

@@ -127,8 +127,7 @@ def footprint(
     """
     dtype = dtype_of(config)
     try:
-        model_class, arguments = _get_classes(dict(config))
-        model = model_class(arguments.from_dict(dict(config)))
+        model = outlined(config)
         model.set_dtype(dtype)
         caches = fresh_cache(model, None)
         vocabulary = _traced(model, caches)
@@ -150,6 +149,17 @@ def footprint(
         vocabulary=vocabulary,
         number=dtype.size,
     )
+
+
+def outlined(config: Mapping[str, Any]) -> Model:
+    """mlx-lm's model of a configuration, of which nothing is computed. It raises what it likes."""
+    model_class, arguments = _get_classes(dict(config))
+    model = model_class(arguments.from_dict(dict(config)))
+    # Every weight draws on MLX's random state after the one before. Of many models that are built
+    # and never computed, the chain would grow until what follows it runs out of stack.
+    state: Any = mx.random.state
+    mx.eval(state[0])
+    return model
 
 
 def _traced(model: Model, caches: list[Any]) -> int:

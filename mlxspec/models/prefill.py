@@ -16,6 +16,7 @@ from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
 from mlxspec.models.followers import NOBODY, Follower
 from mlxspec.models.pace import SIZES
+from mlxspec.models.rotary import shared_angles
 from mlxspec.models.taps import Taps
 
 # The most rows of a pass, as in mlx-lm's speculative decoding. No pass reaches across a multiple.
@@ -151,7 +152,7 @@ def _read(
         end = min((at // size + 1) * size, len(tokens), *stops)
         with watched("reading the prompt"):
             rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)
-            with taps.watching() as features:
+            with taps.watching() as features, shared_angles():
                 cached.model(rows, cache=caches)
             # Piece by piece, so that no more than one piece's features are in memory.
             past = follower.read(past, rows, features, at)

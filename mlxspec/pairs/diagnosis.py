@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
-from urllib.error import URLError
-from urllib.request import urlopen
+from typing import Literal
+from urllib.parse import urlsplit
 
 from huggingface_hub import constants, get_token
 
@@ -23,6 +20,7 @@ from mlxspec.control import records
 from mlxspec.device import machine, memory, power
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import MlxspecError
+from mlxspec.pairs import servers
 from mlxspec.pairs.pull import free_space, gigabytes
 from mlxspec.pairs.table import default_pair, load_pairs, user_table
 
@@ -32,9 +30,6 @@ Mark = Literal["✓", "!", "✗"]
 TESTED = {"mlx": "0.32", "mlx-lm": "0.32", "huggingface-hub": "2"}
 LITTLE_DISK = 10e9  # bytes: less than a small pair
 LITTLE_MEMORY = 7e9
-# Servers that people run beside this one, by the ports that they listen on by default.
-SERVERS = {8080: "an OpenAI-compatible server", 1234: "LM Studio", 11434: "Ollama"}
-_PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -185,28 +180,10 @@ def _tuning() -> Iterator[Line]:
 
 
 def _servers() -> Iterator[Line]:
-    for port, name in SERVERS.items():
-        if _listens(port):
-            yield Line("✓", f"port {port}", _said_by(port) or f"something answers, perhaps {name}")
-
-
-def _listens(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), _PATIENCE_S):
-            return True
-    except OSError:
-        return False
-
-
-def _said_by(port: int) -> str:
-    """The models that a server on this machine names; empty where it is none of the usual kind."""
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=_PATIENCE_S) as answer:
-            content: Any = json.loads(answer.read(65536))
-        names = [str(one["id"]) for one in content["data"]]
-    except (OSError, URLError, ValueError, LookupError, TypeError):
-        return ""
-    return f"a server with {', '.join(names[:3]) or 'no model'}"
+    for one in servers.known():
+        if one.state != "absent":
+            mark: Mark = "✓" if one.state == "running" else "!"
+            yield Line(mark, f"port {urlsplit(one.url).port}", str(one))
 
 
 def sound(lines: list[Line]) -> bool:

@@ -25,19 +25,34 @@ def add(name: str, entry: Mapping[str, Any]) -> Pair:
     """
 
     def change(table: TOMLDocument) -> str:
-        if name not in table:
-            if table.as_string().strip():
-                table.add(tomlkit.nl())
-            table[name] = tomlkit.table()
-        section = table[name]
-        for key in [key for key in section if key not in entry]:
-            del section[key]
-        for key, value in entry.items():
-            section[key] = value
-        return table.as_string()
+        for key in [key for key in table.get(name, ()) if key not in entry]:
+            del table[name][key]
+        return _amended(table, name, entry)
 
     _edit(change)
     return load_pairs()[name]
+
+
+def amend(name: str, values: Mapping[str, Any]) -> Pair:
+    """Lay some keys over a pair, in the user's table; the pair that it makes.
+
+    Its other keys stay as they are, in whichever table.
+
+    Raises:
+        TableError: the table, or a value, cannot be used. Nothing was changed then.
+    """
+    _edit(lambda table: _amended(table, name, values))
+    return load_pairs()[name]
+
+
+def _amended(table: TOMLDocument, name: str, values: Mapping[str, Any]) -> str:
+    if name not in table:
+        if table.as_string().strip():
+            table.add(tomlkit.nl())
+        table[name] = tomlkit.table()
+    for key, value in values.items():
+        table[name][key] = value
+    return table.as_string()
 
 
 def remove(name: str) -> bool:

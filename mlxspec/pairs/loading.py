@@ -27,6 +27,7 @@ from mlxspec.errors import UnsupportedModel, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
 from mlxspec.models.context import context_of
+from mlxspec.models.layout import lay_out
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
 from mlxspec.pairs.heads import kind_in, load_head
@@ -93,7 +94,7 @@ def load(
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
     if wired:
-        wire(sum(map(_bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
+        wire(sum(map(bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -119,6 +120,7 @@ def _target(pair: Pair, folders: Folders, trust: bool) -> tuple[Loaded, Tokenize
     applied = folders.adapter or adapter_folder(pair)
     if applied is not None:
         model = adapters.applied(model, applied)
+    lay_out(model)
     tokenizer = load_folder_tokenizer(
         folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust
     )
@@ -221,7 +223,9 @@ def _draft(
             f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
             hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-    return load_folder(folder, trust_remote_code=trust), shared
+    loaded = load_folder(folder, trust_remote_code=trust)
+    lay_out(loaded.model)
+    return loaded, shared
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
@@ -246,7 +250,8 @@ def _heads_of(engine: Engine) -> list[Model]:
     return [head.module for head in engine.heads.values() if hasattr(head, "module")]
 
 
-def _bytes_of(model: Model) -> int:
+def bytes_of(model: Model) -> int:
+    """Bytes of its weights."""
     arrays: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
     return sum(array.nbytes for array in arrays.values())
 

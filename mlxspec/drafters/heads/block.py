@@ -86,15 +86,19 @@ class BlockHead:
     def _pick(self, rows: mx.array, last: mx.array, picks: Picks) -> None:
         """Pick a token for each of the rows [B, K, D], the first after `last`, int32 [B, 1]."""
         logits = self._logits(rows)
-        if not self._config.rank:
+        if not (self._config.rank or self._config.codes):
             self._stop(rows, None, picks)
             picks.pick_all(self._widened(logits))
             return
         before, state = [last], None
         for i in range(rows.shape[1]):
-            row = rows[:, i : i + 1]
-            added, state = self._backbone.markov_head(before[-1], row, state)
-            before.append(picks.pick(self._widened(logits[:, i : i + 1] + added)))
+            row, of_row = rows[:, i : i + 1], logits[:, i : i + 1]
+            if self._config.rank:
+                added, state = self._backbone.markov_head(before[-1], row, state)
+                of_row = of_row + added
+            if self._config.codes:
+                of_row = self._backbone.candidate_selector(before[-1], row, of_row)
+            before.append(picks.pick(self._widened(of_row)))
         self._stop(rows, mx.concatenate(before[:-1], axis=1), picks)
 
     def _stop(self, rows: mx.array, before: mx.array | None, picks: Picks) -> None:
@@ -181,7 +185,7 @@ def _require_fit(
         raise unfit(place, "highest layer", max(beyond), trunk.layers - 1)
     if config.mask >= config.vocabulary:
         raise unfit(place, "mask token", config.mask, config.vocabulary - 1)
-    if config.proposes != config.vocabulary and not maps:
+    if config.proposes != config.vocabulary and not (maps and "lm_head" in own):
         raise unfit(place, "vocabulary", config.proposes, config.vocabulary)
 
 

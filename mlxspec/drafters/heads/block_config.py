@@ -30,6 +30,8 @@ class BlockConfig:
     rank, markov: of the Markov head; 0 is none. confidence: whether there is a confidence head, and
         `confidence_reads` whether that reads the Markov head's embedding too.
     threshold: the least confidence at which a token is proposed; 0 proposes all.
+    selects, codes: how many candidates of a row DFlash2 chooses among, and the width of its codes;
+        0 is DFlash. kernel, group: rows of its convolutions, and channels that share a weight.
     target_layers, target_hidden_size: of the target, where it is told.
     """
 
@@ -59,6 +61,10 @@ class BlockConfig:
     confidence: bool
     confidence_reads: bool
     threshold: float
+    selects: int
+    codes: int
+    kernel: int
+    group: int
     target_layers: int | None
     target_hidden_size: int
 
@@ -118,8 +124,6 @@ def _read(keys: _Keys) -> BlockConfig:
     windows = _windows(keys, layers)
     if keys("hidden_act", "silu") != "silu":
         raise ValueError(f"its activation is {keys('hidden_act')}, and not silu")
-    if keys("selector_rank"):
-        raise ValueError("it selects among candidates, as DFlash2 does, which is not known here")
     if (markov := str(keys("markov_head_type", "vanilla"))) not in _MARKOV:
         raise ValueError(f"its Markov head is {markov}, and not one of {', '.join(_MARKOV)}")
     theta = keys("rope_theta", 10000.0)
@@ -151,6 +155,10 @@ def _read(keys: _Keys) -> BlockConfig:
         confidence=bool(keys("enable_confidence_head", keys("use_confidence_head", False))),
         confidence_reads=bool(keys("confidence_head_with_markov", False)),
         threshold=float(keys("confidence_threshold", 0.0)),
+        selects=int(keys("selector_top_k", 0)),
+        codes=int(keys("selector_rank", 0)),
+        kernel=int(keys("conv_kernel_size", 0)),
+        group=int(keys("conv_group_size", 1)),
         target_layers=keys("num_target_layers"),
         target_hidden_size=int(keys("target_hidden_size", hidden)),
     )

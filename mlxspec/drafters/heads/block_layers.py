@@ -7,6 +7,7 @@ of the head's own: it is what the target's layers made of every token that was k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -112,9 +113,46 @@ class Attention(nn.Module):
         return rows.reshape(batch, count, -1, self._config.head_dim).swapaxes(1, 2)
 
 
+class Convolution(nn.Module):
+    """DFlash2's convolutions over the last rows of a block, round what lies between them.
+
+    Each row's weights are the layer's own plus what the row itself adds for a group of channels;
+    both convolutions' are made of the rows that go into the first.
+    """
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._group = config.group
+        self.base_kernel = mx.zeros((2, config.kernel, config.hidden_size))
+        groups = config.hidden_size // config.group
+        self.kernel_projection = nn.Linear(
+            config.hidden_size, 2 * config.kernel * groups, bias=False
+        )
+
+    def __call__(self, rows: mx.array, between: Callable[[mx.array], mx.array]) -> mx.array:
+        """Rows [B, N, D] through the first, what lies between, and the second."""
+        batch, count, _ = rows.shape
+        added = self.kernel_projection(rows).reshape(
+            batch, count, 2, -1, rows.shape[2] // self._group
+        )
+        added = mx.repeat(added, self._group, axis=-1)  # [B, N, 2, taps, D]
+        weights = self.base_kernel.astype(rows.dtype) + added
+        return self._over(between(self._over(rows, weights[:, :, 0])), weights[:, :, 1])
+
+    def _over(self, rows: mx.array, weights: mx.array) -> mx.array:
+        mixed = weights[:, :, 0] * rows
+        for back in range(1, min(weights.shape[2], rows.shape[1])):
+            earlier = mx.pad(rows[:, :-back], [(0, 0), (back, 0), (0, 0)])
+            mixed = mixed + weights[:, :, back] * earlier
+        return mixed
+
+
 class Layer(nn.Module):
     def __init__(self, config: BlockConfig, index: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        if config.kernel:
+            self.attention_conv = Convolution(config)
+            self.mlp_conv = Convolution(config)
         self.self_attn = Attention(config, index)
         self.mlp = MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.eps)
@@ -123,9 +161,20 @@ class Layer(nn.Module):
     def __call__(
         self, rows: mx.array, past: FullLayer | RingLayer, position: mx.array, length: int
     ) -> tuple[mx.array, FullLayer | RingLayer]:
-        mixed, past = self.self_attn(self.input_layernorm(rows), past, position, length)
-        rows = rows + mixed
-        return rows + self.mlp(self.post_attention_layernorm(rows)), past
+        after = past
+
+        def attended(block: mx.array) -> mx.array:
+            nonlocal after
+            mixed, after = self.self_attn(block, past, position, length)
+            return mixed
+
+        rows = rows + self._within("attention_conv", self.input_layernorm(rows), attended)
+        return rows + self._within("mlp_conv", self.post_attention_layernorm(rows), self.mlp), after
+
+    def _within(self, name: str, rows: mx.array, part: Callable[[mx.array], mx.array]) -> mx.array:
+        """A part of the layer, within its convolutions where it has any."""
+        around = getattr(self, name, None)
+        return part(rows) if around is None else around(rows, part)
 
 
 class Markov(nn.Module):
@@ -169,6 +218,29 @@ class Markov(nn.Module):
         return self.markov_w2(known), state
 
 
+class Selector(nn.Module):
+    """Which of the likeliest tokens of a row follows the token before (DFlash2)."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._most = config.selects
+        self.predecessor_codebook = mx.zeros((config.vocabulary, config.codes))
+        self.successor_codebook = mx.zeros((config.vocabulary, config.codes))
+        self.hidden_projection = nn.Linear(config.hidden_size, config.codes, bias=False)
+
+    def __call__(self, before: mx.array, row: mx.array, logits: mx.array) -> mx.array:
+        """The logits [B, 1, V] of the candidates with what the token before adds, -inf of others.
+
+        Args:
+            before: int32 [B, 1]. row: the final norm's output, [B, 1, D].
+        """
+        likely = mx.argpartition(logits, -self._most, axis=-1)[..., -self._most :]
+        code = self.predecessor_codebook[before] * self.hidden_projection(row)
+        added = mx.sum(code[..., None, :] * self.successor_codebook[likely], axis=-1)
+        scores = mx.take_along_axis(logits, likely, axis=-1) + added.astype(logits.dtype)
+        return mx.put_along_axis(mx.full(logits.shape, -mx.inf, logits.dtype), likely, scores, -1)
+
+
 class Confidence(nn.Module):
     """How likely a row's token is to be kept, as a logit (DSpark)."""
 
@@ -203,6 +275,8 @@ class Backbone(nn.Module):
             self.lm_head = nn.Linear(size, config.proposes, bias=False)
         if config.rank:
             self.markov_head = Markov(config)
+        if config.codes:
+            self.candidate_selector = Selector(config)
         if config.confidence:
             self.confidence_head = Confidence(config)
 

@@ -1,0 +1,1 @@
+"""What a benchmark leaves for people: tables, plots, and the files of `--report`."""
