@@ -284,6 +284,13 @@ def test_a_head_that_does_not_fit_is_refused(name: str, letters: Path, tmp_path:
     assert len(said) == 1
 
 
+def test_a_head_of_another_kind_is_told_by_name(letters: Path, tmp_path: Path) -> None:
+    config = {**SIZES, "speculators_model_type": "eagle3", "architectures": ["Eagle3Speculator"]}
+    location = saved(tmp_path / "eagle", config, {"fc.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(LoadError, match="is a head of EAGLE-3"):
+        load(Pair("x", str(letters), location), compiled=False)
+
+
 def test_a_check_knows_heads(letters: Path, tmp_path: Path) -> None:
     config = sizes_of(letters)
     for change, usable in (({}, True), ({"hidden_size": 40}, False)):

@@ -119,12 +119,16 @@ SPECULATORS = {
 
 
 class Format(NamedTuple):
-    """A configuration, what such a head has of its own, its taps and its first row."""
+    """A configuration, what such a head has of its own, its taps and its first row.
+
+    Its weights are those of a seed with which no two candidates are as likely as one another.
+    """
 
     config: dict[str, Any]
     own: tuple[str, ...] = ()
     taps: tuple[int, ...] = (0, 1)
     first: int = 1
+    seed: int = 0
 
 
 BOTH = ("embed_tokens", "lm_head")
@@ -132,7 +136,7 @@ FORMATS = {
     "DFlash": Format(Z_LAB),
     "DFlash, a window": Format(SLIDING, taps=(-1, 1)),
     "DFlash, a window both ways": Format({**SLIDING, "is_causal": False}, taps=(-1, 1)),
-    "DFlash2": Format(DFLASH2),
+    "DFlash2": Format(DFLASH2, seed=1),
     "DSpark": Format(DEEPSPEC, BOTH, first=0),
     "DSpark, gated": Format({**DEEPSPEC, "markov_head_type": "gated"}, BOTH, first=0),
     "DSpark, a state": Format({**DEEPSPEC, "markov_head_type": "rnn"}, BOTH, first=0),
@@ -158,7 +162,7 @@ def target() -> Any:
 
 def made(form: Format, model: Any) -> tuple[BlockHead, list[Reference]]:
     """A head with random weights, and its reference for each of the texts."""
-    weights = random_head(form.config, own=form.own)
+    weights = random_head(form.config, form.seed, form.own)
     arrays = {name: mx.array(one) for name, one in weights.items()}
     head = load_block(form.config, arrays, Trunk(model), "here", None)
     table = np.array(model.model.embed_tokens.weight, np.float64)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -42,7 +42,7 @@ from mlxspec.models.taps import Taps
 from mlxspec.params import Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler, knobs_of
 
-COUNTS = (1, 3, 5, 7)
+COUNTS = (1, 3, 7)
 CONTEXT = 256  # tokens before a round
 
 
@@ -200,12 +200,22 @@ def of_model(engine: Engine, repeats: int) -> list[dict[str, Any]]:
     ]
 
 
-def measure(name: str, bits: int, repeats: int, compiled: bool | None = None) -> dict[str, Any]:
+def measure(
+    name: str,
+    bits: int,
+    repeats: int,
+    families: Sequence[str] = FAMILIES,
+    compiled: bool | None = None,
+) -> dict[str, Any]:
     """All figures as one object, as `--json` writes it."""
+    if unknown := set(families) - set(FAMILIES):
+        raise UsageError(
+            f"There is no family {min(unknown)!r}.", hint=f"Choose of {', '.join(FAMILIES)}."
+        )
     if name not in SIZES:
         raise UsageError(f"There is no size {name!r}.", hint=f"Choose one of {', '.join(SIZES)}.")
     size, targets = SIZES[name], []
-    for family in FAMILIES:
+    for family in families:
         target = target_of(family, size.target, bits)
         draft = model_of(size.draft, bits, seed=3)
         heads = {kind: of_head(kind, target, size, bits, repeats, compiled) for kind in KINDS}
@@ -242,10 +252,11 @@ def main(
     size: Annotated[str, typer.Option(help="tiny, 1b or 8b: of the targets.")] = "1b",
     bits: Annotated[int, typer.Option(help="Bits of a weight: 4, 8 or 16.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Counted turns.")] = 3,
+    family: Annotated[list[str] | None, typer.Option(help="llama or qwen3; both.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure rounds of random heads on Llama- and Qwen-shaped targets."""
-    result = measure(size, bits, repeats)
+    result = measure(size, bits, repeats, family or FAMILIES)
     show(result, Console())
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
