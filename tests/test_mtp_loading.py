@@ -21,6 +21,7 @@ from mlxspec.pairs import folders
 from mlxspec.pairs.check import check
 from mlxspec.pairs.hub import Repository
 from mlxspec.pairs.stock import memory_of, stock
+from mlxspec.pairs.suggest import suggest
 from mlxspec.pairs.table import Pair
 
 TEXT = "abcabc"
@@ -171,6 +172,12 @@ def test_a_layer_is_counted_and_checked(places: Callable[[str], Places]) -> None
     assert abs(both[0]["target"] - both[1]["target"]) < 8192
     lacking = check(Pair("x", str(at.converted), MTP))
     assert not lacking.is_usable
+
+
+def test_it_is_suggested_where_the_target_has_kept_it(places: Callable[[str], Places]) -> None:
+    at = places("qwen3_5")
+    assert suggest(str(at.published), [], [])[0].draft == MTP
+    assert MTP not in [one.draft for one in suggest(str(at.converted), [], [])]
 
 
 def test_of_an_original_only_the_files_of_its_layer_are_fetched(
