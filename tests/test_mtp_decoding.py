@@ -22,7 +22,10 @@ from mtp_reference import Array, Reference
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
+from mlxspec.defaults import AUTO
 from mlxspec.drafters.heads.mtp import Mtp
+from mlxspec.drafters.history import History
+from mlxspec.params import SamplingParams
 
 PROMPTS = ([5], [3, 1, 4, 1, 5, 9, 2, 6], [(7 * i) % 61 for i in range(40)])
 HALVES = ("embedding", "feature")
@@ -123,14 +126,14 @@ class Spy(Mtp):
 
     def __init__(self, head: Mtp) -> None:
         super().__init__(head._layer, head._trunk)
-        self.seen: list[tuple[mx.array, mx.array, list[mx.array]]] = []
+        self.seen: list[tuple[mx.array, mx.array, Overheard]] = []
 
     def propose(
         self, past: Any, last_two: Any, position: Any, picks: Any, count: int, length: int
     ) -> Any:
         heard = Overheard(picks)
         after = super().propose(past, last_two, position, cast(Any, heard), count, length)
-        self.seen.append((last_two, position, heard.logits))
+        self.seen.append((last_two, position, heard))
         return after
 
 
@@ -138,10 +141,12 @@ class Overheard:
     def __init__(self, picks: Any) -> None:
         self.picks = picks
         self.logits: list[mx.array] = []
+        self.tokens: list[mx.array] = []
 
     def pick(self, logits: mx.array) -> mx.array:
         self.logits.append(logits)
-        return self.picks.pick(logits)  # type: ignore[no-any-return]
+        self.tokens.append(self.picks.pick(logits))
+        return self.tokens[-1]
 
 
 class Made(NamedTuple):
@@ -166,8 +171,9 @@ def require_formulas(
     """Hold rounds that are part of a text against its formulas; there are `least` of them."""
     features = [features_of(of.target, text) for text in texts]
     found: set[tuple[int, int]] = set()
-    for last_two, position, logits in spy.seen:
-        scores = np.concatenate([np.array(one) for one in logits], axis=1)
+    for last_two, position, heard in spy.seen:
+        scores = np.concatenate([np.array(one) for one in heard.logits], axis=1)
+        picked = np.concatenate([np.array(one) for one in heard.tokens], axis=1)
         for row, (two, at) in enumerate(zip(last_two.tolist(), position.tolist(), strict=True)):
             for number, text in enumerate(texts):
                 # A row whose text has ended stays where it is, and its past does not.
@@ -176,7 +182,8 @@ def require_formulas(
                 found.add((number, at))
                 if at == 0 or len(found) > checked:
                     continue  # there is no feature yet; or enough were held against them
-                steps = of.reference.propose(text[: at + 1], features[number][:at], len(logits))
+                known, tokens = features[number][:at], picked[row].tolist()
+                steps = of.reference.propose(text[: at + 1], known, len(tokens), tokens)
                 expected = np.stack([step.logits for step in steps])
                 error = np.linalg.norm(scores[row] - expected) / np.linalg.norm(expected)
                 assert error < 1e-5, (number, at)
@@ -192,6 +199,25 @@ def test_an_engine_gives_a_layer_what_the_formulas_ask_for(kind: str) -> None:
         found = engine.generate(prompt, max_tokens=12, draft_tokens=3)
         assert list(found.tokens) == plain(of.target, prompt, 12)
         require_formulas(spy, of, [[*prompt, *found.tokens]], 8)
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_it_is_drawn_from_as_the_formulas_say(rule: Any) -> None:
+    of, spy = made("qwen3_5_moe"), Spy(made("qwen3_5_moe").head)
+    engine, prompt = of.engine(spy), PROMPTS[1]
+    options = {"max_tokens": 10, "sampling": SamplingParams(temperature=1.5, seed=4, verify=rule)}
+    found = engine.generate(prompt, draft_tokens=3, **options)
+    require_formulas(spy, of, [[*prompt, *found.tokens]], 5)
+    if rule == "coupled":
+        assert found.tokens == engine.generate(prompt, draft_tokens=0, **options).tokens
+
+
+def test_it_takes_turns_with_the_text() -> None:
+    of, spy = made("qwen3_5"), Spy(made("qwen3_5").head)
+    engine, prompt = of.engine(spy, texts=[History]), PROMPTS[1] * 3
+    found = engine.generate(prompt, max_tokens=24, draft_tokens=AUTO)
+    assert found.tokens == plain(of.target, prompt, 24)
+    require_formulas(spy, of, [[*prompt, *found.tokens]], 1)
 
 
 def test_texts_side_by_side_are_each_as_alone() -> None:

@@ -163,7 +163,7 @@ def test_folders_are_seen_from_the_tables_own(table, tmp_path, written, meant):
         ("[demo]\nnote = 1\n", "demo.note", "a string"),
         ('[demo]\ntraget = "org/x"\n', "demo.traget", "`target`"),
         ("[demo]\ndraft_token = 3\n", "demo.draft_token", "`draft_tokens`"),
-        ("[demo]\nzzzzzz = 3\n", "demo.zzzzzz", "`target`, `draft`, `draft_tokens`, `draft_bits`, `note`"),
+        ("[demo]\nzzzzzz = 3\n", "demo.zzzzzz", "`target`, `draft`, `draft_tokens`, `note`"),
         ("[demo.target]\nx = 1\n", "demo.target", "a string"),
         ('[mine]\ndraft = "org/x"\n', "mine", "a repository or a folder"),
         ("demo = 3\n", "demo", "a section"),
