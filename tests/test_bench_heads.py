@@ -14,8 +14,8 @@ from mlxspec.errors import UsageError
 
 def test_rounds_stand_beside_their_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "COUNTS", COUNTS[:1])
-    monkeypatch.setattr("mlxspec.bench.shapes.ROUNDS", 8)
-    result = measure("tiny", 16, 1, ["qwen3"], compiled=False)
+    monkeypatch.setattr(heads, "ROUNDS", 8)
+    result = measure("tiny", "bf16", 1, ["qwen3"], compiled=False)
     (target,) = result["targets"]
     assert set(target["heads"]) == set(KINDS)
     for rows in target["heads"].values():
@@ -30,6 +30,6 @@ def test_rounds_stand_beside_their_forwards(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_does_not_exist_is_one_error() -> None:
-    for arguments in (("huge", 16, 1), ("tiny", 16, 1, ["bert"])):
+    for arguments in (("huge", "bf16", 1), ("tiny", "bf16", 1, ["bert"]), ("tiny", "3bits", 1)):
         with pytest.raises(UsageError, match="There is no"):
             measure(*arguments)

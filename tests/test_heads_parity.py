@@ -20,7 +20,7 @@ from mlxspec.drafters.heads.block import BlockHead, load_block
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.caches.layers import stack
-from mlxspec.models.caches.positional import FullLayer
+from mlxspec.models.caches.positional import FullLayer, Places
 from mlxspec.models.followers import grown
 from mlxspec.params import SamplingParams
 from mlxspec.sampling.sampler import Sampler, knobs_of
@@ -296,7 +296,7 @@ MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "the context one row later": patched(
         "Attention.taught",
-        lambda real: lambda self, layer, rows, at: real(self, layer, rows, at + 1),
+        lambda real: lambda self, layer, rows, at: real(self, layer, rows, Places(at.offset + 1)),
     ),
     "a block that sees no later row": patched(
         "Attention._seen",
