@@ -72,17 +72,22 @@ def test_a_layer_is_found_wherever_it_is(
     kind: str, places: Callable[[str], Places], tmp_path: Path
 ) -> None:
     at = places(kind)
-    beside = tmp_path / "beside"
-    beside.mkdir()
-    for file in at.converted.iterdir():
-        (beside / file.name).symlink_to(file)
+    beside, kept = tmp_path / "beside", tmp_path / "kept"
+    for folder in (beside, kept):
+        folder.mkdir()
+        for file in at.converted.iterdir():
+            (folder / file.name).symlink_to(file)
     (beside / "mtp.safetensors").symlink_to(at.alone / "model.safetensors")
+    (kept / "model.safetensors").rename(kept / "model-1.safetensors")
+    layer = {f"mtp.{name}": one for name, one in tree_flatten(at.layer.parameters())}
+    mx.save_safetensors(str(kept / "model-2.safetensors"), layer, metadata={"format": "mlx"})
     for target, draft in (
         (at.published, MTP),
         (at.published, str(at.alone)),
         (at.converted, str(at.alone)),
         (at.converted, str(at.published)),
         (beside, MTP),
+        (kept, MTP),
     ):
         engine = load(Pair("x", str(target), draft), compiled=False)
         assert list(engine.heads) == [MTP]
