@@ -66,6 +66,9 @@ class ServerOptions:
             help="After Ctrl-C or SIGTERM, let texts that are being written end for so long.",
         ),
     ] = 30.0
+    log_texts: Annotated[
+        bool, _server("--log-texts", help="Log prompts and what was written to them too.")
+    ] = False
     template_arg: TemplateArgOption = None
     max_rows: Annotated[
         int, _limits(min=1, max=32, help="The most texts that are written at a time.")
@@ -152,6 +155,7 @@ class ServerOptions:
             max_prompt_tokens=self.max_prompt_tokens,
             max_choices=self.max_choices,
             max_body_bytes=self.max_body_mb * 2**20,
+            log_texts=self.log_texts,
         )
 
 

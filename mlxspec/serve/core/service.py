@@ -163,6 +163,9 @@ class Service:
         tickets = [Ticket(request, self.worker.cancel, call) for request in requests]
         if call is not None:
             call.texts += tickets
+            tokenizer = self.engine.tokenizer
+            if self.settings.log_texts and tokenizer is not None:
+                call.decode = tokenizer.decode
         for ticket in tickets:
             self.worker.ask(ticket)
         try:
