@@ -16,7 +16,6 @@ import pickle
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator

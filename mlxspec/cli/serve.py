@@ -129,6 +129,7 @@ class ServerOptions:
 
     def store(self, tell: Tell) -> Store | None:
         """Where pasts outlast the server, if they are to."""
+        from mlxspec.control import places
         from mlxspec.serve.core.store import Store
 
         if self.cache_dir is None:
@@ -137,7 +138,9 @@ class ServerOptions:
             raise UsageError(
                 "--cache-dir keeps nothing with --cache-gb 0.", hint="Leave one of them out."
             )
-        return Store(expanded(self.cache_dir), tell)
+        folder = expanded(self.cache_dir)
+        places.note(places.Place(folder, int(self.cache_gb * 1e9)), tell)
+        return Store(folder, tell)
 
     def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
         """The settings of a server with these options."""
