@@ -172,6 +172,8 @@ def test_the_command_prints_the_lines_of_a_table(models, tmp_path, invoke):
     assert f'target = "{models["target"]}"\ndraft = "{models["draft"]}"\n' in run.out
     shown = invoke("pairs", "suggest", "mine", "--models", str(table), "--json").json
     assert [one["draft"] for one in shown["drafts"]] == [str(models["draft"]), "history"]
+    embedded = invoke("pairs", "suggest", "demo", "--json").json["drafts"]
+    assert [one["draft"] for one in embedded] == ["package:demo/draft", "history"]
 
 
 def test_ctrl_c_ends_a_suggestion_that_measures_and_shows_what_is_known(

@@ -172,7 +172,8 @@ def _tuning() -> Iterator[Line]:
         return
     current = {name: version(name) for name in ("mlx", "mlx-lm")}
     old = [one for one in kept if {"mlx": one.setting.mlx, "mlx-lm": one.setting.mlx_lm} != current]
-    words = f"{len(kept)} records in {records.file()}" if kept else "nothing was learned yet"
+    count = f"{len(kept)} record{'' if len(kept) == 1 else 's'}"
+    words = f"{count} in {records.file()}" if kept else "nothing was learned yet"
     if old:
         hint = "`mlxspec tune --pair NAME` measures anew."
         yield Line("!", "tuning", f"{words}, {len(old)} of another MLX", hint)
