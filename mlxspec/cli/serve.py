@@ -26,6 +26,7 @@ from mlxspec.metrics import Tell
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
+    from mlxspec.cascade.upstreams import Upstream
     from mlxspec.cli.board import Board
     from mlxspec.decode.engine import Engine
     from mlxspec.serve.core.settings import Settings
@@ -206,6 +207,8 @@ def serve(
         service = Service(settings, worker, board.called)
         process = Server(service, listening, server.drain_s)
         board.follow(service)
+        if settings.upstream is not None:
+            board.log(_upstream_in_words(settings.upstream.client.upstream, settings.routing))
         with handed_to(process.tell_to_end):
             worker.start()
             process.serve_until_told()
@@ -216,6 +219,13 @@ def serve(
         if worker.failure is not None:
             raise worker.failure
         preparing.remember()
+
+
+def _upstream_in_words(upstream: Upstream, strategy: str) -> str:
+    """Which prompts leave this machine, and where they go."""
+    whose = {"local": "requests that ask for it", "upstream": "all requests"}
+    of = whose.get(strategy, "requests whose answer a rule doubts")
+    return f"prompts of {of} go to the upstream {upstream.name}, {upstream.base_url}"
 
 
 class _Preparing:
