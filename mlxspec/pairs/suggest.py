@@ -12,7 +12,7 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from mlxspec.control.records import Record
-from mlxspec.defaults import HISTORY, MTP
+from mlxspec.defaults import DEFAULT_PAIR, HISTORY, MTP
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs import mtp
@@ -71,7 +71,8 @@ def suggest(target: str, pairs: Iterable[Pair], records: Iterable[Record]) -> li
     if isinstance(mine.repository, Repository) and mine.state != "here":
         download(mine.repository, target, PREVIEW)
         mine = held("target", target)
-    known = [pair for pair in pairs if pair.name != "demo"]
+    # The embedded pair is too small to suit anything else.
+    known = [one for one in pairs if one.name != DEFAULT_PAIR or one.target == target]
     rates = _rates(target, records)
     found = [
         one

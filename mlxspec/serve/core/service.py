@@ -142,6 +142,11 @@ class Service:
             )
         return request
 
+    def require_open(self) -> None:
+        """Raise Refusal where the server takes no more requests."""
+        if self.draining:
+            raise unready("is shutting down")
+
     @contextmanager
     def written(
         self, requests: Sequence[Request], call: Call | None = None
@@ -154,8 +159,7 @@ class Service:
         Raises:
             Refusal: too many wait, or the server is shutting down or stuck.
         """
-        if self.draining:
-            raise unready("is shutting down")
+        self.require_open()
         if (stuck := self._stuck()) is not None:
             raise unready(stuck)
         if self._free() < len(requests):
