@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from benchmarked import ARMS, NONE, TYPES, cell, cells, peers, results, shape
+from benchmarked import ARMS, NONE, TYPES, acceptance, cell, cells, peers, results, shape
 
 from mlxspec.bench.cells import Configuration, Speedup
 from mlxspec.bench.report import svg
@@ -166,7 +166,7 @@ def test_one_configuration_is_reported_without_a_comparison():
     made = results(cells=(cell("configs", NONE),), recommendation=None, peers=(), shape=())
     (first, steady) = chapters(made)
     assert first.plot is None
-    assert first.finding.startswith("Only one way of decoding was measured")
+    assert first.finding.startswith("Plain decoding alone was measured")
     assert first.tables[0].rows[0][:2] == ("plain", "40")
     assert steady.key == "drift"
     assert verdict(made) == "There is no recommendation: too little was measured."
@@ -196,7 +196,7 @@ def test_a_run_in_which_nothing_was_finished_is_reported():
 def test_questions_that_were_not_asked_have_no_chapter():
     some = tuple(one for one in cells() if one.question in ("configs", "context"))
     made = results(cells=some, peers=(), shape=(), drift=Drift())
-    assert list(by_key(made)) == ["configs", "acceptance", "costs", "rounds", "context"]
+    assert list(by_key(made)) == ["configs", "acceptance", "costs", "rounds", "context", "targets"]
 
 
 def test_an_interrupted_question_shows_what_there_is():
@@ -216,6 +216,41 @@ def test_one_turn_has_a_median_and_no_interval():
     assert found.tables[0].rows[1][2] == "1.50"
     assert "interval" not in found.tables[0].header
     assert max(map(float, re.findall(r"\d\.\d+", " ".join(said(found.plot))))) < 5
+
+
+def test_too_few_turns_are_said_to_be_too_few():
+    some = (*cells()[:5], *(one for one in cells() if one.question == "prompts"))
+    made = results(cells=tuple(replace(one, speedup=None) for one in some), recommendation=None)
+    found = by_key(made)
+    for key in ("configs", "prompts"):
+        assert found[key].finding == "Too few texts were written to tell a speed-up."
+        assert found[key].plot is None
+    assert "costs" not in found
+    html(made)
+
+
+def test_positions_that_few_rounds_proposed_are_not_drawn():
+    few = replace(
+        acceptance(3),
+        drafted_by_position=(400, 300, 9, 400),
+        accepted_by_position=(300, 150, 9, 400),
+    )
+    made = results(cells=(cells()[0], replace(cells()[1], acceptance=few)))
+    found = by_key(made)["acceptance"]
+    assert found.finding == "With 3, 75% of the first proposals are kept, and 50% at position 2."
+    assert found.tables[0].rows == (("3", "75%", "50%", "100%", "100%"),)
+    rare = replace(few, drafted_by_position=(9,), accepted_by_position=(9,))
+    made = results(cells=(cells()[0], replace(cells()[1], acceptance=rare)))
+    assert by_key(made)["acceptance"].plot is None
+
+
+def test_commands_in_sentences_are_code():
+    words = "Give it more --minutes, or run `mlxspec bench --full`; auto - or 3 -- is <fine>."
+    page = html(results(warnings=(Remark(kind="unfinished", words=words),)))
+    assert (
+        "more <code>--minutes</code>, or run <code>mlxspec bench --full</code>; "
+        "auto - or 3 -- is &lt;fine&gt;."
+    ) in page
 
 
 def test_programs_that_failed_are_named_with_the_reason():
@@ -247,7 +282,7 @@ def test_the_sentences_say_what_the_tables_bear_out():
         "(auto: 1.29 x (1.14–1.43))."
     )
     assert found["acceptance"].finding == (
-        "With 7, 78% of the first proposals are kept, and 18% of those at position 7."
+        "With 7, 78% of the first proposals are kept, and 18% at position 7."
     )
     assert found["costs"].finding == (
         "A round of 5 proposals costs 1.82 plain rounds and brings 3.52 tokens: more than it costs."

@@ -165,11 +165,19 @@ def test_prompts_that_differ_are_no_noise():
     assert drift(at, speeds).noise > 0.1  # as if all had done the same
 
 
-def test_work_that_was_done_once_says_nothing_of_the_machine():
-    found = drift([0.0, 1.0], [40.0, 10.0], ["a", "b"])
+@pytest.mark.parametrize("work", [["a", "b", "c"], ["a", "a", "b"]])
+def test_work_that_was_hardly_repeated_says_nothing_of_the_machine(work):
+    found = drift([0.0, 1.0, 2.0], [40.0, 10.0, 20.0], work)
     assert not found.is_known
     assert not found.is_too_noisy
     assert str(found).startswith("unknown")
+
+
+def test_three_values_tell_their_noise():
+    rng = np.random.default_rng(0)
+    runs = np.exp(0.05 * rng.standard_normal((400, 3))).tolist()
+    found = [drift([0.0, 1.0, 2.0], one).noise for one in runs]
+    assert np.mean(found) == pytest.approx(0.05, rel=0.15)
 
 
 # --- what changed ---
@@ -225,6 +233,11 @@ def test_many_comparisons_share_their_false_alarms():
 def test_a_change_of_nothing_is_said_to_be_the_same():
     assert share(verdicts(0, turns=40, noise=0.01, wobble=0), Verdict.SAME) > 0.95
     assert share(verdicts(0, turns=3, noise=0.1), Verdict.UNCLEAR) > 0.9
+
+
+def test_two_turns_that_agree_by_chance_are_not_judged():
+    assert change([40.0, 40.0], [30.0, 30.0]).verdict is Verdict.UNCLEAR
+    assert change([40.0] * 3, [30.0] * 3).verdict is Verdict.SLOWER
 
 
 def test_a_machine_that_drifts_takes_more_to_be_called():

@@ -42,6 +42,11 @@ class Compared:
     def is_called(self) -> bool:
         return self.change.verdict in (Verdict.FASTER, Verdict.SLOWER)
 
+    @property
+    def percent(self) -> str:
+        """How much faster, in words; less than 0 is slower."""
+        return f"{self.change.ratio.median - 1:+.1%}"
+
     def as_dict(self) -> dict[str, Any]:
         found = self.change.ratio
         return {
@@ -115,6 +120,7 @@ def compare(before: Results, after: Results) -> Comparison:
     earlier = {_key(cell): cell for cell in before.cells}
     both = [(earlier[key], cell) for cell in after.cells if (key := _key(cell)) in earlier]
     paired = [found for one, other in both for found in _paired(one, other)]
+    judged = sum(len(old) >= statistics.FEWEST for _, _, old, _ in paired)
     unsteady = max(unsteadiness(before), unsteadiness(after))
     compared = tuple(
         Compared(
@@ -122,7 +128,7 @@ def compare(before: Results, after: Results) -> Comparison:
             what,
             median(old) if what == "tokens/s" else 1 / median(old),
             median(new) if what == "tokens/s" else 1 / median(new),
-            change(old, new, comparisons=len(paired), unsteady=unsteady),
+            change(old, new, comparisons=max(judged, 1), unsteady=unsteady),
         )
         for cell, what, old, new in paired
     )

@@ -63,10 +63,17 @@ def _results(folder: Path, tell: Tell) -> Iterator[tuple[Path, Results]]:
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Values as blocks, the least the lowest and the greatest the highest; a gap where none is."""
+    """Values as blocks between the least and the greatest; a gap where none is.
+
+    The blocks span a tenth of the greatest value at least, so that noise looks like noise.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    low, high = min(known), max(known)
-    steps = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(" " if one is None else BLOCKS[round(steps * (one - low))] for one in values)
+    least, greatest = min(known), max(known)
+    span = max(greatest - least, greatest / 10)
+    bottom = (least + greatest - span) / 2
+    last = len(BLOCKS) - 1
+    return "".join(
+        " " if one is None else BLOCKS[round(last * (one - bottom) / span)] for one in values
+    )

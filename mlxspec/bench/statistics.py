@@ -26,6 +26,7 @@ from enum import StrEnum
 from functools import cache
 from itertools import combinations
 from math import comb, inf, log
+from statistics import median as middle
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,9 @@ TOO_NOISY = 0.15
 TOO_MUCH_DRIFT = 0.1
 # How often the pivot of a small sample is drawn. The multiple's error is below 1%.
 DRAWS = 200_000
+# Fewer turns are not judged: two may agree by chance. With fewer pairs of the same work, a trend
+# would explain all noise away.
+FEWEST = 3
 # The standard deviation of normal values over their median absolute deviation.
 OF_MAD = 1.4826
 
@@ -68,7 +72,7 @@ def median(values: Sequence[float]) -> float:
     """The median. Raises ValueError without values."""
     if not len(values):
         raise ValueError("a median needs a value")
-    return float(np.median(np.asarray(values, float)))
+    return float(middle(values))
 
 
 def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
@@ -80,11 +84,11 @@ def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Inte
     array = np.asarray(values, float)
     if not (np.isfinite(array) & (array > 0)).all():
         raise ValueError("an interval is made of positive numbers")
-    middle = median(values)
+    centre = median(values)
     if len(array) == 1:
-        return Interval(middle, 0.0, inf)
-    (low,), (high,) = np.exp(limits(np.log(array / middle)[None], confidence))
-    return Interval(middle, middle * float(low), middle * float(high))
+        return Interval(centre, 0.0, inf)
+    (low,), (high,) = np.exp(limits(np.log(array / centre)[None], confidence))
+    return Interval(centre, centre * float(low), centre * float(high))
 
 
 def interval_of_ratio(
@@ -151,7 +155,7 @@ def _multiple(count: int, confidence: float) -> float:
 class Drift:
     """How steady a machine was, from the same work done again and again.
 
-    noise: the standard deviation of one value, as a fraction; NaN where nothing was done twice.
+    noise: the standard deviation of one value, as a fraction; NaN where too little was repeated.
     change: what the trend adds up to from the first value to the last: -0.1 is 10% less.
     is_trend: the change is beyond what noise alone would show (p < 0.05).
     """
@@ -171,7 +175,7 @@ class Drift:
 
     def __str__(self) -> str:
         if not self.is_known:
-            return "unknown: no work was done twice"
+            return "unknown, as too little was repeated"
         noise = f"{self.noise:.1%} noise"
         trend = f"{self.change:+.1%} over the run" if self.is_trend else "no trend"
         return f"{noise}, {trend}" + (": too noisy to tell" if self.is_too_noisy else "")
@@ -202,7 +206,7 @@ def drift(
             score += np.sign(other - one)
             steps.append((later - at, other - one))
     slopes = [step / passed for passed, step in steps if passed]
-    if not slopes:
+    if len(slopes) < FEWEST:
         return Drift(math.nan, 0.0, False)
     slope = median(slopes)
     # Two values differ by more than either is off, and by this much more as often as not.
@@ -241,7 +245,7 @@ def change(
     """How speeds changed. The two of a turn belong together: the same prompt, before and after.
 
     A change is called where the whole interval lies beyond what counts as nothing, and sameness
-    where the whole interval lies within; all else is unclear.
+    where the whole interval lies within; all else is unclear, and so are fewer than 3 turns.
 
     Args:
         comparisons: how many are made together. Each gets its part of the 5% of false alarms
@@ -251,7 +255,9 @@ def change(
     """
     ratio = interval_of_ratio(after, before, confidence=1 - (1 - CONFIDENCE) / comparisons)
     least = max(NOTHING, unsteady)
-    if ratio.low > 1 + least:
+    if len(before) < FEWEST:
+        verdict = Verdict.UNCLEAR
+    elif ratio.low > 1 + least:
         verdict = Verdict.FASTER
     elif ratio.high < 1 - least:
         verdict = Verdict.SLOWER

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mlxspec._version import __version__
-from mlxspec.cli import bench_results, checking, disk, editing, streams
+from mlxspec.cli import bench_compare, bench_results, checking, disk, editing, streams
 from mlxspec.cli.bench import bench_app
 from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
@@ -51,7 +51,7 @@ pairs_app.command("add", cls=Command)(editing.add_pair)
 pairs_app.command("remove", cls=Command)(editing.remove_pair)
 pairs_app.command("default", cls=Command)(editing.choose_pair)
 bench_app.command("report", cls=Command)(bench_results.write_report_of)
-bench_app.command("compare", cls=Command)(bench_results.compare_results)
+bench_app.command("compare", cls=Command)(bench_compare.compare_results)
 bench_app.command("history", cls=Command)(bench_results.show_history)
 bench_app.command("apply", cls=Command)(bench_results.apply_results)
 app.add_typer(bench_app, name="bench")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mlxspec.cli import engines
+from mlxspec.cli import bench_results, engines
 from mlxspec.cli.bench_options import BenchOptions
 from mlxspec.cli.bench_peers import PeerOptions
 from mlxspec.cli.grouping import grouped
@@ -17,7 +17,7 @@ from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import UsageError
-from mlxspec.files import expanded
+from mlxspec.files import expanded, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -80,8 +80,11 @@ def measure(options: BenchOptions, others: PeerOptions, models: ModelOptions) ->
         run, before = _prepared(engine, pair, settings, prompts, others, models, display)
         about = about_pair(pair, engine)
 
-        def end() -> None:
-            """Write and print what is there; also from a thread, where MLX keeps this one."""
+        def end() -> bool:
+            """Write and print what is there; also from a thread, where MLX keeps this one.
+
+            False where a target was asked for and missed.
+            """
             display.close()
             results = results_of(
                 run,
@@ -91,13 +94,15 @@ def measure(options: BenchOptions, others: PeerOptions, models: ModelOptions) ->
                 before=before,
                 after=environment(),
             )
-            _finish(results, options, out)
+            return _finish(results, options, out)
 
         with leaving(end):
             interrupted = _follow(run, display, out)
-        end()
+        passed = end()
     if interrupted:
         raise typer.Exit(INTERRUPTED)
+    if not passed:
+        raise typer.Exit(1)
 
 
 def _measure_shapes(options: BenchOptions, others: PeerOptions, models: ModelOptions) -> None:
@@ -117,12 +122,16 @@ def _measure_shapes(options: BenchOptions, others: PeerOptions, models: ModelOpt
         )
     _require_places(options)
     out = Output(quiet=options.quiet)
+
+    def finish(results: Results, show: Callable[[], None]) -> None:
+        _finish(results, options, out, show)
+
     measure_shapes(
         options.shape or [],
         models,
         options.settings().minutes,
         out,
-        lambda results, show: _finish(results, options, out, show),
+        finish,
         mlx_lm=bool(others.against),
     )
 
@@ -209,23 +218,30 @@ def _finish(
     options: BenchOptions,
     out: Output,
     show: Callable[[], None] | None = None,
-) -> None:
+) -> bool:
     """Write the files, and print the tables unless stdout has the results.
 
     Args:
         show: prints them; None prints those of a run.
+
+    Returns:
+        False where the targets were asked for, and one is missed.
     """
+    from mlxspec.bench.targets import targets
+
     on_stdout = options.json_file is not None and str(options.json_file) == "-"
+    text = options.format.text(results)
     written: list[str] = []
     if options.json_file is not None and not on_stdout:
-        results.write(expanded(options.json_file))
+        with replacing(expanded(options.json_file)) as file:
+            file.write(text.encode())
         written.append(str(options.json_file))
     if options.report is not None:
         from mlxspec.bench.report.writing import write_report
 
         written += map(str, write_report(results, expanded(options.report)))
     if on_stdout:
-        out.line(results.as_json().rstrip("\n"))
+        out.line(text.rstrip("\n"))
     elif show is not None:
         show()
     else:
@@ -234,3 +250,9 @@ def _finish(
         bench_tables.show(results, out.console(least=bench_tables.COLUMNS))
     for name in written:
         out.tell(f"written: {name}")
+    if not options.targets:
+        return True
+    aims = targets(results)
+    if not on_stdout:
+        bench_results.show_targets(aims, out)
+    return all(one.is_met for one in aims)

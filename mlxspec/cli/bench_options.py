@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -15,6 +16,7 @@ from mlxspec.errors import UsageError
 if TYPE_CHECKING:
     from mlxspec.bench.plan import Settings
     from mlxspec.bench.prompt_sets import Prompt
+    from mlxspec.bench.results import Results
 
 _what = partial(typer.Option, rich_help_panel="What is measured", show_default=False)
 _how = partial(typer.Option, rich_help_panel="How", show_default=False)
@@ -26,6 +28,20 @@ QUICK_CONFIGS, QUICK_TYPES = "none,3,auto", "code,chat,edit"
 QUICK_TOKENS, QUICK_MINUTES = 48, 0.5
 FULL_SYSTEMS, FULL_TEMPS = "none,direct,expert,concise", "0,0.7,1"
 FULL_CONTEXTS, FULL_ROWS = "256,1024,4096,16384", "1,2,4,8,16"
+
+
+class Format(StrEnum):
+    """The forms of the results in a file."""
+
+    JSON = "json"
+    LLAMA_BENCH = "llama-bench-jsonl"
+
+    def text(self, results: Results) -> str:
+        if self is Format.JSON:
+            return results.as_json()
+        from mlxspec.bench.llama_bench import jsonl
+
+        return jsonl(results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +131,21 @@ class BenchOptions:
         Path | None,
         _left("--json", metavar="FILE", help="Write the results here; - is stdout."),
     ] = None
+    format: Annotated[Format, _left(help="What --json writes.")] = Format.JSON
     report: Annotated[
         Path | None,
         _left(
             metavar="DIR", help="Write results.json, report.md and report.html into this folder."
         ),
     ] = None
+    targets: Annotated[
+        bool,
+        _left(
+            "--targets",
+            help="Hold the result against the targets: acceptance, speed-up, time to the first "
+            "token, memory. The exit code is 1 where one is missed.",
+        ),
+    ] = False
     quiet: Annotated[bool, _left("--quiet", "-q", help="Nothing on stderr but errors.")] = False
 
     def settings(self) -> Settings:
@@ -168,6 +193,7 @@ class BenchOptions:
             "--rows": self.rows,
             "--full": self.full or None,
             "--max-tokens": self.max_tokens,
+            "--targets": self.targets or None,
         }
 
     def prompt_set(self, settings: Settings) -> tuple[Prompt, ...]:

@@ -1,4 +1,4 @@
-"""`mlxspec bench report`, `compare`, `history` and `apply`: what is done with results."""
+"""`mlxspec bench report`, `history` and `apply`: what is done with results."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxspec.cli.options import JsonOption
 from mlxspec.cli.output import Output
 from mlxspec.errors import UsageError
 from mlxspec.files import expanded
 
 if TYPE_CHECKING:
-    from mlxspec.bench.compare import Compared, Comparison
     from mlxspec.bench.history import Line
     from mlxspec.bench.results import Results
     from mlxspec.bench.targets import Target
 
-ResultArgument = Annotated[
-    Path, typer.Argument(metavar="RESULTS", help="A results.json, or the folder of a report.")
-]
+RESULTS = "A results.json, or the folder of a report."
+ResultArgument = Annotated[Path, typer.Argument(metavar="RESULTS", help=RESULTS)]
 AnywayOption = Annotated[bool, typer.Option("--anyway", help="Do it all the same.")]
 
 
@@ -34,135 +31,6 @@ def write_report_of(
 
     for path in write_report(read(results), expanded(folder)):
         Output().line(str(path))
-
-
-def compare_results(
-    before: ResultArgument,
-    after: ResultArgument,
-    threshold: Annotated[
-        str, typer.Option(metavar="PERCENT", help="The largest slowdown that passes.")
-    ] = "5%",
-    every: Annotated[bool, typer.Option("--all", help="Show what did not change, too.")] = False,
-    anyway: AnywayOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Tell what changed between two results beyond noise; exit code 1 on a regression."""
-    from mlxspec.bench.compare import compare, differences
-    from mlxspec.cli.bench_options import share
-
-    allowed, out = share("--threshold", threshold), Output(as_json)
-    earlier, later = read(before), read(after)
-    reasons = differences(earlier, later)
-    if reasons and not anyway:
-        raise UsageError(
-            f"The two cannot be compared: {'; '.join(reasons)}.",
-            hint="Measure the same on the same machine, or compare them --anyway.",
-        )
-    found = compare(earlier, later)
-    if not found.compared:
-        raise UsageError(
-            "The two have nothing in common.", hint="Measure the same configurations and prompts."
-        )
-    slower = found.regressions(allowed)
-    if as_json:
-        out.object(
-            {
-                "compared": [one.as_dict() for one in found.compared],
-                "regressions": [one.as_dict() for one in slower],
-                "threshold": allowed,
-                "differences": reasons,
-                "versions": list(found.versions),
-                "beside": list(found.beside),
-            }
-        )
-    else:
-        _show_comparison(found, slower, allowed, reasons, out, every=every)
-    if slower:
-        raise typer.Exit(1)
-
-
-def _show_comparison(
-    found: Comparison,
-    slower: tuple[Compared, ...],
-    allowed: float,
-    reasons: Iterable[str],
-    out: Output,
-    *,
-    every: bool,
-) -> None:
-    from mlxspec.bench.statistics import Verdict
-
-    for line in reasons:
-        out.show(f"not the same: {line}")
-    for line in found.versions:
-        out.show(f"version: {line}")
-    shown = [one for one in found.compared if every or one.is_called]
-    if shown:
-        out.console(least=90).print(_changes(shown))
-    for line in found.beside:
-        out.show(f"{line}.")
-    if found.unsteady > 0.02:
-        out.show(
-            f"A machine drifted by {found.unsteady:.0%} during a run, so only what changed by more "
-            "is called."
-        )
-    counts = ", ".join(f"{found.count(one)} {one}" for one in Verdict if found.count(one))
-    plural = "" if len(found.compared) == 1 else "s"
-    out.show(f"{len(found.compared)} comparison{plural} of the same prompts: {counts}.")
-    words = f"Nothing is slower beyond noise by more than {allowed:.0%}."
-    if slower:
-        worst = min(slower, key=lambda one: one.change.ratio.median)
-        words = (
-            f"{len(slower)} regression{'s' if slower[1:] else ''} of more than {allowed:.0%}; "
-            f"the worst: {worst.cell.configuration.name}, {worst.what} {_where(worst)}, "
-            f"{_percent(worst)}."
-        )
-    out.show(words, style="bold")
-
-
-def _changes(shown: Iterable[Compared]) -> object:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from mlxspec.bench.report.figures import in_speed, in_time
-
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("configuration", "where", "what"):
-        table.add_column(name)
-    for name in ("before", "after", "speed", "interval"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    for one in shown:
-        write = in_speed if one.what == "tokens/s" else in_time
-        ratio = one.change.ratio
-        limits = f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%}" if ratio.precision < 1 else "?"
-        table.add_row(
-            one.cell.configuration.name,
-            _where(one),
-            one.what,
-            write(one.before),
-            write(one.after),
-            _percent(one),
-            limits,
-            str(one.change.verdict),
-        )
-    return table
-
-
-def _where(one: Compared) -> str:
-    cell = one.cell
-    return {
-        "configs": "over all prompts",
-        "prompts": f"with {cell.row}",
-        "system": f"with system prompt {cell.row}",
-        "sampling": f"at temperature {cell.row}",
-        "context": f"at {cell.row} tokens",
-        "rows": f"with {cell.row} at a time",
-    }[cell.question]
-
-
-def _percent(one: Compared) -> str:
-    return f"{one.change.ratio.median - 1:+.1%}"
 
 
 def show_history(
@@ -190,11 +58,11 @@ def _show_line(line: Line, out: Output) -> None:
     prompts = line.latest.prompts_hash[:8]
     title = f"{about.title(line.latest)} on {facts.get('machine', '?')}, prompts {prompts}"
     out.show(title, style="bold")
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1))
-    for name in ("date", "mlxspec", "mlx", "recommended"):
-        table.add_column(name)
-    for name in ("tokens/s", "x plain", "accepted", "since the run before"):
-        table.add_column(name, justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in ("date", "mlxspec", "mlx", "use"):
+        table.add_column(name, no_wrap=True)
+    for name in ("tokens/s", "x plain", "accepted", "since the last"):
+        table.add_column(name, justify="right", no_wrap=True)
     earlier = None
     for _, one in line.runs:
         table.add_row(*_run(one, earlier))
@@ -207,20 +75,19 @@ def _show_line(line: Line, out: Output) -> None:
 
 def _run(one: Results, earlier: Results | None) -> tuple[str, ...]:
     from mlxspec.bench.compare import compare
-    from mlxspec.bench.judging import times
-    from mlxspec.bench.report import about
     from mlxspec.bench.report.figures import in_share, in_speed, rate
     from mlxspec.bench.summing import speed_of
     from mlxspec.bench.targets import chosen
+    from mlxspec.cli.bench_tables import times
 
     cell, since = chosen(one), ""
     if cell is not None and earlier is not None:
         key = (cell.question, cell.configuration.name, "tokens/s")
         for found in compare(earlier, one).compared:
             if (found.cell.question, found.cell.configuration.name, found.what) == key:
-                since = f"{_percent(found)} {found.change.verdict}"
+                since = f"{found.percent} {found.change.verdict}"
     return (
-        about.date(one.created),
+        one.created[:16].replace("T", " "),
         str(one.machine.get("mlxspec", "")),
         str(one.machine.get("mlx", "")),
         "" if one.recommendation is None else one.recommendation.configuration.name,
@@ -275,17 +142,24 @@ def apply_results(
     out.tell(found.recommendation.words)
 
 
-def show_targets(found: Iterable[Target], out: Output) -> bool:
-    """The aims of speculation as a table; whether all are met."""
+def show_targets(found: Iterable[Target], out: Output) -> None:
+    """The aims of speculation, and whether they are met, as a table."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    rows = list(found)
-    table = Table("target", "wanted", "measured", "", box=SIMPLE_HEAD, padding=(0, 1))
-    for one in rows:
+    table = Table(
+        "target",
+        "wanted",
+        "measured",
+        "",
+        box=SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for one in found:
         table.add_row(one.name, one.wanted, one.measured, one.verdict)
     out.show(table)
-    return all(one.is_met for one in rows)
 
 
 def read(path: Path) -> Results:

@@ -19,11 +19,11 @@ from mlxspec.defaults import INTERRUPTED
 
 PATIENCE_S = 0.35
 
-_leaving: list[Callable[[], None]] = []
+_leaving: list[Callable[[], object]] = []
 
 
 @contextmanager
-def leaving(last_words: Callable[[], None]) -> Iterator[None]:
+def leaving(last_words: Callable[[], object]) -> Iterator[None]:
     """While the block runs, `last_words` is called where Ctrl-C must end the process at once.
 
     Another thread calls it, while the main one waits for MLX.

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from mlxspec.bench.judging import times
 from mlxspec.bench.report import tables
 from mlxspec.bench.report.chapter import Chapter
+from mlxspec.bench.report.figures import MISSING
 from mlxspec.bench.report.plots import Forest, Lines, Point, Spot
+from mlxspec.bench.report.tables import Table
 from mlxspec.bench.results import Peer, Results
+from mlxspec.bench.targets import chosen, targets
 
 
 def others(peers: Sequence[Peer]) -> Chapter | None:
@@ -37,6 +40,21 @@ def others(peers: Sequence[Peer]) -> Chapter | None:
     )
     table = tables.of_peers(peers)
     return Chapter("peers", "Other programs", finding, (table,), plot if rows else None)
+
+
+def aims(results: Results) -> Chapter | None:
+    """The targets of speculation, each held against its measurement."""
+    cell = chosen(results)
+    if cell is None:
+        return None
+    found = targets(results)
+    met = sum(bool(one.is_met) for one in found)
+    finding = f"{cell.configuration.name} meets {met} of {len(found)} targets."
+    rows = tuple((one.name, one.wanted, one.measured or MISSING, one.verdict) for one in found)
+    table = Table(
+        "What speculation should bring", ("target", "wanted", "measured", "verdict"), rows
+    )
+    return Chapter("targets", "Targets", finding, (table,))
 
 
 def steadiness(results: Results) -> Chapter | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import starmap
 
 from mlxspec.bench.cells import Cell, Question
 from mlxspec.bench.judging import times
@@ -12,6 +13,8 @@ from mlxspec.bench.report.figures import gain, in_share, in_speed
 from mlxspec.bench.report.plots import Forest, Lines, Point, Spot
 from mlxspec.bench.results import Results
 from mlxspec.bench.summing import speed_of
+
+ROUNDS = 10  # that must have proposed a token at a position for it to be drawn
 
 
 def chapters(results: Results) -> list[Chapter]:
@@ -29,6 +32,7 @@ def chapters(results: Results) -> list[Chapter]:
         _over(results, names, "rows", "With texts side by side"),
         *(costs.shape(one, place) for place, one in enumerate(results.shape)),
         around.others(results.peers),
+        around.aims(results),
         around.steadiness(results),
     ]
     return [one for one in made if one is not None]
@@ -46,7 +50,7 @@ def _configurations(results: Results, names: Sequence[str]) -> Chapter | None:
         name, speed = tables.called(best), in_speed(speed_of(best.samples))
         finding = f"The fastest is {name}: {times(found)} plain decoding, {speed} tokens/s."
     else:
-        finding = "Only one way of decoding was measured, so nothing can be compared with it."
+        finding = _nothing(cells)
     rows = [(tables.called(cell), [_point(cell, names, expected=cell.predicted)]) for cell in gains]
     speeds = tables.of_cells("Medians over all prompts, with 95% intervals", cells)
     kept = tables.of_cells("Proposals, texts and memory", cells, tables.KEPT)
@@ -65,7 +69,7 @@ def _compared(
     for cell in _gains(cells):
         best.setdefault(cell.row, cell)
     order = list(best.values())
-    finding = "Plain decoding alone was measured."
+    finding = _nothing(cells)
     if order:
         finding = f"Speculation gains most with {_told(order[0])}"
         finding += f", and least with {_told(order[-1])}." if order[1:] else "."
@@ -78,6 +82,13 @@ def _compared(
     table = tables.of_cells(f"Medians by {tables.LABELS[question]}, with 95% intervals", cells)
     plot = Forest(list(rows.items()), names) if rows else None
     return Chapter(question, title, finding, (table,), plot)
+
+
+def _nothing(cells: Sequence[Cell]) -> str:
+    """Why there is no speed-up to tell."""
+    if all(cell.configuration.is_baseline for cell in cells):
+        return "Plain decoding alone was measured, so there is nothing to compare with it."
+    return "Too few texts were written to tell a speed-up."
 
 
 def _gains(cells: Iterable[Cell]) -> list[Cell]:
@@ -108,22 +119,17 @@ def _acceptance(results: Results, names: Sequence[str]) -> Chapter | None:
     if not cells:
         return None
     series = [
-        (
-            names.index(cell.row),
-            tables.called(cell),
-            [Spot(place, share) for place, share in enumerate(tables.positions(cell), start=1)],
-        )
+        (names.index(cell.row), tables.called(cell), list(starmap(Spot, enumerate(shares, 1))))
         for cell in cells
+        if (shares := tables.positions(cell, least=ROUNDS))
     ]
-    longest = max(cells, key=lambda cell: len(tables.positions(cell)))
-    first, *later = tables.positions(longest)
-    finding = f"With {tables.called(longest)}, {in_share(first)} of the first proposals are kept"
-    finding += (
-        f", and {in_share(later[-1])} of those at position {len(later) + 1}." if later else "."
-    )
-    last = max(2, 1 + len(later))
-    ticks = [float(one) for one in range(1, last + 1)]
-    plot = Lines(series, "position in a proposal", "share kept", share=True, ticks=ticks)
+    finding, plot = f"No position was proposed in {ROUNDS} rounds, which is too few to tell.", None
+    if series:
+        _, name, spots = max(series, key=lambda one: len(one[2]))
+        finding = f"With {name}, {in_share(spots[0].y)} of the first proposals are kept"
+        finding += f", and {in_share(spots[-1].y)} at position {len(spots)}." if spots[1:] else "."
+        ticks = [float(one) for one in range(1, max(2, len(spots)) + 1)]
+        plot = Lines(series, "position in a proposal", "share kept", share=True, ticks=ticks)
     sources = tables.of_sources(cells)
     both = (tables.of_positions(cells), *(() if sources is None else (sources,)))
     return Chapter("acceptance", "Acceptance by position", finding, both, plot)

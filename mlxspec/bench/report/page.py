@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -56,12 +57,21 @@ def html(results: Results) -> str:
 
 
 def _verdict(results: Results) -> str:
-    warned = "".join(f"<li>{escape(one.words)}</li>" for one in results.warnings)
+    warned = "".join(f"<li>{_prose(one.words)}</li>" for one in results.warnings)
     figures = about.headline(results)
     return (
-        f'<p class="verdict">{escape(about.verdict(results))}</p>\n'
+        f'<p class="verdict">{_prose(about.verdict(results))}</p>\n'
         + (_pairs(figures, "headline") if figures else "")
         + (f'<ul class="warnings" aria-label="Warnings">{warned}</ul>\n' if warned else "")
+    )
+
+
+def _prose(text: str) -> str:
+    """A sentence; commands and options in it are code, which no line breaks."""
+    return re.sub(
+        r"`([^`]+)`|(?<![\w-])(--[a-z][a-z-]+)",
+        lambda found: f"<code>{found[1] or found[2]}</code>",
+        escape(text, quote=False),
     )
 
 
@@ -82,7 +92,7 @@ def _section(chapter: Chapter) -> str:
     return (
         f'<section id="{key}" aria-labelledby="{key}-title">\n'
         f'<h2 id="{key}-title">{escape(chapter.title)}</h2>\n'
-        f'<p class="finding">{escape(chapter.finding)}</p>\n'
+        f'<p class="finding">{_prose(chapter.finding)}</p>\n'
         + ("" if chapter.plot is None else _figure(chapter, chapter.plot))
         + "".join(map(_table, chapter.tables))
         + "</section>\n"

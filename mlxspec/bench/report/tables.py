@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from mlxspec.bench.cells import BASELINE, Cell, Question, Round, Speedup
 from mlxspec.bench.report import figures
@@ -17,6 +18,8 @@ from mlxspec.bench.report.figures import (
 )
 from mlxspec.bench.results import Cost, Peer, Results, Shape
 from mlxspec.bench.summing import speed_of
+
+NEVER = "never"
 
 
 @dataclass(frozen=True)
@@ -128,13 +131,18 @@ def of_positions(cells: Sequence[Cell]) -> Table:
     )
 
 
-def positions(cell: Cell) -> list[float]:
-    """Of the rounds that proposed a token at a position, the share that kept it."""
+def positions(cell: Cell, *, least: int = 1) -> list[float]:
+    """Of the rounds that proposed a token at a position, the share that kept it.
+
+    Args:
+        least: rounds of a position; the first with fewer ends the list.
+    """
     found = cell.acceptance
     if found is None:
         return []
     both = zip(found.accepted_by_position, found.drafted_by_position, strict=False)
-    return [kept / proposed for kept, proposed in both if proposed]
+    enough = takewhile(lambda one: one[1] >= least, both)
+    return [kept / proposed for kept, proposed in enough]
 
 
 def of_sources(cells: Sequence[Cell]) -> Table | None:
@@ -169,7 +177,8 @@ def of_rounds(rounds: Sequence[tuple[str, Round]]) -> Table:
 
 
 def of_shape(shape: Shape) -> Table:
-    rows = tuple(_cost(one) for one in shape.costs)
+    theirs = any(one.mlx_lm_s is not None for one in shape.costs)
+    rows = tuple((*_cost(one), *([in_time(one.mlx_lm_s)] if theirs else [])) for one in shape.costs)
     header = (
         "draft tokens",
         "verifying",
@@ -177,16 +186,17 @@ def of_shape(shape: Shape) -> Table:
         "drafting",
         "host",
         "a round",
+        "expected",
         "x plain",
         "pays above",
+        "from the text",
+        *(["mlx-lm's round"] if theirs else []),
     )
     return Table("Passes and rounds, with random weights of that shape", header, rows)
 
 
 def _cost(one: Cost) -> tuple[str, ...]:
-    pays = in_share(one.pays_above)
-    if one.pays_above is None and one.draft_tokens and one.round_s is not None:
-        pays = "never"
+    drafted = bool(one.draft_tokens)
     return (
         str(one.draft_tokens),
         in_time(one.verify_s),
@@ -194,9 +204,15 @@ def _cost(one: Cost) -> tuple[str, ...]:
         in_time(one.draft_s),
         in_time(one.host_s),
         in_time(one.round_s),
+        in_time(one.expected_s),
         in_ratio(one.round_over_plain),
-        pays,
+        _pays(one.pays_above, drafted and one.round_s is not None),
+        _pays(one.text_pays_above, drafted),
     )
+
+
+def _pays(rate: float | None, measured: bool) -> str:
+    return NEVER if rate is None and measured else in_share(rate)
 
 
 def of_peers(peers: Sequence[Peer]) -> Table:
