@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
 from pathlib import Path
 
+import benchmarked
 import pytest
 from cli_tools import is_one_error, save_model
+from rich.console import Console
 
 from mlxspec.bench import results
-from mlxspec.cli import interrupts
+from mlxspec.bench.cells import Speedup
+from mlxspec.cli import bench_tables, interrupts
 from mlxspec.cli.bench_live import left, table_of
 from mlxspec.cli.display import Display
 from mlxspec.errors import UsageError
@@ -171,3 +175,38 @@ def test_times_in_words():
         "10 min",
     ]
     assert table_of([]).row_count == 0
+
+
+# --- what a terminal shows --------------------------------------------------------------
+
+
+def shown(found, width=100):
+    file = io.StringIO()
+    bench_tables.show(found, Console(width=width, file=file, markup=False, highlight=False))
+    return file.getvalue()
+
+
+def test_every_part_of_the_results_is_shown():
+    found = benchmarked.results()
+    said = shown(found)
+    for cell in found.cells:
+        assert cell.row in said
+        if cell.speedup is not None:
+            assert bench_tables.times(cell.speedup) in said
+    for peer in found.peers:
+        assert peer.name in said
+    for remark in found.warnings:
+        assert f"! {remark.words}" in said
+    assert said.splitlines()[-1] == found.recommendation.words
+
+
+def test_a_narrow_terminal_cuts_nothing():
+    found = benchmarked.results()
+    tables = {line.rstrip() for line in shown(found).splitlines() if line.startswith("  ")}
+    assert tables <= {line.rstrip() for line in shown(found, width=40).splitlines()}
+
+
+def test_an_interval_that_says_nothing_is_not_shown():
+    assert bench_tables.times(Speedup(median=2.0, low=0.1, high=40.0)) == "2.00 (?)"
+    assert bench_tables.times(Speedup(median=2.0, low=1.9, high=2.1)) == "2.00 (1.90–2.10)"
+    assert bench_tables.times(None) == "…"

@@ -247,7 +247,7 @@ def _finish(
     else:
         from mlxspec.cli import bench_tables
 
-        bench_tables.show(results, out.console(least=bench_tables.COLUMNS))
+        bench_tables.show(results, out.console())
     for name in written:
         out.tell(f"written: {name}")
     if not options.targets:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean, median
+from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,11 +10,23 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxspec.bench.cells import BASELINE, Cell, Question, Sample, Speedup
+from mlxspec.bench.report.figures import (
+    MISSING,
+    brought,
+    first_token_s,
+    in_interval,
+    in_ratio,
+    in_share,
+    in_speed,
+    in_time,
+    rate,
+    typical,
+)
+from mlxspec.bench.report.tables import titled
 from mlxspec.bench.results import Peer, Results
 from mlxspec.bench.summing import speed_of
-from mlxspec.metrics import speed
 
-COLUMNS = 100  # that the tables need
+_ROOMY = 1000  # columns that no table needs
 _TITLES: dict[Question, tuple[str, str]] = {
     "system": ("system prompt", "What a system prompt changes"),
     "sampling": ("temperature", "What sampling changes"),
@@ -27,18 +38,28 @@ _TITLES: dict[Question, tuple[str, str]] = {
 def show(results: Results, console: Console) -> None:
     """Everything that a person should see of a run."""
     _say(console, _head(results))
+    width = console.width
+    for table in _tables(results):
+        # A narrow terminal breaks lines: what is cut could not be read.
+        roomy = console.options.update(max_width=_ROOMY)
+        console.width = max(width, console.measure(table, options=roomy).maximum)
+        console.print(table)
+    console.width = width
+    _conclude(results, console)
+
+
+def _tables(results: Results) -> Iterator[Table]:
     if configs := results.of("configs"):
-        console.print(_configurations(configs))
+        yield _configurations(configs)
         if any(one.round or one.acceptance for one in configs):
-            console.print(_rounds(configs))
+            yield _rounds(configs)
     if prompts := results.of("prompts"):
-        console.print(_types(prompts))
+        yield _types(prompts)
     for question in _TITLES:
         if cells := results.of(question):
-            console.print(_conditions(question, cells))
+            yield _conditions(question, cells)
     if results.peers:
-        console.print(_peers(results.peers))
-    _conclude(results, console)
+        yield _peers(results.peers)
 
 
 def _head(results: Results) -> str:
@@ -75,13 +96,13 @@ def _configurations(cells: Sequence[Cell]) -> Table:
     for one in cells:
         table.add_row(
             one.configuration.name,
-            _speed(one.samples),
+            in_speed(speed_of(one.samples)),
             "" if one.configuration.is_baseline else times(one.speedup),
-            _ms(_median(one.samples, lambda sample: sample.ttft_s)),
-            _ms(_median(one.samples, lambda sample: sample.total_s)),
+            in_time(first_token_s(one)),
+            in_time(typical(one.samples, lambda sample: sample.total_s)),
             _gaps(one.samples),
-            f"{one.memory_ratio:.2f}" if one.memory_ratio else "",
-            _percent(one.identical),
+            in_ratio(one.memory_ratio),
+            in_share(one.identical),
         )
     return table
 
@@ -102,8 +123,8 @@ def _rounds(cells: Sequence[Cell]) -> Table:
         table.add_row(
             one.configuration.name,
             *([f"{1e3 * value:.1f}" for value in seconds] or [""] * 4),
-            _percent(kept.rate if kept else None),
-            f"{kept.tokens_per_round:.2f}" if kept and kept.tokens_per_round else "",
+            in_share(rate(one)),
+            in_ratio(brought(one)),
             _places(one),
             ", ".join(
                 f"{name} {100 * source.accepted / source.drafted:.0f}"
@@ -135,7 +156,7 @@ def _types(cells: Sequence[Cell]) -> Table:
         shown = [Text(kind)]
         for name in names:
             one = row[name]
-            words = _speed(one.samples) if name == BASELINE else times(one.speedup)
+            words = in_speed(speed_of(one.samples)) if name == BASELINE else times(one.speedup)
             is_best = one.speedup is not None and one.speedup.median == best
             shown.append(Text(words, "bold" if is_best else ""))
         table.add_row(*shown)
@@ -156,18 +177,17 @@ def _conditions(question: Question, cells: Sequence[Cell]) -> Table:
     for row in dict.fromkeys(one.row for one in cells):
         some = {one.configuration.name: one for one in cells if one.row == row}
         plain, one = some[BASELINE], some[name]
-        kept = one.acceptance
         table.add_row(
             row,
-            _speed(plain.samples),
-            _speed(one.samples) if one is not plain else "",
+            in_speed(speed_of(plain.samples)),
+            in_speed(speed_of(one.samples)) if one is not plain else "",
             times(one.speedup) if one is not plain else "",
-            _ms(_median(one.samples, lambda sample: sample.ttft_s)),
-            _percent(kept.rate if kept else None),
-            f"{kept.tokens_per_round:.2f}" if kept and kept.tokens_per_round else "",
-            f"{fmean(sample.tokens for sample in one.samples):.0f}" if one.samples else "",
-            f"{one.memory_ratio:.2f}" if one.memory_ratio else "",
-            _percent(one.identical),
+            in_time(first_token_s(one)),
+            in_share(rate(one)),
+            in_ratio(brought(one)),
+            f"{typical(one.samples, lambda sample: sample.tokens) or 0:.0f}",
+            in_ratio(one.memory_ratio),
+            in_share(one.identical),
         )
     return table
 
@@ -175,21 +195,13 @@ def _conditions(question: Question, cells: Sequence[Cell]) -> Table:
 def _peers(peers: Sequence[Peer]) -> Table:
     table = _table(
         "The same prompts elsewhere",
-        *(
-            "program",
-            "tokens/s",
-            "first token",
-            "x our plain",
-            "ours over it",
-            "remark",
-        ),
+        *("program", "tokens/s", "first\ntoken", "x our plain", "ours over it", "remark"),
     )
     for one in peers:
-        named = f"{one.name} {one.configuration}".strip()
         table.add_row(
-            named,
-            _speed(one.samples),
-            _ms(_median(one.samples, lambda sample: sample.ttft_s)),
+            titled(one),
+            in_speed(speed_of(one.samples)),
+            in_time(typical(one.samples, lambda sample: sample.ttft_s)),
             times(one.over) if one.over else "",
             times(one.ours_over) if one.ours_over else "",
             one.words or one.status,
@@ -223,36 +235,13 @@ def times(found: Speedup | None) -> str:
     """A speed-up and its interval, unless that says nothing."""
     if found is None:
         return "…"
-    if found.half_width > 1:
-        return f"{found.median:.2f} (?)"
-    return f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
-
-
-def _speed(samples: Sequence[Sample]) -> str:
-    found = speed_of(samples)
-    return "" if found is None else speed(found)
-
-
-def _median(samples: Iterable[Sample], value: Callable[[Sample], float | None]) -> float | None:
-    known = [one for one in map(value, samples) if one is not None]
-    return median(known) if known else None
+    limits = in_interval(found)
+    return f"{in_ratio(found.median)} ({'?' if limits == MISSING else limits})"
 
 
 def _gaps(samples: Sequence[Sample]) -> str:
     halves = (
-        _median(samples, lambda one: one.gap_p50_s),
-        _median(samples, lambda one: one.gap_p95_s),
+        typical(samples, lambda one: one.gap_p50_s),
+        typical(samples, lambda one: one.gap_p95_s),
     )
-    return " / ".join(_ms(one) for one in halves) if None not in halves else ""
-
-
-def _ms(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return (
-        f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.{0 if seconds > 0.1 else 1}f} ms"
-    )
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    return " / ".join(map(in_time, halves))
