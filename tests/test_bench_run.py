@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 
 import pytest
 from architectures import build
 from conftest import CHAT_TOKENIZER, TOKENIZER, draft_for
 
-from mlxspec.bench.arms import Asked, OwnArm, Place, Written, own_arms
+from mlxspec.bench.arms import Asked, Clock, OwnArm, Place, Written, own_arms
 from mlxspec.bench.cells import Configuration, Sample
 from mlxspec.bench.concluding import results_of
 from mlxspec.bench.judging import recommendation, remarks
@@ -339,6 +340,20 @@ def test_later_turns_of_a_conversation_have_the_plain_answer_before_them(target)
 
 
 # --- figures ----------------------------------------------------------------------------
+
+
+def test_tokens_of_a_round_arrive_together():
+    clock = Clock(started=perf_counter() - 10, arrived=[(1.0, 2), (1.5, 3), (2.0, 2)])
+    found = clock.sample(Place(0, 0, 0.0), prompt="p", prompt_tokens=1)
+    assert (found.tokens, found.ttft_s) == (7, 1.0)
+    assert found.tokens_per_second == pytest.approx(5 / 1.0)
+    assert (found.gap_p50_s, found.gap_p95_s) == (0.0, 0.5)  # 0, 0.5, 0, 0, 0.5, 0
+    assert found.total_s == pytest.approx(10, abs=1)
+    whole = clock.sample(Place(0, 0, 0.0), overall=True, prompt="p", prompt_tokens=1)
+    assert whole.tokens_per_second == pytest.approx(7 / whole.total_s)
+    for arrived in ([], [(1.0, 3)]):
+        alone = Clock(arrived=arrived).sample(Place(0, 0, 0.0), prompt="p", prompt_tokens=1)
+        assert alone.tokens_per_second is None
 
 
 def sample(prompt, turn, speed):

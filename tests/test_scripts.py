@@ -204,7 +204,7 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    assert {"mlxspec/models.toml", "mlxspec/py.typed"} <= names
+    assert {"mlxspec/models.toml", "mlxspec/py.typed", "mlxspec/models/shapes.json"} <= names
     for model in ("target", "draft"):
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             assert f"mlxspec/demo/{model}/{file}" in names

@@ -385,6 +385,7 @@ def test_a_benchmark_of_shapes_leaves_results(
     for words_of in ("what a round takes", "acceptance rate", "mlx-lm"):
         assert words_of in said.out
     assert "The shape" in (tmp_path / "report.md").read_text()
+    assert "expected of a round" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -392,6 +393,7 @@ def test_a_benchmark_of_shapes_leaves_results(
     [
         (["--types", "code"], "--types has no place"),
         (["--full"], "--full has no place"),
+        (["--targets"], "--targets has no place"),
         (["--pair", "demo"], "--pair names others"),
         (["--server", "localhost:1"], "A server cannot take part"),
     ],

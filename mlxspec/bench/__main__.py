@@ -1,4 +1,4 @@
-"""`python -m mlxspec.bench` names the benchmarks, each with its question."""
+"""`python -m mlxspec.bench` names the measurements beside `mlxspec bench`, with their questions."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ BENCHES = {
 
 def main() -> None:
     console = Console(highlight=False)
+    console.print("mlxspec bench", style="bold")
+    console.print(
+        "    Which setting is fastest here, for which kind of text, and how sure is that?"
+    )
     for name, question in BENCHES.items():
         console.print(f"python -m mlxspec.bench.{name}", style="bold")
         console.print(f"    {question}")

@@ -90,6 +90,14 @@ class Clock:
         if count:
             self.arrived.append((time.perf_counter() - self.started, count))
 
+    def speed(self) -> float | None:
+        """Tokens per second from the first arrival to the last; None where there was one."""
+        if len(self.arrived) < 2:
+            return None
+        (first_s, _), *later = self.arrived
+        last_s = later[-1][0]
+        return sum(count for _, count in later) / (last_s - first_s) if last_s > first_s else None
+
     def sample(self, place: Place, *, overall: bool = False, **others: Any) -> Sample:
         """The figures of the text that ends now.
 
@@ -98,17 +106,12 @@ class Clock:
             others: further fields of the sample.
         """
         total_s = time.perf_counter() - self.started
-        tokens = sum(count for _, count in self.arrived)
-        first_s, first = self.arrived[0] if self.arrived else (None, 0)
-        behind_s, behind = total_s, tokens
-        if not overall and first_s is not None:
-            behind_s, behind = self.arrived[-1][0] - first_s, tokens - first
-        gaps = self._gaps()
+        tokens, gaps = sum(count for _, count in self.arrived), self._gaps()
         return Sample(
             **place._asdict(),
             tokens=tokens,
-            tokens_per_second=behind / behind_s if behind and behind_s > 0 else None,
-            ttft_s=first_s,
+            tokens_per_second=tokens / total_s if overall else self.speed(),
+            ttft_s=self.arrived[0][0] if self.arrived else None,
             total_s=total_s,
             gap_p50_s=float(np.percentile(gaps, 50)) if gaps else None,
             gap_p95_s=float(np.percentile(gaps, 95)) if gaps else None,

@@ -46,6 +46,7 @@ from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
+from mlxspec.measure.timing import in_turns
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.prefill import CHUNK
@@ -191,22 +192,16 @@ def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str,
     }
 
 
-def in_turns(table: dict[str, Timed], repeats: int) -> dict[str, float]:
+def medians(table: dict[str, Timed], repeats: int) -> dict[str, float]:
     """Median seconds, by name, after one warm-up turn unless `repeats` is 1."""
-    times: dict[str, list[float]] = {name: [] for name in table}
-    warming = 0 if repeats == 1 else 1
-    for turn in range(repeats + warming):
-        for name, run in table.items():
-            took = run()
-            if turn >= warming:
-                times[name].append(took)
+    times = in_turns(table, repeats, warm_up=repeats > 1)
     return {name: median(some) for name, some in times.items()}
 
 
 def growing(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
     """Seconds of a token, or of a round, by the length of the text."""
     return {
-        str(length): in_turns(per_token(engine, length), repeats)
+        str(length): medians(per_token(engine, length), repeats)
         for length in track(LENGTHS, "growing", transient=True)
     }
 
@@ -222,7 +217,7 @@ def reading(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
         for length in track(PROMPTS, "reading", transient=True):
             prompt = [rng.randrange(vocabulary) for _ in range(length)]
             few = repeats if length < max(PROMPTS) else 1  # which takes minutes on a CPU
-            first[str(length)] = in_turns(to_first_token(endless, prompt, Path(folder)), few)
+            first[str(length)] = medians(to_first_token(endless, prompt, Path(folder)), few)
     return first
 
 

@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.arms import Clock
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import DEFAULT_PAIR
@@ -46,14 +47,14 @@ Decode = Callable[[], Iterable[int]]
 
 
 def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
-    """All tokens, and tokens per second after the first."""
-    seen: list[int] = []
-    first = last = 0.0
+    """All tokens, at least two, and tokens per second after the first."""
+    seen, clock = [], Clock()
     for token in tokens:
-        last = time.perf_counter()
-        first = first or last
+        clock.add(1)
         seen.append(token)
-    return seen, (len(seen) - 1) / (last - first)
+    speed = clock.speed()
+    assert speed is not None
+    return seen, speed
 
 
 def contenders(

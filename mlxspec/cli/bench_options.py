@@ -193,6 +193,7 @@ class BenchOptions:
             "--rows": self.rows,
             "--full": self.full or None,
             "--max-tokens": self.max_tokens,
+            "--targets": self.targets or None,
         }
 
     def prompt_set(self, settings: Settings) -> tuple[Prompt, ...]:

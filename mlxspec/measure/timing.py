@@ -173,9 +173,9 @@ def turns(
 
 
 def in_turns(
-    steps: Mapping[Key, Callable[[], Value]], repeats: int = REPEATS
+    steps: Mapping[Key, Callable[[], Value]], repeats: int = REPEATS, *, warm_up: bool = True
 ) -> dict[Key, list[Value]]:
-    """The results of every step, `repeats` times each, measured in turns."""
+    """The results of every step, `repeats` times each, measured in turns; see `turns`."""
     found: dict[Key, list[Value]] = {}
-    finished(turns(steps, found, repeats))
+    finished(turns(steps, found, repeats, warm_up=warm_up))
     return found

@@ -12,6 +12,8 @@ from mlxspec.bench.report.plots import Lines, Spot, Stacks
 from mlxspec.bench.report.tables import Table
 from mlxspec.bench.results import Results, Shape
 
+FEW = 10  # draft tokens that an axis has a tick for each of
+
 
 class Spent(NamedTuple):
     """A round of one K: what it costs, in rounds of plain decoding, and the tokens it brings.
@@ -111,11 +113,22 @@ def shape(found: Shape, place: int) -> Chapter | None:
     """The costs of rounds with random weights of a shape."""
     if not found.costs:
         return None
-    passes = [Spot(one.draft_tokens, one.over_plain) for one in found.costs]
-    whole = [
-        Spot(one.draft_tokens, one.round_over_plain)
-        for one in found.costs
-        if one.round_over_plain is not None
+    series: dict[str, list[float | None]] = {
+        "a pass": [one.over_plain for one in found.costs],
+        "a round": [one.round_over_plain for one in found.costs],
+        "expected of a round": [_over(one.expected_s, found) for one in found.costs],
+        "mlx-lm's round": [_over(one.mlx_lm_s, found) for one in found.costs],
+    }
+    most = max((one.draft_tokens for one in found.costs if one.round_s is not None), default=0)
+    most = most or found.costs[-1].draft_tokens
+    counts = [one.draft_tokens for one in found.costs if one.draft_tokens <= most]
+    lines = [
+        (
+            number,
+            name,
+            [Spot(at, over) for at, over in zip(counts, some, strict=False) if over is not None],
+        )
+        for number, (name, some) in enumerate(series.items())
     ]
     last = found.costs[-1]
     finding = (
@@ -127,15 +140,24 @@ def shape(found: Shape, place: int) -> Chapter | None:
         least, count = min(paying)
         what = "1 draft token pays" if count == 1 else f"{count} draft tokens pay"
         finding += f" {what} first: from an acceptance of {in_share(least)} on."
+    if found.words:
+        finding += f" {found.words}."
+    if found.is_noisy:
+        finding += f" The same measurement varies by {in_share(found.noise)}: too much to tell."
     plot = Lines(
-        [(0, "a pass", passes), *([(1, "a round", whole)] if whole else [])],
+        [one for one in lines if one[2]],
         "draft tokens in a round",
         "times a plain one",
-        ticks=_whole(max(one.draft_tokens for one in found.costs)),
+        ticks=_whole(most) if most <= FEW else None,
     )
     name = found.target + (f" + {found.draft}" if found.draft else "")
     table = tables.of_shape(found)
     return Chapter(f"shape-{place}", f"The shape {name}", finding, (table,), plot)
+
+
+def _over(seconds: float | None, found: Shape) -> float | None:
+    """Over a plain round of ours."""
+    return None if seconds is None else seconds / found.plain_s
 
 
 def _whole(last: int) -> list[float]:

@@ -19,6 +19,8 @@ from mlxspec.bench.report.figures import (
 from mlxspec.bench.results import Cost, Peer, Results, Shape
 from mlxspec.bench.summing import speed_of
 
+NEVER = "never"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -175,7 +177,8 @@ def of_rounds(rounds: Sequence[tuple[str, Round]]) -> Table:
 
 
 def of_shape(shape: Shape) -> Table:
-    rows = tuple(_cost(one) for one in shape.costs)
+    theirs = any(one.mlx_lm_s is not None for one in shape.costs)
+    rows = tuple((*_cost(one), *([in_time(one.mlx_lm_s)] if theirs else [])) for one in shape.costs)
     header = (
         "draft tokens",
         "verifying",
@@ -183,16 +186,17 @@ def of_shape(shape: Shape) -> Table:
         "drafting",
         "host",
         "a round",
+        "expected",
         "x plain",
         "pays above",
+        "from the text",
+        *(["mlx-lm's round"] if theirs else []),
     )
     return Table("Passes and rounds, with random weights of that shape", header, rows)
 
 
 def _cost(one: Cost) -> tuple[str, ...]:
-    pays = in_share(one.pays_above)
-    if one.pays_above is None and one.draft_tokens and one.round_s is not None:
-        pays = "never"
+    drafted = bool(one.draft_tokens)
     return (
         str(one.draft_tokens),
         in_time(one.verify_s),
@@ -200,9 +204,15 @@ def _cost(one: Cost) -> tuple[str, ...]:
         in_time(one.draft_s),
         in_time(one.host_s),
         in_time(one.round_s),
+        in_time(one.expected_s),
         in_ratio(one.round_over_plain),
-        pays,
+        _pays(one.pays_above, drafted and one.round_s is not None),
+        _pays(one.text_pays_above, drafted),
     )
+
+
+def _pays(rate: float | None, measured: bool) -> str:
+    return NEVER if rate is None and measured else in_share(rate)
 
 
 def of_peers(peers: Sequence[Peer]) -> Table:
