@@ -146,7 +146,7 @@ def test_noise_is_measured_beside_the_trend():
 
 def test_noise_alone_is_rarely_a_trend():
     found = [drift(*clocked(0, 0.05, seed=seed)) for seed in range(200)]
-    assert sum(one.is_trend for one in found) <= 18  # 5% of 200, and three deviations
+    assert 4 <= sum(one.is_trend for one in found) <= 18  # 5% of 200, and less than 3 deviations
     assert sum(one.is_too_noisy for one in found) <= 10
     assert drift(*clocked(0, 0.5, seed=1)).is_too_noisy
 
