@@ -235,6 +235,22 @@ def test_a_change_of_nothing_is_said_to_be_the_same():
     assert share(verdicts(0, turns=3, noise=0.1), Verdict.UNCLEAR) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [
+        (0.97, Verdict.SLOWER),
+        (0.985, Verdict.SAME),
+        (1.015, Verdict.SAME),
+        (1.03, Verdict.FASTER),
+    ],
+)
+def test_what_is_certain_and_matters_is_called_both_ways(factor, verdict):
+    rng = np.random.default_rng(0)
+    before = 40 * np.exp(0.3 * rng.standard_normal(12))
+    after = factor * before * np.exp(0.001 * rng.standard_normal(12))
+    assert change(before.tolist(), after.tolist()).verdict is verdict
+
+
 def test_two_turns_that_agree_by_chance_are_not_judged():
     assert change([40.0, 40.0], [30.0, 30.0]).verdict is Verdict.UNCLEAR
     assert change([40.0] * 3, [30.0] * 3).verdict is Verdict.SLOWER
