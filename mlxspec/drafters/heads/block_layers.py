@@ -16,7 +16,7 @@ from mlx_lm.models.qwen3 import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
 from mlxspec.drafters.heads.block_config import BlockConfig
-from mlxspec.models.caches.positional import SPARE, FullLayer, RingLayer
+from mlxspec.models.caches.positional import SPARE, FullLayer, Places, RingLayer
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         if isinstance(layer, RingLayer):
             extra = max(context.shape[1] - layer.keys.shape[2], 0)  # which others would overwrite
             context, position = context[:, extra:], position + extra
-        opened = layer.opened(position, layer.keys.shape[2])
+        opened = layer.opened(Places(position), layer.keys.shape[2])
         opened.update_and_fetch(*self.keys_and_values(context, position))
         return opened.layer
 
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         """
         queries = self.q_norm(self._by_head(self.q_proj(rows)))
         queries = self._rope(queries, offset=position)
-        opened = layer.opened(position, length)
+        opened = layer.opened(Places(position), length)
         keys, values = opened.update_and_fetch(*self.keys_and_values(rows, position))
         places = _places(opened.layer, keys.shape[2], position + rows.shape[1] - 1)
         mixed = mx.fast.scaled_dot_product_attention(

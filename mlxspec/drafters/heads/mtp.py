@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.caches.original import Model
-from mlxspec.models.caches.positional import FullCache, FullLayer
+from mlxspec.models.caches.positional import FullCache, FullLayer, Places
 from mlxspec.models.identity import digest_of
 from mlxspec.models.taps import Features
 
@@ -129,7 +129,7 @@ class Mtp:
         # Positions are data: a constant per step would need a kernel per step.
         at = position[:, None] + mx.arange(count)
         for step in range(count):
-            cache = layer.opened(at[:, step], length)
+            cache = layer.opened(Places(at[:, step]), length)
             mask = cache.make_mask(1) & _is_row(at[:, step], length)
             hidden = self._layer(self._trunk.raw(token), hidden, mask, cache)
             layer = cache.layer
@@ -148,7 +148,7 @@ class Mtp:
         (tap,) = self.taps
         seen = features[tap]
         before = mx.concatenate([past.feature, seen[:, :-1]], axis=1)
-        cache = past.layer.opened(position, past.layer.capacity)
+        cache = past.layer.opened(Places(position), past.layer.capacity)
         self._layer.read(self._trunk.raw(tokens), before, cache)
         if kept is None:
             return MtpPast(cache.layer, seen[:, -1:])
