@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from mlxspec.decode.run import Run
     from mlxspec.decode.session import Session
     from mlxspec.decode.track import Committed
-    from mlxspec.drafters.graph import Head, Picks
+    from mlxspec.drafters.heads.head import Head
     from mlxspec.drafters.history import History, Prediction
+    from mlxspec.drafters.picks import Picks
     from mlxspec.drafters.proposals import Proposal, TextDrafter
     from mlxspec.measure.audit import Audit, audit
     from mlxspec.metrics import Event, Generation, Logprob, Piece, SpeculationStats
@@ -98,7 +99,8 @@ _HOMES = {
     "decode.run": ("Run",),
     "decode.session": ("Session",),
     "decode.track": ("Committed",),
-    "drafters.graph": ("Head", "Picks"),
+    "drafters.heads.head": ("Head",),
+    "drafters.picks": ("Picks",),
     "drafters.history": ("History", "Prediction"),
     "drafters.proposals": ("Proposal", "TextDrafter"),
     "measure.audit": ("Audit", "audit"),

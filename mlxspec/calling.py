@@ -38,6 +38,7 @@ class Calling:
         tools: those that were offered.
         tokens: ids of the marks that are control tokens, each with the letter that stands for it.
             Where there are any, letters that spell a mark are text.
+        several: whether a text may have several calls; otherwise it ends behind the first.
     """
 
     start: str
@@ -45,6 +46,7 @@ class Calling:
     parse: Callable[[str, Any], Any]
     tools: Sequence[Tool]
     tokens: Mapping[int, str] = field(default_factory=dict)
+    several: bool = True
 
     @property
     def marks(self) -> tuple[str, str]:
@@ -60,7 +62,7 @@ class Calling:
         try:
             parsed = self.parse(self.named(block), list(self.tools))
             found = parsed if isinstance(parsed, list) else [parsed]
-            return tuple(self._call(one) for one in found)
+            return tuple(self._call(one) for one in (found if self.several else found[:1]))
         except Exception:  # a parser's, for a text that is no call
             return ()
 
@@ -86,12 +88,15 @@ def calling_of(
     tools: Sequence[Tool],
     reasoning: Reasoning | None = None,
     tell: Tell = silent,
+    *,
+    several: bool = True,
 ) -> Calling | None:
     """How a model calls these tools; None where there are none, or no parser is known for it.
 
     Args:
         reasoning: how its reasoning is told apart, which keeps its own marks.
         tell: called where calls stay in the text.
+        several: whether a text may have several calls.
     """
     if not tools or tokenizer is None:
         return None
@@ -105,7 +110,7 @@ def calling_of(
         return None
     # A parser may rely on a schema, which a tool without parameters need not have.
     schemas = [{**tool, "function": {"parameters": {}, **tool["function"]}} for tool in tools]
-    calling = Calling(start, end, parser, schemas)
+    calling = Calling(start, end, parser, schemas, several=several)
     names = {start: _START} | ({end: _END} if end else {})
     tokens = {vocabulary[name]: letter for name, letter in names.items() if name in vocabulary}
     taken = reasoning.markup.tokens.keys() if reasoning is not None else set()
@@ -150,6 +155,11 @@ class Caller:
         self._is_cut = False
         self._unread = 0  # blocks that were no calls
         self.count = 0  # of calls
+
+    @property
+    def calls(self) -> bool:
+        """Whether the text so far ends inside of what may be a call."""
+        return self._block is not None
 
     def add(self, pieces: Iterable[Piece]) -> list[Piece]:
         """The text that is final, and the calls that have ended."""

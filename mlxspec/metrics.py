@@ -15,6 +15,7 @@ from mlxspec.params import SamplingParams
 from mlxspec.parked import Parked
 
 FinishReason = Literal["stop", "length", "interrupted", "error"]
+Place = Literal["text", "reasoning", "call"]  # in an answer
 TARGET = "target"  # in place of a drafter's name: the author of tokens that no drafter proposed
 
 Tell = Callable[[str], None]  # called with one line for people
@@ -80,12 +81,14 @@ class Logprob:
     """How likely the target found a token where it stands: a natural logarithm, at most 0.
 
     It is the target's own, before biases, penalties, filters and temperature. `top` holds the
-    likeliest tokens in that place with theirs, the likeliest first.
+    likeliest tokens in that place with theirs, the likeliest first. `place` is where in the answer
+    the token stands; a mark belongs to what it begins or ends.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    place: Place = "text"
 
 
 @dataclass(frozen=True)

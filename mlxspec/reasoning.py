@@ -66,6 +66,11 @@ class Sorter:
         return self._state == REASONING
 
     @property
+    def answers(self) -> bool:
+        """Whether the text so far ends in the answer: not in the reasoning, nor in a header."""
+        return self._state in (ANSWER, BEGINNING)
+
+    @property
     def place(self) -> str:
         """Where the text so far ends, in words, if its answer is still to come; else empty."""
         if self.reasons:

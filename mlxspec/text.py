@@ -11,7 +11,7 @@ from typing import Any
 from mlxspec.calling import Called, Caller, Calling
 from mlxspec.conversations import Message, Tool, require_unicode
 from mlxspec.errors import PromptError, UsageError
-from mlxspec.metrics import FinishReason, Piece, Tell, silent
+from mlxspec.metrics import FinishReason, Piece, Place, Tell, silent
 from mlxspec.pieces import Held, first_of, longest_beginning
 from mlxspec.reasoning import Mark, Reasoning, Sorter
 from mlxspec.templates import encode_chat, end_of_turn
@@ -104,10 +104,15 @@ class Stops:
     """Lets text through up to the first stop string, and holds back what may become one.
 
     A call of a tool, or the end of the reasoning, parts the text before it from that behind it.
+
+    Args:
+        stop: the strings. calls: whether a call of a tool ends the text too.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
-        self.stopped_by: str | None = None
+    def __init__(self, stop: Sequence[str] = (), *, calls: bool = False) -> None:
+        self.stopped = False
+        self.stopped_by: str | None = None  # the string, where it was one
+        self._calls = calls
         self._stop = tuple(text for text in stop if text)
         self._held = Held()
         self._reasoning = False
@@ -115,26 +120,28 @@ class Stops:
     def add(self, pieces: Iterable[Piece]) -> list[Piece]:
         told: list[Piece] = []
         for piece in pieces:
-            if self.stopped_by is not None:
+            if self.stopped:
                 break
             if isinstance(piece, Called) or piece.reasoning != self._reasoning:
                 told += self._held.take_all()
                 self._reasoning = piece.reasoning
             if isinstance(piece, Called):
                 told.append(piece)
+                self.stopped = self._calls
                 continue
             self._held.put(piece)
             told += self._released()
         return told
 
     def finish(self) -> list[Piece]:
-        return [] if self.stopped_by is not None else self._held.take_all()
+        return [] if self.stopped else self._held.take_all()
 
     def _released(self) -> list[Piece]:
         held = self._held.text
         found = first_of(self._stop, held)
         if found is not None:
             size, self.stopped_by = found
+            self.stopped = True
             return self._held.take(size)
         return self._held.take(len(held) - longest_beginning(self._stop, held))
 
@@ -163,12 +170,13 @@ class TextStream:
         calling: Calling | None = None,
     ) -> None:
         self.reasoning_tokens = 0
+        self.place: Place = "text"  # of the latest token
         self._detokenizer = Detokenizer(tokenizer, continues=continues)
         self._reasoning = reasoning
         self._calling = calling
         self._sorter = None if reasoning is None else Sorter(reasoning.markup, reasoning.begins)
         self._caller = None if calling is None else Caller(calling)
-        self._stops = Stops(stop)
+        self._stops = Stops(stop, calls=calling is not None and not calling.several)
 
     @property
     def stopped_by(self) -> str | None:
@@ -177,13 +185,16 @@ class TextStream:
 
     @property
     def stopped(self) -> bool:
-        return self.stopped_by is not None
+        """Whether the text ended before the model ended it."""
+        return self._stops.stopped
 
     def add(self, token: int, from_draft: bool) -> list[Piece]:
         """The text that became final with this token, and calls as `Called`."""
+        before = self._here()
         pieces = self._read(token, from_draft)
         for stage in self._stages:
             pieces = stage.add(pieces)
+        self.place = before if before != "text" else self._here()
         self.reasoning_tokens += self._sorter is not None and self._sorter.reasons
         return pieces
 
@@ -216,6 +227,11 @@ class TextStream:
         if self._caller is None:
             return [self._stops, *sorters]
         return [*sorters, self._caller, self._stops]
+
+    def _here(self) -> Place:
+        if self._caller is not None and self._caller.calls:
+            return "call"
+        return "text" if self._sorter is None or self._sorter.answers else "reasoning"
 
     def _read(self, token: int, from_draft: bool) -> list[Piece]:
         text = self._detokenizer.add(token)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -35,6 +35,9 @@ from mlxspec.models.caches.layers import stack
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.sampler import Knobs, Processor
 
+if TYPE_CHECKING:
+    from servers import Served
+
 # The same examples every time; MLXSPEC_EXPLORE=1 draws others, to find what nobody thought of.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.register_profile("explore", derandomize=False, deadline=None)
@@ -49,6 +52,25 @@ def pytest_configure(config: pytest.Config) -> None:
         stack = ExitStack()
         stack.enter_context(kernels.quick_builds())
         config.add_cleanup(stack.close)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Served]:
+    """A server of the embedded pair, for all tests that leave its settings alone."""
+    from servers import served
+
+    with served() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def chat() -> Iterator[Served]:
+    """The same with a model that says what it is told to say; see `talkers`."""
+    from servers import served
+    from talkers import talks
+
+    with served(talks) as one:
+        yield one
 
 
 MODELS = ("llama", "qwen2", "qwen3", "gemma2", "mixtral")

@@ -12,12 +12,12 @@ import httpx
 
 from mlxspec.decode.engine import Engine
 from mlxspec.pairs.loading import load
-from mlxspec.serve.call import Call
+from mlxspec.serve.core.call import Call
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.core.settings import Settings
+from mlxspec.serve.core.store import Store
+from mlxspec.serve.core.worker import Worker
 from mlxspec.serve.running import Server, listen
-from mlxspec.serve.service import Service
-from mlxspec.serve.settings import Settings
-from mlxspec.serve.store import Store
-from mlxspec.serve.worker import Worker
 
 WAIT_S = 60.0  # for an answer; a test that waits longer has found something
 

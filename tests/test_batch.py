@@ -58,21 +58,22 @@ class Guess:
     taps, most = ("model.norm",), 3
 
     def __init__(self, target: Any) -> None:
-        self._head = target.model.embed_tokens.as_linear
+        self._embedding = target.model.embed_tokens
 
-    def begin(self, tokens: mx.array, features: Any, capacity: int) -> mx.array:
-        return features["model.norm"][:, -1:]
+    def begin(self, capacity: int) -> mx.array:
+        return self._embedding(mx.zeros((1, 1), mx.int32))
 
-    def grown(self, past: mx.array, capacity: int) -> mx.array:
-        return past
-
-    def propose(self, past: Any, last_two: Any, position: Any, picks: Any, count: int) -> Any:
+    def propose(
+        self, past: Any, last_two: Any, position: Any, picks: Any, count: int, length: int
+    ) -> Any:
         for _ in range(count):
-            picks.pick(self._head(past))
+            picks.pick(self._embedding.as_linear(past))
         return past
 
-    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: mx.array) -> Any:
-        return mx.take_along_axis(features["model.norm"], (kept - 1)[:, None, None], axis=1)
+    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
+        feature = features["model.norm"]
+        last = feature.shape[1] - 1 if kept is None else kept - 1
+        return mx.take_along_axis(feature, mx.array(last).reshape(-1, 1, 1), axis=1)
 
 
 @cache

@@ -21,8 +21,10 @@ from test_reasoning import HARMONY, made
 from mlxspec import Engine
 from mlxspec.calling import Called, Caller, Calling, calling_of
 from mlxspec.conversations import ToolCall
-from mlxspec.decode.request import Request, Requests
+from mlxspec.decode.request import Request
+from mlxspec.decode.requests import Requests
 from mlxspec.metrics import Piece
+from mlxspec.spelling import Spelling
 from mlxspec.text import TextStream
 
 NAME = "weather"
@@ -449,6 +451,45 @@ def test_a_stop_string_ends_the_text_before_or_behind_a_call() -> None:
     assert across.text == "Let me see.\n\nDone."
     reasoning = said("<think>\nhm, so\n</think>\n\nok", stop="so")
     assert (reasoning.reasoning, reasoning.text) == ("hm, ", "")
+
+
+BOTH = '<tool_call>[{"name": "weather", "arguments": {"city": "Köln 🌧"}}, {"name": "weather"}]'
+
+
+@pytest.mark.parametrize(
+    "reply", [f"{CALL}\n{CALL}", f"{CALL}and more", f"{CALL}\n{CALL[:30]}", f"{BOTH}</tool_call>"]
+)
+@pytest.mark.parametrize("draft_tokens", [0, 8])
+def test_a_text_ends_behind_its_first_call_where_one_is_the_most(
+    reply: str, draft_tokens: int
+) -> None:
+    result = said(f"{THOUGHT}Look: {reply}", parallel_calls=False, draft_tokens=draft_tokens)
+    assert plain(result.tool_calls) == [(NAME, {"city": "Köln 🌧"})]
+    assert (result.reasoning, result.text) == ("hm", "Look: ")
+    assert (result.finish_reason, result.stopped_by, result.notes) == ("stop", None, [])
+    several = said(f"{THOUGHT}Look: {reply}", draft_tokens=draft_tokens)
+    assert len(several.tokens) > len(result.tokens) or len(several.tool_calls) == 2
+
+
+def test_what_is_no_call_ends_no_text() -> None:
+    result = said(f"<tool_call>\nno\n</tool_call>{CALL}{CALL}", parallel_calls=False)
+    assert result.text == "<tool_call>\nno\n</tool_call>"
+    assert len(result.tool_calls) == 1
+
+
+def test_each_token_tells_whether_it_is_reasoning_text_or_a_call() -> None:
+    engine = talker(f"{THOUGHT}Let me see.\n{CALL}and more")
+    options: dict[str, Any] = {"tools": [WEATHER], "max_tokens": 200, "logprobs": 0}
+    result = engine.generate(messages=USER, **options)
+    assert engine.tokenizer is not None
+    places = dict.fromkeys(("reasoning", "text", "call"), b"")
+    spelling = Spelling(engine.tokenizer)
+    for one in result.logprobs:
+        places[one.place] += spelling(one.token).bytes
+    assert places["reasoning"].decode() == "<think>\nhm\n</think>"
+    # Line ends beside a mark are written, and left out of the text.
+    assert places["text"].decode() == "\n\nLet me see.\nand more"
+    assert places["call"].decode() == CALL
 
 
 def test_a_model_without_a_parser_leaves_calls_in_its_text() -> None:

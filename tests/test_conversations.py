@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_templates import CHATML, CHATS, CONTROL, tokenizer_with
 
 from mlxspec.conversations import messages_of, tools_of
-from mlxspec.decode.request import Requests
+from mlxspec.decode.requests import Requests
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.text import encode_prompt
 

@@ -20,6 +20,7 @@ from mlxspec.drafters import plugins
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Proposal
 from mlxspec.errors import LoadError, UnsupportedModel
+from mlxspec.models.caches.positional import FullLayer, written
 from mlxspec.models.taps import Taps
 from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
@@ -45,38 +46,28 @@ def echo(target: Any) -> Any:
 
 
 class Recorder:
-    """A head that proposes nothing useful and keeps all that it is given."""
+    """A head that proposes nothing useful and keeps all that it is given, by position."""
 
     taps = ("model.norm", "model.layers.1")
     most = 3
+    width = 64  # of both features
 
-    def __init__(self) -> None:
-        self.text: list[int] = []
-        self.features: list[mx.array] = []
-        self.capacities: list[int] = []
+    def begin(self, capacity: int) -> FullLayer:
+        shape = (1, 1, capacity)
+        return FullLayer(mx.zeros((*shape, 1), mx.int32), mx.zeros((*shape, self.width)))
 
-    def begin(self, tokens: mx.array, features: dict[str, mx.array], capacity: int) -> mx.array:
-        self.capacities.append(capacity)
-        self.text = tokens[0].tolist()
-        self.features = [mx.concatenate([features[tap] for tap in self.taps], axis=-1)[0]]
-        return mx.zeros((1, 1))
-
-    def grown(self, past: mx.array, capacity: int) -> mx.array:
-        self.capacities.append(capacity)
-        return past
-
-    def propose(self, past: Any, last_two: Any, position: Any, picks: Any, count: int) -> Any:
-        for _ in range(count):
-            picks.pick(mx.zeros((1, 1, 64)) + mx.arange(64))
+    def propose(
+        self, past: Any, last_two: Any, position: Any, picks: Any, count: int, length: int
+    ) -> Any:
+        picks.pick_all(mx.zeros((1, count, 64)) + mx.arange(64))
         return past
 
     def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
-        assert position.item() == len(self.text)
-        count = kept.item()
-        self.text += tokens[0, :count].tolist()
         both = mx.concatenate([features[tap] for tap in self.taps], axis=-1)
-        self.features.append(both[0, :count])
-        return past
+        return FullLayer(
+            written(past.keys, tokens[:, None, :, None], position),
+            written(past.values, both[:, None], position),
+        )
 
 
 # --- heads ------------------------------------------------------------------------------
@@ -110,6 +101,7 @@ def test_a_head_is_given_the_features_of_every_token_whoever_proposed() -> None:
         target, draft_for(target, "half"), texts=(History,), heads={"head": head}, compiled=False
     )
     session = engine.session(PROMPT, max_tokens=300)
+    begun = session.ahead(0)[0].capacity
     used = set()
     turns = ["head", "model", "history", ""]
     session.policy.wants = bool  # type: ignore[method-assign]
@@ -124,15 +116,13 @@ def test_a_head_is_given_the_features_of_every_token_whoever_proposed() -> None:
     while stats := session.step().stats:
         used.add(stats.drafter)
     assert used == set(turns)
-    assert session.text[: len(head.text)] == head.text
+    past, read = session.ahead(0)[0].drafts["head"], len(session.text) - 1
+    assert past.capacity > begun  # the text outgrew its room
+    assert past.keys[0, 0, :read, 0].tolist() == session.text[:read]
     with Taps(target, head.taps).watching() as seen:
-        target(mx.array([head.text]))
+        target(mx.array([session.text[:read]]))
     expected = mx.concatenate([seen[tap] for tap in head.taps], axis=-1)[0]
-    found = mx.concatenate(head.features)
-    assert found.shape == expected.shape
-    assert mx.max(mx.abs(found - expected)).item() < 1e-4
-    assert len(head.capacities) > 1  # it was told that the text outgrew its room
-    assert head.capacities == sorted(head.capacities)
+    assert mx.max(mx.abs(past.values[0, 0, :read] - expected)).item() < 1e-4
 
 
 def test_with_a_head_the_target_reads_the_prompt_whatever_a_file_has(tmp_path: Path) -> None:

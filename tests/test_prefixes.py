@@ -23,6 +23,8 @@ from mlxspec.decode.prefix_tree import PrefixTree
 from mlxspec.decode.reader import Reader
 from mlxspec.metrics import Generation
 from mlxspec.models import kept, prefill
+from mlxspec.models.caches.positional import FullLayer
+from mlxspec.models.caches.positional import written as placed
 from mlxspec.models.kept import Entries, Kept, Rest
 from mlxspec.models.pace import Pace
 from mlxspec.models.prefill import finished
@@ -227,19 +229,43 @@ def test_quantised_keys_and_values(bits: int, length: int) -> None:
     assert taken[3] > length if length > CHUNK else taken[3] == 0
 
 
-def test_a_head_has_its_features() -> None:
+class Recall(Guess):
+    """A `Guess` that keeps its features by position, so that it can go back to any."""
+
+    def begin(self, capacity: int) -> Any:
+        return FullLayer(*[mx.zeros((1, 1, capacity, 32))] * 2)
+
+    def propose(self, past: Any, last: Any, position: Any, picks: Any, count: int, n: int) -> Any:
+        at = (position - 1)[:, None, None, None]
+        super().propose(mx.take_along_axis(past.keys, at, 2)[:, 0], last, at, picks, count, n)
+        return past
+
+    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
+        rows = next(iter(features.values()))[:, None]
+        return FullLayer(*(placed(array, rows, position) for array in past))
+
+
+@pytest.mark.parametrize(("kind", "back"), [(Guess, CHUNK), (Recall, 30)])
+def test_a_head_has_its_past(kind: type[Guess], back: int) -> None:
+    target = model("llama")
+    alone = Engine(target, heads={"head": kind(target)}, draft_tokens=3, compiled=False)
     engine = Engine(
-        model("llama"),
-        heads={"guess": Guess(model("llama"))},
+        target,
+        heads={"head": kind(target)},
         draft_tokens=3,
         compiled=False,
         prefixes=PrefixCache(),
     )
-    results = [written(engine, one) for one in (PROMPT, PROMPT, PROMPT[:30] + [1, 2])]
-    assert [one.cached_prompt_tokens for one in results] == [0, 39, 30]
-    assert results[1].tokens == results[0].tokens == expected("llama", PROMPT)
-    assert results[2].tokens == expected("llama", PROMPT[:30] + [1, 2])
-    assert results[1].speculation.accepted == results[0].speculation.accepted > 0
+    other = PROMPT[:30] + [1, 2]
+    results = [written(engine, one) for one in (PROMPT, PROMPT, other)]
+    assert [one.cached_prompt_tokens for one in results] == [0, 39, back]
+    for prompt, result in zip((PROMPT, PROMPT, other), results, strict=True):
+        assert result.tokens == expected("llama", prompt)
+        assert result.speculation.accepted == written(alone, prompt).speculation.accepted
+    assert results[0].speculation.accepted > 0
+    if kind is Recall:  # it has nothing but entries, so that an answer outlasts its text too
+        turn = PROMPT + results[0].tokens + [1, 2]
+        assert written(engine, turn).cached_prompt_tokens == len(turn) - 3
 
 
 # --- a chat -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.measure.audit import audit
 from mlxspec.models.caches.layers import adopt, capacity_of, grow
-from mlxspec.models.caches.positional import QuantizedLayer
+from mlxspec.models.caches.positional import Places, QuantizedLayer
 from mlxspec.params import KVQuantization, SamplingParams
 
 SHAPE = {"hidden_size": 128, "num_attention_heads": 4, "head_dim": 32}
@@ -97,7 +97,7 @@ def test_storage_is_mlx_lms_own_and_grows(bits: int) -> None:
     theirs.update_and_fetch(first, -first)
     (layer,) = adopt([theirs], 16)
     assert isinstance(layer, QuantizedLayer)
-    opened = layer.opened(mx.array([5]), 8)
+    opened = layer.opened(Places(mx.array([5])), 8)
     got = opened.update_and_fetch(second, -second)
     assert (opened.bits, opened.group_size) == (bits, 32)
     for mine, other in zip(got, theirs.update_and_fetch(second, -second), strict=True):

@@ -16,7 +16,7 @@ from test_tokens import tokenizer_of
 from tokenizers import AddedToken
 
 from mlxspec import Engine
-from mlxspec.decode.request import Requests
+from mlxspec.decode.requests import Requests
 from mlxspec.markup import begun, markup_of
 from mlxspec.metrics import Generation, Piece
 from mlxspec.reasoning import Mark, Sorter

@@ -12,16 +12,11 @@ import httpx
 import pytest
 from cli_tools import wait_for
 from servers import Served, served
+from talkers import talks
 
 from mlxspec.pairs.loading import load
 
 PROMPT = "def fibonacci(n):"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
 
 
 @pytest.fixture
@@ -129,14 +124,14 @@ def test_what_was_read_of_a_prompt_outlasts_the_server(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with served(folder=tmp_path / "file") as server, server.client() as client:
+    with served(talks, folder=tmp_path / "file") as server, server.client() as client:
         body = {"prompt": PROMPT, "max_tokens": 2}
         assert client.post("/v1/completions", json=body).status_code == 200
     assert server.log
 
 
 def test_a_key_is_asked_for_and_taken_in_both_headers() -> None:
-    with served(key="s3cret") as server, server.client() as client:
+    with served(talks, key="s3cret") as server, server.client() as client:
         body = {"prompt": PROMPT, "max_tokens": 2}
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"x-api-key": "s3cre"}):
             answer = client.post("/v1/completions", json=body, headers=headers)
@@ -148,7 +143,7 @@ def test_a_key_is_asked_for_and_taken_in_both_headers() -> None:
 
 
 def test_a_body_that_is_too_long_is_refused() -> None:
-    with served(max_body_bytes=1000) as server, server.client() as client:
+    with served(talks, max_body_bytes=1000) as server, server.client() as client:
         answer = client.post("/v1/completions", json={"prompt": "x" * 2000})
         assert answer.status_code == 413
         assert answer.json()["error"]["code"] == "request_too_large"
@@ -159,7 +154,7 @@ def test_a_body_that_is_too_long_is_refused() -> None:
 
 
 def test_limits_of_the_server_are_told() -> None:
-    with served(max_tokens=10, max_prompt_tokens=3) as server, server.client() as client:
+    with served(talks, max_tokens=10, max_prompt_tokens=3) as server, server.client() as client:
         long = client.post("/v1/completions", json={"prompt": PROMPT, "max_tokens": 11})
         assert long.json()["error"]["param"] == "max_tokens"
         assert "10 at most" in long.json()["error"]["message"]
@@ -174,7 +169,7 @@ def test_a_server_that_loads_is_alive_and_not_ready() -> None:
 
     def make() -> Any:
         goes_on.wait()
-        return load()
+        return talks()
 
     with served(make, wait=False) as server, server.client() as client:
         assert client.get("/health").status_code == 200
@@ -188,7 +183,7 @@ def test_a_server_that_loads_is_alive_and_not_ready() -> None:
 def test_texts_end_with_an_error_when_a_round_breaks_and_the_next_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with served() as server, server.client() as client:
+    with served(talks) as server, server.client() as client:
         from mlxspec.decode.batch import Batch
 
         step, broken = Batch.step, threading.Event()

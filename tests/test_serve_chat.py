@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import WAIT_S, Served, served
+from servers import WAIT_S, Served
 from talkers import CALL, WEATHER, talker
 
 from mlxspec.decode.engine import Engine
@@ -26,18 +26,6 @@ PROMPT = "def fibonacci(n):"
 
 def talks() -> Engine:
     return talker(*REPLIES)
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
 
 
 def client_of(server: Served) -> openai.OpenAI:
@@ -104,6 +92,36 @@ def test_calls_of_tools_come_whole_and_in_streams(
     assert [function for _, function in streamed["tool_calls"]] == [
         call.function.model_dump() for call in told
     ]
+
+
+def test_one_call_is_all_where_no_more_are_wanted(client: openai.OpenAI) -> None:
+    for digit in ("2", "3"):  # two calls; text behind one
+        body = asked(digit, tools=[WEATHER], parallel_tool_calls=False)
+        whole = client.chat.completions.create(**body).choices[0]
+        assert (whole.message.content, whole.finish_reason) == (None, "tool_calls")
+        assert len(whole.message.tool_calls or []) == 1
+        streamed = joined(list(client.chat.completions.create(**body, stream=True)))
+        assert (streamed["content"], streamed["finish_reason"]) == ("", "tool_calls")
+        assert len(streamed["tool_calls"]) == 1
+
+
+def test_log_probabilities_of_the_reasoning_are_apart(client: openai.OpenAI) -> None:
+    body = asked("0", logprobs=True, top_logprobs=1)
+    whole = client.chat.completions.create(**body).choices[0].logprobs
+    told = [
+        chunk.choices[0].logprobs for chunk in client.chat.completions.create(**body, stream=True)
+    ]
+    for parts in ([whole], told):
+        content = [one for part in parts if part is not None for one in part.content or ()]
+        assert "".join(one.token for one in content) == "so it is"
+        assert all(one.top_logprobs[0].token == one.token for one in content)
+        reasoning = [
+            one["token"]
+            for part in parts
+            if part is not None
+            for one in part.reasoning_content  # type: ignore[attr-defined]
+        ]
+        assert "".join(reasoning) == "<think>hm</think>"
 
 
 def test_a_client_may_send_back_what_it_got(client: openai.OpenAI) -> None:

@@ -53,7 +53,7 @@ class Process:
 
 @contextmanager
 def serving(*options: str, **variables: str) -> Iterator[Process]:
-    call = command("serve", "--port", "0", "--no-compile", *options)
+    call = command("serve", "--port", "0", "--no-compile", "--no-speculation", *options)
     environ = environment(**variables)
     with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, env=environ) as process:
         one = Process(process)
@@ -105,7 +105,7 @@ def listens(url: str) -> bool:
 
 
 def test_a_server_shows_how_to_use_it_on_a_terminal() -> None:
-    with TerminalRun("serve", "--port", "0", "--no-compile") as run:
+    with TerminalRun("serve", "--port", "0", "--no-compile", "--no-speculation") as run:
         run.read_until(lambda seen: b"waiting" in seen)
         url = re.search(r"http://127\.0\.0\.1:\d+", run.text)
         assert url is not None

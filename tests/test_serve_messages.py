@@ -16,9 +16,9 @@ from talkers import CALL, WEATHER, talker, talks
 from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
-from mlxspec.serve.messages import usage
-from mlxspec.serve.messages_body import Conversation
-from mlxspec.serve.thinking import template_args
+from mlxspec.serve.anthropic.messages import usage
+from mlxspec.serve.anthropic.messages_body import Conversation
+from mlxspec.serve.protocol.thinking import template_args
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = {"city": "Köln 🌧"}
@@ -26,18 +26,6 @@ SCHEMA = WEATHER["function"]["parameters"]
 TOOL = {"name": "weather", "description": "The weather of a city.", "input_schema": SCHEMA}
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "unsigned"}
 CALLED = {"type": "tool_use", "name": "weather", "input": ARGUMENTS}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
 
 
 def client_of(server: Served, key: str = "any") -> anthropic.Anthropic:
@@ -148,6 +136,16 @@ def test_thoughts_text_and_calls_are_blocks(
 def test_text_behind_a_call_is_a_block_of_its_own(chatting: anthropic.Anthropic) -> None:
     with chatting.messages.stream(**asked("Reply 3", tools=[TOOL])) as stream:
         assert blocks(stream.get_final_message()) == [CALLED, {"type": "text", "text": "and more"}]
+
+
+def test_one_call_is_all_where_no_more_are_wanted(chatting: anthropic.Anthropic) -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    for which in (2, 3):  # two calls; text behind one
+        body = asked(f"Reply {which}", tools=[TOOL], tool_choice=choice)
+        with chatting.messages.stream(**body) as stream:
+            for message in (stream.get_final_message(), chatting.messages.create(**body)):
+                assert blocks(message) == [CALLED]
+                assert (message.stop_reason, message.stop_sequence) == ("tool_use", None)
 
 
 def test_a_stream_has_the_events_of_anthropic_in_their_order(chat: Served) -> None:
@@ -468,7 +466,7 @@ def test_a_block_that_cannot_be_read_is_named(
 
 
 def test_a_key_is_asked_for_in_the_words_of_anthropic() -> None:
-    with served(key="s3cret") as server:
+    with served(talks, key="s3cret") as server:
         with client_of(server, "s3cret") as client:
             assert client.messages.create(**asked(max_tokens=1)).usage.output_tokens == 1
         with client_of(server, "wrong") as client, pytest.raises(anthropic.AuthenticationError):

@@ -20,10 +20,10 @@ from servers import WAIT_S, Served, served
 from talkers import CALL, NAMES, WEATHER, Talker, talker, talking_tokenizer
 
 from mlxspec.decode.engine import Engine
-from mlxspec.serve.infill import infill_of
-from mlxspec.serve.refusal import Refusal
-from mlxspec.serve.settings import Settings
-from mlxspec.serve.worker import IDLE_S
+from mlxspec.serve.core.refusal import Refusal
+from mlxspec.serve.core.settings import Settings
+from mlxspec.serve.core.worker import IDLE_S
+from mlxspec.serve.openai.infill import infill_of
 
 TITLE = '{ "title": "🌧 Rain in Köln" }'
 KEY = "s3cret"

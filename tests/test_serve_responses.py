@@ -9,32 +9,21 @@ from typing import Any
 
 import openai
 import pytest
-from servers import WAIT_S, Served, served
-from talkers import CALL, WEATHER, talks
+from servers import WAIT_S, Served
+from talkers import CALL, WEATHER
 
 from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
-from mlxspec.serve.responses import usage
-from mlxspec.serve.responses_body import Body
+from mlxspec.serve.openai.responses import usage
+from mlxspec.serve.openai.responses_body import LOGPROBS, Body
+from mlxspec.spelling import Spelling
 
 PROMPT = "def fibonacci(n):"
 ARGUMENTS = '{"city": "Köln 🌧"}'
 TOOL = {"type": "function", "strict": False} | WEATHER["function"]
 THOUGHT = {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]}
 CALLED = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with served() as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def chat() -> Iterator[Served]:
-    with served(talks) as one:
-        yield one
 
 
 def client_of(server: Served) -> openai.OpenAI:
@@ -161,6 +150,57 @@ def test_reasoning_messages_and_calls_are_items(
 def test_text_behind_a_call_is_an_item_of_its_own(chatting: openai.OpenAI) -> None:
     with chatting.responses.stream(**asked("Reply 3", tools=[TOOL])) as stream:
         assert items(stream.get_final_response()) == [CALLED, said("and more")]
+
+
+def test_one_call_is_all_where_no_more_are_wanted(chatting: openai.OpenAI) -> None:
+    for which in (2, 3):  # two calls; text behind one
+        body = asked(f"Reply {which}", tools=[TOOL], parallel_tool_calls=False)
+        *_, last = chatting.responses.create(**body, stream=True)
+        for response in (chatting.responses.create(**body), last.response):
+            assert items(response) == [CALLED]
+            assert (response.status, response.parallel_tool_calls) == ("completed", False)
+
+
+def test_log_probabilities_are_the_targets_own(client: openai.OpenAI, server: Served) -> None:
+    body = asked(max_output_tokens=12, temperature=0, include=[LOGPROBS], top_logprobs=2)
+    *events, last = client.responses.create(**body, stream=True)
+    expected = server.engine.generate(PROMPT, max_tokens=12, logprobs=2)
+    assert server.engine.tokenizer is not None
+    values = Spelling(server.engine.tokenizer).as_dicts(expected.logprobs)
+    deltas, done = [], []
+    for event in events:
+        deltas += event.logprobs if event.type == "response.output_text.delta" else []
+        done += event.logprobs if event.type == "response.output_text.done" else []
+    for response in (client.responses.create(**body), last.response):
+        assert response.top_logprobs == 2
+        (told,) = [part.logprobs for item in response.output for part in item.content]
+        for logprobs in (told, deltas, done):
+            assert [one.token for one in logprobs] == [one["token"] for one in values]
+            for one, other in zip(logprobs, values, strict=True):
+                assert one.logprob == pytest.approx(other["logprob"], abs=1e-4)
+                tops = [top.token for top in one.top_logprobs]
+                assert tops == [top["token"] for top in other["top_logprobs"]]
+
+
+def test_log_probabilities_stand_with_their_message(chatting: openai.OpenAI) -> None:
+    body = asked("Reply 1", tools=[TOOL], include=[LOGPROBS])
+    *events, last = chatting.responses.create(**body, stream=True)
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    streamed = [one.token for event in deltas for one in event.logprobs]
+    for response in (chatting.responses.create(**body), last.response):
+        _, message, _ = response.output
+        told = [one.token for one in message.content[0].logprobs]
+        assert told == streamed == [*"Let me look.", "\n"]
+        assert not any(one.top_logprobs for one in message.content[0].logprobs)
+    with chatting.responses.stream(**asked("Reply 3", tools=[TOOL], include=[LOGPROBS])) as stream:
+        _, message = stream.get_final_response().output
+    assert [one.token for one in message.content[0].logprobs] == [*"and more"]
+
+
+def test_log_probabilities_are_told_to_those_who_ask(client: openai.OpenAI) -> None:
+    response = client.responses.create(**asked(max_output_tokens=4, top_logprobs=3))
+    assert response.output[0].content[0].logprobs == []
+    assert any("include" in note for note in response.model_extra["timings"]["notes"])
 
 
 def test_a_stream_has_the_events_of_openai_in_their_order(chat: Served) -> None:
@@ -395,7 +435,7 @@ def test_what_codex_sends_is_answered(chat: Served) -> None:
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
         ({"store": True}, "store"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"include": [LOGPROBS], "top_logprobs": 21}, "top_logprobs"),
         ({"speculative": {"draft_tokens": 99}}, "speculative.draft_tokens"),
     ],
 )
@@ -418,7 +458,6 @@ FUNCTION = '{"type": "function", "name": "f", "parameters": {"a": %s}}'
         ("/v1/responses", f'"input": "a", "instructions": {HALF}', ""),
         ("/v1/responses", f'"input": "a", "reasoning": {{"effort": {HALF}}}', "reasoning.effort"),
         ("/v1/responses", f'"input": [{{"type": {HALF}}}]', "input.0"),
-        ("/v1/responses", f'"input": "a", "include": ["logprobs", {HALF}]', "include"),
         ("/v1/responses", f'"input": "a", "tools": [{FUNCTION % "NaN"}]', "tools.0.parameters"),
         (
             "/v1/responses",

@@ -8,11 +8,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from servers import Served, served
+from talkers import talks
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(max_tokens=4, max_prompt_tokens=64, max_body_bytes=20_000) as one:
+    with served(talks, max_tokens=4, max_prompt_tokens=64, max_body_bytes=20_000) as one:
         yield one
 
 
@@ -23,7 +24,7 @@ def test_no_request_breaks_the_server(server: Served) -> None:
         operation = result.ok()
 
         @settings(
-            max_examples=20,
+            max_examples=12,
             deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

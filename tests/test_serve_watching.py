@@ -15,12 +15,13 @@ import pytest
 from cli_tools import wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Served, served
+from talkers import talks
 
 from mlxspec.defaults import MODEL
 from mlxspec.metrics import TARGET, RoundStats
 from mlxspec.parked import Parked
-from mlxspec.serve.broadcast import Broadcast
-from mlxspec.serve.counts import Histogram
+from mlxspec.serve.core.broadcast import Broadcast
+from mlxspec.serve.core.counts import Histogram
 
 BODY = {"prompt": "def fibonacci(n):", "max_tokens": 24, "temperature": 0}
 ENDLESS = BODY | {"max_tokens": 900, "logit_bias": {"0": -100}, "stream": True}
@@ -256,7 +257,7 @@ def test_a_round_that_does_not_end_is_told_once_and_its_end_too(
         goes_on.wait()
         return step(batch)
 
-    with served(stuck_s=0.2) as server, server.client() as client:
+    with served(talks, stuck_s=0.2) as server, server.client() as client:
         monkeypatch.setattr(Batch, "step", stuck)
         with client.stream("POST", "/v1/completions", json=BODY | {"stream": True}) as response:
             wait_for(lambda: client.get("/ready").status_code == 503)
@@ -293,7 +294,7 @@ def test_a_slow_listener_loses_the_oldest_and_is_told_how_many() -> None:
 
 
 def test_a_server_that_ends_lets_listeners_go() -> None:
-    with served(drain_s=30) as server, server.client() as client:
+    with served(talks, drain_s=30) as server, server.client() as client:
         with client.stream("GET", "/events") as response:
             server.server.tell_to_end()
             response.read()

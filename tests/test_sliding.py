@@ -20,7 +20,7 @@ from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.measure.audit import audit
 from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack, unknown
-from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, RingLayer
+from mlxspec.models.caches.positional import SPARE, UNBOUNDED, FullLayer, Places, RingLayer
 from mlxspec.params import SamplingParams
 
 LONG = 300
@@ -97,7 +97,7 @@ def test_masks_and_entries_are_those_of_a_window(rows: int, window_size: int | N
         for position in range(max(offset + SPARE - 1 - size + 1, 0), offset + SPARE):
             keys[row, 0, position % size, 0] = position if position < offset else 1000 + position
     ring = RingLayer(mx.array(keys), mx.array(keys))
-    opened = ring.opened(mx.array(offsets), 10**6)
+    opened = ring.opened(Places(mx.array(offsets)), 10**6)
     new = mx.array([[o + i for i in range(rows)] for o in offsets], mx.float32)
     got, _ = opened.update_and_fetch(new[:, None, :, None], new[:, None, :, None])
     mask = np.array(opened.make_mask(rows, window_size=window_size))
@@ -111,7 +111,7 @@ def test_masks_and_entries_are_those_of_a_window(rows: int, window_size: int | N
 
 def test_a_short_text_attends_over_no_more_than_it_has() -> None:
     ring = RingLayer(mx.zeros((1, 1, 512 + SPARE, 4)), mx.zeros((1, 1, 512 + SPARE, 4)))
-    opened = ring.opened(mx.array([10]), 64)
+    opened = ring.opened(Places(mx.array([10])), 64)
     keys, values = opened.update_and_fetch(mx.ones((1, 1, 3, 4)), mx.ones((1, 1, 3, 4)))
     assert keys.shape == values.shape == (1, 1, 64, 4)
     assert opened.make_mask(3).shape == (1, 1, 3, 64)

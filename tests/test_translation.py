@@ -23,7 +23,8 @@ from mlx_lm.generate import generate_step
 
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import ModelDrafter, Picks
+from mlxspec.drafters.graph import ModelDrafter
+from mlxspec.drafters.picks import Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.metrics import Generation
@@ -148,7 +149,7 @@ def test_q_is_over_what_is_shared() -> None:
     keys = keys_of(state.keys, DRAFT_NOISE + mx.arange(4), state.position[:, None])
     picks = Picks(sampler, state.recent, state.knobs, gumbel(keys, VOCABULARY))
     drafter.propose(state.drafts[MODEL], state.last_two, state.position, picks, 4, length=64)
-    proposal = picks.draft
+    proposal = picks.draft_within(None)
     assert proposal.log_q is not None
     q = np.exp(np.array(proposal.log_q))[0]
     assert q.shape == (4, VOCABULARY)

@@ -31,7 +31,9 @@ from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import HeadDrafter, ModelDrafter, Past, Picks
+from mlxspec.drafters.graph import ModelDrafter, Past
+from mlxspec.drafters.heads.head import HeadDrafter
+from mlxspec.drafters.picks import Picks
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.cached_model import FusedModel
@@ -432,8 +434,11 @@ class TableHead:
     def __init__(self, table: np.ndarray) -> None:
         self._table = mx.array(table, mx.float32)
 
+    def begin(self, capacity: int) -> mx.array:
+        return mx.zeros((1,))
+
     def propose(
-        self, past: Any, last_two: mx.array, position: mx.array, picks: Picks, count: int
+        self, past: Any, last_two: Any, position: Any, picks: Picks, count: int, length: int
     ) -> Any:
         token = last_two[:, 1:]
         for _ in range(count):

@@ -6,10 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from mlxspec.cascade.client import Client
+from mlxspec.cascade.upstreams import Upstream
 
 KEY = "sk-s3cret-0123456789"
 STALL_S = 5.0  # longer than any test lets an upstream take
@@ -25,6 +28,7 @@ class Misbehaving:
     url: str
     ways: list[str]
     text: str = "An answer from far away."
+    left: int = 0  # of those who asked and did not wait
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     models: list[str] | None = field(default_factory=lambda: ["far"])
@@ -67,11 +71,13 @@ class _Handler(BaseHTTPRequestHandler):
         one.keys.append(self.headers["Authorization"])
         way, _, detail = one.way().partition(" ")
         self.close_connection = True
-        with suppress(OSError):  # who asked has gone
+        try:
             if way.isdecimal():
                 self._refuse(int(way), detail)
             else:
                 getattr(self, f"_{way}")(one)
+        except OSError:
+            one.left += 1
 
     def _refuse(self, status: int, retry_after: str) -> None:
         # As some hosts do, it repeats the key in its error.
@@ -152,6 +158,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _empty(self, one: Misbehaving) -> None:
         self._begin()
         self.wfile.write(chunk("", "stop") + b"data: [DONE]\n\n")
+
+
+def upstream(url: str, **changes: Any) -> Upstream:
+    """The upstream `far`, whose key is in THE_KEY."""
+    given = {"api_key_env": "THE_KEY", "timeout_s": 20.0, "price_in": 1.0, "price_out": 10.0}
+    return Upstream("far", url, "far-model", **given | changes)
+
+
+def asked(one: Misbehaving, **changes: Any) -> Client:
+    """A client that does not wait between tries."""
+
+    async def sleep(seconds: float) -> None:
+        pass
+
+    return Client(upstream(one.url, **changes), sleep=sleep)
 
 
 @contextmanager

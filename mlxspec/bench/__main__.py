@@ -8,6 +8,7 @@ BENCHES = {
     "acceptance": "How many proposals of each drafter are kept, by kind of text?",
     "batch": "How fast are many texts at a time, beside mlx-lm's batch generator?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
+    "heads": "How long is a round with a trained head, beside its bare forwards and a model's?",
     "load": "What becomes of a server's answers when many clients come, leave, and read slowly?",
     "long": "How much do long prompts and long texts cost?",
     "loops": "How many texts of a pair repeat themselves?",

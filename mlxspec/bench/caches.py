@@ -35,6 +35,7 @@ from mlxspec.measure.timing import stepper
 from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import Layers, each
 from mlxspec.models.caches.original import Model
+from mlxspec.models.caches.positional import Places
 from mlxspec.params import KVQuantization, SamplingParams
 from mlxspec.sampling.sampler import Sampler
 
@@ -139,7 +140,8 @@ class Careless(FusedModel):
     def forward(
         self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
     ) -> tuple[mx.array, Layers]:
-        caches = each(lambda layer: layer.opened(offset, length), layers)
+        places = Places(offset)
+        caches = each(lambda layer: layer.opened(places, length), layers)
         logits = self.model(tokens, cache=caches)
         return logits, each(lambda cache: cache.layer, caches)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
-from mlxspec.cascade.client import Asked, Client, Fault, Question, Reply
+from mlxspec.cascade.answers import drafted
+from mlxspec.cascade.client import Client, Fault, Question, Reply
 from mlxspec.cascade.decision import Decision, decided, stayed
 from mlxspec.cascade.rules import Draft, Finding, Thresholds, judged
-from mlxspec.conversations import Message
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Request
 from mlxspec.defaults import MAX_LOGPROBS
@@ -37,66 +38,66 @@ class Deciding:
 
     Args:
         request: of the local answer, made by `judgeable`. model: the local model's name.
-        messages: the same question as turns.
+        question: what the upstream is asked.
     """
 
     def __init__(
         self,
         policy: Policy,
         request: Request,
-        messages: Sequence[Message],
+        question: Question,
         tokenizer: Tokenizer,
         model: str,
     ) -> None:
+        self.asked: Future[Reply] | None = None  # the upstream, once a rule asks for it
         self._policy = policy
         self._request = request
-        self._messages = messages
+        self._question = question
         self._tokenizer = tokenizer
         self._model = model
         self._begun_s = time.perf_counter()
         self._draft: Draft | None = None
         self._findings: list[Finding] = []
-        self._asked: Asked | None = None
-
-    @property
-    def is_judged(self) -> bool:
-        return self._draft is not None
 
     @property
     def stays(self) -> bool:
         """Whether the rules let the local answer go on, and nothing is sent."""
-        return self.is_judged and not self._findings
+        return self._draft is not None and not self._findings
+
+    def is_due(self, generation: Generation, *, ended: bool) -> bool:
+        """Whether the answer is to be judged now: it is long enough, or whole.
+
+        One token more than is judged says whether the answer ended within the draft.
+        """
+        written = len(generation.logprobs) - generation.reasoning_tokens
+        is_long = written > self._policy.thresholds.max_draft_tokens
+        return self._draft is None and (is_long or ended)
 
     def judge(self, generation: Generation, *, ended: bool) -> None:
-        """Judge the answer once it is long enough, and ask the upstream if a rule wants that."""
-        most = self._policy.thresholds
-        written = len(generation.tokens) - generation.reasoning_tokens
-        if self.is_judged or (written < most.max_draft_tokens and not ended):
-            return
-        self._draft = draft = self._drafted(generation, ended=ended)
+        """Judge the beginning of the answer, and ask the upstream if a rule wants that."""
+        most, request = self._policy.thresholds, self._request
+        self._draft = draft = drafted(
+            generation,
+            self._tokenizer,
+            most.max_draft_tokens,
+            request.limit - len(request.tokens),
+            ended=ended,
+        )
         self._findings = judged(draft, most, self._policy.off)
         if self._findings:
-            temperature = self._request.sampling.temperature
-            question = Question(
-                messages=self._messages,
-                max_tokens=draft.limit,
-                temperature=temperature,
-                draft=draft.text,
-            )
-            self._asked = self._policy.client.begin(question)
+            self.asked = self._policy.client.begin(replace(self._question, draft=draft.text))
 
-    def decide(self, generation: Generation) -> Decision:
-        """Compare both answers, the local one of which is whole. Waits for the upstream."""
+    def decide(self, generation: Generation, reply: Reply | Fault | None) -> Decision:
+        """Compare both answers, the local one of which is whole.
+
+        Args:
+            reply: the upstream's answer, or why there is none; None where it was not asked.
+        """
         assert self._draft is not None, "an answer that has ended is judged"
         upstream = self._policy.client.upstream
-        if self._asked is None:
-            took_s = time.perf_counter() - self._begun_s
+        took_s = time.perf_counter() - self._begun_s
+        if reply is None:
             return stayed(self._draft, generation, upstream, self._model, took_s)
-        reply: Reply | Fault
-        try:
-            reply = self._asked.wait()
-        except Fault as fault:
-            reply = fault
         return decided(
             self._draft,
             self._findings,
@@ -105,21 +106,13 @@ class Deciding:
             upstream,
             self._model,
             self._policy.thresholds,
-            time.perf_counter() - self._begun_s,
+            took_s,
         )
 
-    def _drafted(self, generation: Generation, *, ended: bool) -> Draft:
-        """The first tokens of the answer: no more, because how many a round writes may vary."""
-        most, begin = self._policy.thresholds.max_draft_tokens, generation.reasoning_tokens
-        tokens = generation.tokens[begin : begin + most]
-        whole = ended and len(generation.tokens) - begin <= most
-        return Draft(
-            text=generation.text if whole else self._tokenizer.decode(tokens),
-            tokens=len(tokens),
-            limit=self._request.limit - len(self._request.tokens),
-            ended=whole and generation.finish_reason == "stop",
-            logprobs=generation.logprobs[begin : begin + most],
-        )
+    def cancel(self) -> None:
+        """Nobody waits for the upstream any more."""
+        if self.asked is not None:
+            self.asked.cancel()
 
 
 class Cascade:
@@ -129,7 +122,7 @@ class Cascade:
     The run's result is the local answer; `decision` is there once the events are over.
 
     Args:
-        messages: the request's prompt as turns. model: the local model's name.
+        question: the request's prompt, as the upstream gets it. model: the local model's name.
     """
 
     def __init__(
@@ -137,7 +130,7 @@ class Cascade:
         policy: Policy,
         engine: Engine,
         request: Request,
-        messages: Sequence[Message],
+        question: Question,
         model: str,
     ) -> None:
         if engine.tokenizer is None:
@@ -145,7 +138,7 @@ class Cascade:
         self.run = engine.run(judgeable(request))
         self.run.request = request
         self.decision: Decision | None = None
-        self._deciding = Deciding(policy, request, messages, engine.tokenizer, model)
+        self._deciding = Deciding(policy, request, question, engine.tokenizer, model)
         self._held: list[Piece] = []
         self._events = self._decided()
 
@@ -168,18 +161,27 @@ class Cascade:
                     continue
                 ended = event.finish_reason is not None
                 self._held += event.pieces
-                self._deciding.judge(generation, ended=ended)
+                if self._deciding.is_due(generation, ended=ended):
+                    self._deciding.judge(generation, ended=ended)
                 yield replace(event, pieces=self._released() if self._deciding.stays else ())
-            self.decision = self._deciding.decide(generation)
+            self.decision = self._deciding.decide(generation, self._reply())
         except KeyboardInterrupt:  # whoever ends it gets what is there
             yield Event(pieces=self._released())
             raise
         finally:
-            generation.logprobs = _asked_for(generation.logprobs, self.run.request.logprobs)
+            self._deciding.cancel()
+            generation.logprobs = asked_for(generation.logprobs, self.run.request.logprobs)
         if self.decision.author == "upstream":
             # Reasoning that led to another answer goes with it.
             self._held = [Piece(self.decision.text, from_draft=False, upstream=True)]
         yield Event(pieces=self._released())
+
+    def _reply(self) -> Reply | Fault | None:
+        """Wait for the upstream, if it was asked."""
+        try:
+            return None if self._deciding.asked is None else self._deciding.asked.result()
+        except Fault as fault:
+            return fault
 
     def _released(self) -> tuple[Piece, ...]:
         held, self._held = tuple(self._held), []
@@ -191,6 +193,6 @@ def judgeable(request: Request) -> Request:
     return replace(request, logprobs=MAX_LOGPROBS)
 
 
-def _asked_for(logprobs: Sequence[Logprob], top: int | None) -> list[Logprob]:
+def asked_for(logprobs: Sequence[Logprob], top: int | None) -> list[Logprob]:
     """The part of what the rules judged that the request asks for itself."""
     return [] if top is None else [replace(one, top=one.top[:top]) for one in logprobs]

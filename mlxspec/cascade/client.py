@@ -5,23 +5,30 @@ Nothing that an upstream says in an error is shown: some of them repeat the key.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import cache
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxspec.cascade.breaker import Breaker
 from mlxspec.cascade.upstreams import Upstream
 from mlxspec.conversations import Message
+from mlxspec.decode.request import Request
 from mlxspec.errors import MlxspecError
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 TRIES = 3
 _FIRST_WAIT_S = 0.5  # doubled with every try, less up to a half at random
-_GRACE_S = 0.2  # in which the thread itself says why
 _NO_KEY = "none"  # the library insists on one
 
 
@@ -45,28 +52,45 @@ class Question:
     """What an upstream is asked.
 
     Args:
-        max_tokens: the most tokens of the answer.
+        max_tokens: the most tokens of the answer; None leaves that to the upstream.
+        stop: the answer ends before the first of these strings.
         draft: the beginning of the local answer, for an upstream that takes a prediction.
     """
 
     messages: Sequence[Message]
-    max_tokens: int
+    max_tokens: int | None
     temperature: float = 0.0
+    top_p: float = 0.0
+    stop: Sequence[str] = ()
     draft: str = ""
+
+    @classmethod
+    def of(cls, messages: Sequence[Message], max_tokens: int | None, request: Request) -> Question:
+        """The question that a request asks the local model, as far as an upstream knows it."""
+        sampling = request.sampling
+        return cls(
+            messages=messages,
+            max_tokens=max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            stop=request.stop,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """An upstream's answer, and the tokens that it counted; None where it does not tell."""
+    """An upstream's answer, the tokens that it counted, None where it does not tell, and the
+    seconds that it took."""
 
     text: str
     finish_reason: str
     tokens_in: int | None = None
     tokens_out: int | None = None
+    seconds: float = 0.0
 
 
 class Client:
-    """Asks one upstream; for any thread.
+    """Asks one upstream; for any thread. All clients ask on one thread of their own.
 
     Args:
         sleep: waits so many seconds between tries.
@@ -80,54 +104,62 @@ class Client:
         self,
         upstream: Upstream,
         breaker: Breaker | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         require_libraries()
-        from openai import OpenAI
+        from openai import AsyncOpenAI
 
         self.upstream = upstream
         self.breaker = breaker or Breaker()
         self._sleep = sleep
         key = upstream.key() or _NO_KEY
-        self._openai = OpenAI(api_key=key, base_url=upstream.base_url, max_retries=0)
+        self._openai = AsyncOpenAI(api_key=key, base_url=upstream.base_url, max_retries=0)
         # Those of the environment are for OpenAI, and not for any other host.
         self._openai.organization = self._openai.project = None
+        weakref.finalize(self, _close, self._openai).atexit = False
 
-    def begin(self, question: Question) -> Asked:
-        """Ask on a thread of its own, beside which the local answer is written."""
-        return Asked(self, question)
-
-    def ask(self, question: Question) -> Reply:
+    def begin(self, question: Question) -> Future[Reply]:
         """Ask, again where that may help, and within the upstream's `timeout_s`.
 
-        Raises:
-            Fault: there is no answer.
+        The future's error is a `Fault` where there is no answer. Cancelling it closes the
+        connection.
         """
+        return asyncio.run_coroutine_threadsafe(self._ask(question), _loop())
+
+    async def _ask(self, question: Question) -> Reply:
         if rest_s := self.breaker.enter():
             raise Fault(f"failed before and is asked again in {rest_s:.0f} s")
-        deadline = time.monotonic() + self.upstream.timeout_s
-        for tries in range(1, TRIES + 1):
+        try:
+            async with asyncio.timeout(self.upstream.timeout_s) as limit:
+                reply = await self._tried(question, limit.when() or 0.0)
+        except TimeoutError:
+            self.breaker.failed()
+            raise self._late() from None
+        except Fault as fault:
+            self.breaker.failed(fault.retry_after_s)
+            raise
+        self.breaker.succeeded()
+        return reply
+
+    async def _tried(self, question: Question, end_s: float) -> Reply:
+        """An answer after as many tries as it takes, none of which begins after `end_s`."""
+        for tries in range(1, TRIES):
             try:
-                reply = self._once(question, deadline)
+                return await self._once(question)
             except Fault as fault:
                 wait_s = max(_wait_s(tries), fault.retry_after_s)
-                in_time = time.monotonic() + wait_s < deadline
-                if not (fault.passes and tries < TRIES and in_time):
-                    self.breaker.failed(fault.retry_after_s)
+                if not fault.passes or asyncio.get_running_loop().time() + wait_s >= end_s:
                     raise
-                self._sleep(wait_s)
-            else:
-                self.breaker.succeeded()
-                return reply
-        raise AssertionError("the last try returns or raises")
+                await self._sleep(wait_s)
+        return await self._once(question)
 
-    def _once(self, question: Question, deadline: float) -> Reply:
+    async def _once(self, question: Question) -> Reply:
         import openai
 
         try:
-            return self._read(question, deadline)
+            return await self._read(question)
         except openai.APITimeoutError:
-            raise self.late() from None
+            raise self._late() from None
         except openai.APIConnectionError:
             raise Fault("cannot be reached, or broke off its answer", passes=True) from None
         except openai.APIStatusError as error:
@@ -136,20 +168,22 @@ class Client:
             raise Fault("told an error in the middle of its answer", passes=True) from None
         except (ValueError, TypeError, LookupError, AttributeError):
             raise Fault("sent something that is no answer", passes=True) from None
+        except (Fault, asyncio.CancelledError):
+            raise
+        except Exception as error:  # whatever a library raises must not take the local answer
+            raise Fault(f"could not be asked ({type(error).__name__})") from None
 
-    def _read(self, question: Question, deadline: float) -> Reply:
-        """One answer, chunk by chunk, so that one that stops is noticed."""
+    async def _read(self, question: Question) -> Reply:
+        """One answer, read as a stream, so that one that breaks off can be told from a whole."""
         text = finish = ""
         read: int | None = None
         written: int | None = None
-        left_s = max(deadline - time.monotonic(), 0.001)
-        stream = self._openai.chat.completions.create(
-            **self._body(question), timeout=left_s, stream=True
+        begun_s = time.perf_counter()
+        stream = await self._openai.chat.completions.create(
+            **self._body(question), timeout=self.upstream.timeout_s, stream=True
         )
-        with stream:
-            for chunk in stream:
-                if time.monotonic() > deadline:
-                    raise self.late()
+        async with stream:
+            async for chunk in stream:
                 if chunk.usage is not None:
                     read = _count(chunk.usage.prompt_tokens)
                     written = _count(chunk.usage.completion_tokens)
@@ -162,22 +196,29 @@ class Client:
             )
         if finish not in ("stop", "length") or not text.strip():
             raise Fault("gave no text as its answer")
-        return Reply(text=text, finish_reason=finish, tokens_in=read, tokens_out=written)
+        seconds = round(time.perf_counter() - begun_s, 6)
+        return Reply(
+            text=text, finish_reason=finish, tokens_in=read, tokens_out=written, seconds=seconds
+        )
 
     def _body(self, question: Question) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.upstream.model,
             "messages": list(question.messages),
-            "max_tokens": question.max_tokens,
             "temperature": question.temperature,
             "stream_options": {"include_usage": True},
         }
+        if question.max_tokens is not None:
+            body["max_tokens"] = question.max_tokens
+        if 0 < question.top_p < 1:
+            body["top_p"] = question.top_p
+        if question.stop:
+            body["stop"] = list(question.stop)
         if self.upstream.prediction and question.draft:
             body["prediction"] = {"type": "content", "content": question.draft}
         return body
 
-    def late(self) -> Fault:
-        """The fault of an upstream that takes too long."""
+    def _late(self) -> Fault:
         return Fault(f"did not answer within {self.upstream.timeout_s:g} s")
 
     def _refused(self, error: Any) -> Fault:
@@ -199,38 +240,23 @@ class Client:
         return Fault(f"refuses the request ({status})")
 
 
-class Asked:
-    """A question on its way to an upstream. Its thread keeps no process from ending."""
+def _close(api: AsyncOpenAI) -> None:
+    """Close the connections of a client that is gone."""
+    asyncio.run_coroutine_threadsafe(api.close(), _loop())
 
-    def __init__(self, client: Client, question: Question) -> None:
-        self._client = client
-        self._end_s = time.monotonic() + client.upstream.timeout_s
-        self._reply: Reply | None = None
-        self._fault: Fault | None = None
-        self._thread = Thread(target=self._ask, args=(question,), daemon=True)
-        self._thread.start()
 
-    def wait(self) -> Reply:
-        """Wait for the answer, also where the upstream keeps the connection alive and says nothing.
+@cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The loop in which upstreams are asked, on a thread that keeps no process from ending."""
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="upstreams", daemon=True).start()
+    return loop
 
-        Raises:
-            Fault: there is none.
-        """
-        self._thread.join(max(0.0, self._end_s - time.monotonic()) + _GRACE_S)
-        if self._fault is not None:
-            raise self._fault
-        if self._reply is None:
-            self._client.breaker.failed()
-            raise self._client.late()
-        return self._reply
 
-    def _ask(self, question: Question) -> None:
-        try:
-            self._reply = self._client.ask(question)
-        except Fault as fault:
-            self._fault = fault
-        except Exception as error:  # a thread has nobody to tell
-            self._fault = Fault(f"could not be asked ({type(error).__name__})")
+def turns_of(system: str | None, prompt: str) -> list[Message]:
+    """A prompt as turns, behind a system message if there is one."""
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    return [*turns, {"role": "user", "content": prompt}]
 
 
 def require_libraries() -> None:

@@ -28,6 +28,7 @@ class Decision:
         similarity: of both answers, 0 to 1. reason: why, in words.
         cost: of the upstream's answer; saved: what one as long as the local answer would have cost.
             In the currency of its prices; None where that is not known.
+        spent_tokens: that the upstream read and wrote; saved_tokens: those that it would have.
         latency_s: seconds from the question to the whole answer.
     """
 
@@ -45,7 +46,14 @@ class Decision:
     reason: str
     cost: float | None = 0.0
     saved: float | None = 0.0
+    spent_tokens: int | None = 0
+    saved_tokens: int = 0
     latency_s: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether the upstream was asked and gave no answer."""
+        return self.spilled_over and self.author == "local" and self.similarity is None
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of a result: a choice between whole answers is not exact."""
@@ -57,6 +65,17 @@ class Decision:
         if self.similarity is not None:
             values["similarity"] = round(self.similarity, 4)
         return answer | {"speculative_decoding": values | {"exact": False}}
+
+    def as_counted(self) -> dict[str, Any]:
+        """What a log may have of it: no words of a prompt or an answer."""
+        return {
+            "upstream": self.upstream,
+            "spilled_over": self.spilled_over,
+            "used": self.author,
+            "rules": list(self.rules),
+            "similarity": None if self.similarity is None else round(self.similarity, 4),
+            "cost": self.cost,
+        }
 
     def line(self) -> str:
         """What was decided, for people."""
@@ -79,6 +98,7 @@ def stayed(
         draft_tokens=draft.tokens,
         reason=f"no rule asks for {upstream.name} after {draft.tokens} tokens; nothing was sent",
         saved=upstream.cost(generation.prompt_tokens, count),
+        saved_tokens=generation.prompt_tokens + count,
         latency_s=latency_s,
     )
 
@@ -111,6 +131,7 @@ def decided(
         rules=tuple(one.rule for one in findings),
         reason=asked,
         cost=None,
+        spent_tokens=None,
         latency_s=latency_s,
     )
     if isinstance(reply, Fault):
@@ -122,6 +143,7 @@ def decided(
         similarity=likeness,
         verified_tokens=len(generation.tokens) - generation.reasoning_tokens,
         cost=_cost(upstream, reply),
+        spent_tokens=_tokens(reply),
     )
     if likeness >= most.min_confidence:
         return compared
@@ -135,6 +157,50 @@ def decided(
     )
 
 
+def sent(
+    reply: Reply | Fault,
+    generation: Generation | None,
+    upstream: Upstream,
+    model: str,
+    latency_s: float,
+) -> Decision:
+    """The decision where a request asks for the upstream itself.
+
+    Args:
+        generation: the local answer, where the upstream gave none.
+    """
+    asked = f"the request asks for {upstream.name}"
+    if isinstance(reply, Fault):
+        assert generation is not None, "one of the two answers"
+        return Decision(
+            text=generation.text,
+            finish_reason=generation.finish_reason,
+            author="local",
+            model_used=model,
+            upstream=upstream.name,
+            draft_tokens=0,
+            spilled_over=True,
+            reason=f"{upstream.name} {reply.why} ({asked})",
+            cost=None,
+            spent_tokens=None,
+            latency_s=latency_s,
+        )
+    return Decision(
+        text=reply.text,
+        finish_reason=reply.finish_reason,
+        author="upstream",
+        model_used=upstream.model,
+        upstream=upstream.name,
+        draft_tokens=0,
+        accepted=False,
+        spilled_over=True,
+        reason=asked,
+        cost=_cost(upstream, reply),
+        spent_tokens=_tokens(reply),
+        latency_s=latency_s,
+    )
+
+
 def similarity(one: str, other: str) -> float:
     """How alike two texts are, 0 to 1, whatever their case and white space."""
     from rapidfuzz.distance import Indel
@@ -144,6 +210,12 @@ def similarity(one: str, other: str) -> float:
 
 def _normalised(text: str) -> str:
     return " ".join(text.casefold().split())
+
+
+def _tokens(reply: Reply) -> int | None:
+    if reply.tokens_in is None or reply.tokens_out is None:
+        return None
+    return reply.tokens_in + reply.tokens_out
 
 
 def _cost(upstream: Upstream, reply: Reply) -> float | None:

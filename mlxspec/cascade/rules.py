@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from types import MappingProxyType
 
 from mlxspec.metrics import Logprob
@@ -48,27 +49,25 @@ class Draft:
     Args:
         tokens: how many it has. limit: how many the whole answer may have.
         ended: whether the answer ended by itself within it.
-        logprobs: of its tokens, as the target sees them.
+        logprobs: of its tokens, as the target sees them. entropies: of its choices, in nats.
     """
 
     text: str
     tokens: int
     limit: int
     ended: bool
-    logprobs: Sequence[Logprob] = ()
+    logprobs: Sequence[float] = ()
+    entropies: Sequence[float] = ()
 
     @property
     def logprob(self) -> float | None:
         """The mean log-probability of the tokens; None where none are known."""
-        if not self.logprobs:
-            return None
-        return math.fsum(one.logprob for one in self.logprobs) / len(self.logprobs)
+        return fmean(self.logprobs) if self.logprobs else None
 
     @property
     def entropy(self) -> float | None:
-        """The mean entropy of the target's choices in nats; None where it is not known."""
-        known = [entropy(one) for one in self.logprobs if one.top]
-        return math.fsum(known) / len(known) if known else None
+        """The mean entropy of the target's choices in nats; None where none is known."""
+        return fmean(self.entropies) if self.entropies else None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
 from mlxspec.cli.doctor import diagnose
+from mlxspec.cli.evaluating import cascade_app
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
@@ -56,6 +57,7 @@ bench_app.command("history", cls=Command)(bench_results.show_history)
 bench_app.command("apply", cls=Command)(bench_results.apply_results)
 app.add_typer(bench_app, name="bench")
 app.add_typer(pairs_app, name="pairs")
+app.add_typer(cascade_app, name="cascade")
 
 
 @app.callback(invoke_without_command=True)

@@ -122,16 +122,12 @@ def _measure_shapes(options: BenchOptions, others: PeerOptions, models: ModelOpt
         )
     _require_places(options)
     out = Output(quiet=options.quiet)
-
-    def finish(results: Results, show: Callable[[], None]) -> None:
-        _finish(results, options, out, show)
-
     measure_shapes(
         options.shape or [],
         models,
         options.settings().minutes,
         out,
-        finish,
+        lambda results, show: _finish(results, options, out, show),
         mlx_lm=bool(others.against),
     )
 
@@ -221,11 +217,10 @@ def _finish(
 ) -> bool:
     """Write the files, and print the tables unless stdout has the results.
 
+    False where the targets were asked for, and one is missed.
+
     Args:
         show: prints them; None prints those of a run.
-
-    Returns:
-        False where the targets were asked for, and one is missed.
     """
     from mlxspec.bench.targets import targets
 

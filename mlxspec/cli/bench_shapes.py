@@ -27,7 +27,7 @@ def measure_shapes(
     models: ModelOptions,
     minutes: float,
     out: Output,
-    finish: Callable[[Results, Callable[[], None]], None],
+    finish: Callable[[Results, Callable[[], None]], object],
     *,
     mlx_lm: bool,
 ) -> None:

@@ -7,7 +7,6 @@ import socket
 import sys
 import threading
 from datetime import UTC, datetime
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -21,10 +20,10 @@ from mlxspec.metrics import speed
 
 if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
-    from mlxspec.serve.call import Call
-    from mlxspec.serve.service import Service
-    from mlxspec.serve.settings import Settings
-    from mlxspec.serve.worker import Worker
+    from mlxspec.serve.core.call import Call
+    from mlxspec.serve.core.service import Service
+    from mlxspec.serve.core.settings import Settings
+    from mlxspec.serve.core.worker import Worker
 
 EVERY_S = 0.5
 
@@ -44,12 +43,7 @@ class Board:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.end()
 
     def ready(self, worker: Worker) -> None:
@@ -133,7 +127,7 @@ class LiveBoard(Board):
 
     def _panel(self, worker: Worker, engine: Engine) -> Panel:
         settings, about = self._settings, self._settings.about
-        drafts = about.get("draft") if engine.drafts else None
+        drafts = about.get("draft") if engine.drafts or engine.heads else None
         rows = {
             "address": self._url,
             "model": about.get("target"),

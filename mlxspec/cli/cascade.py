@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,8 +17,10 @@ from mlxspec.pairs.table import Pair
 if TYPE_CHECKING:
     from mlxspec.cascade.cascade import Cascade, Policy
     from mlxspec.cascade.rules import Thresholds
+    from mlxspec.cascade.upstreams import Upstreams
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
+    from mlxspec.serve.core.settings import Strategy
 
 _upstream = partial(typer.Option, rich_help_panel="Upstream")
 
@@ -98,19 +100,32 @@ class UpstreamOptions:
             return None
         from mlxspec.cascade.cascade import Policy
         from mlxspec.cascade.client import Client
-        from mlxspec.cascade.upstreams import load_upstreams
 
-        table = load_upstreams(None if self.upstreams is None else expanded(self.upstreams))
-        client = Client(table.named(self.upstream))
-        return Policy(client, self._thresholds(table.thresholds), self._off())
+        client = Client(self._table().named(self.upstream))
+        return Policy(client, *self.rules())
 
-    def _thresholds(self, thresholds: Thresholds) -> Thresholds:
+    def rules(self) -> tuple[Thresholds, frozenset[str]]:
+        """The thresholds, and the names of rules that are off; those of the table, if there is one.
+
+        Raises:
+            UsageError: there is no such rule. TableError: the table cannot be used.
+        """
+        from mlxspec.cascade.rules import Thresholds
+        from mlxspec.cascade.upstreams import user_upstreams
+
+        there = self.upstreams is not None or user_upstreams().exists()
+        thresholds = self._table().thresholds if there else Thresholds()
         changes: dict[str, Any] = {
             "max_draft_tokens": self.probe_tokens,
             "min_confidence": self.min_confidence,
         }
         given = {name: value for name, value in changes.items() if value is not None}
-        return replace(thresholds, **given)
+        return replace(thresholds, **given), self._off()
+
+    def _table(self) -> Upstreams:
+        from mlxspec.cascade.upstreams import load_upstreams
+
+        return load_upstreams(None if self.upstreams is None else expanded(self.upstreams))
 
     def _off(self) -> frozenset[str]:
         from mlxspec.cascade.rules import RULES
@@ -121,6 +136,35 @@ class UpstreamOptions:
                 hint = f"Did you mean {near}?" if near else f"The rules are {', '.join(RULES)}."
                 raise UsageError(f"There is no rule named {name!r}.", hint=hint)
         return frozenset(self.no_rule or ())
+
+
+STRATEGIES = ("local", "speculative_decoding", "upstream")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingOptions:
+    """Who answers the requests of a server that name nobody."""
+
+    routing: Annotated[
+        str | None,
+        _upstream(
+            metavar="|".join(STRATEGIES),
+            help="Who answers requests that do not say: the local model, which is the default; "
+            "the local model first and the upstream where a rule asks for it; or the upstream.",
+        ),
+    ] = None
+
+    def strategy(self, upstream: UpstreamOptions) -> Strategy:
+        """The strategy; raises UsageError where it is none, or has no upstream."""
+        if self.routing not in (None, *STRATEGIES):
+            near = nearest(self.routing or "", STRATEGIES)
+            hint = f"Did you mean {near}?" if near else f"It takes {', '.join(STRATEGIES)}."
+            raise UsageError(f"--routing {self.routing} is no strategy.", hint=hint)
+        if self.routing not in (None, "local") and upstream.upstream is None:
+            raise UsageError(
+                f"--routing {self.routing} has no upstream.", hint="Add --upstream NAME."
+            )
+        return cast("Strategy", self.routing or "local")
 
 
 def cascade_of(
@@ -137,8 +181,8 @@ def cascade_of(
         texts: the system message among them.
     """
     from mlxspec.cascade.cascade import Cascade
+    from mlxspec.cascade.client import Question, turns_of
 
-    system = texts.get("system")
-    turns = [] if system is None else [{"role": "system", "content": system}]
-    turns.append({"role": "user", "content": prompt})
-    return Cascade(policy, engine, request, turns, pair.target_name)
+    turns = turns_of(texts.get("system"), prompt)
+    question = Question.of(turns, request.limit - len(request.tokens), request)
+    return Cascade(policy, engine, request, question, pair.target_name)

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from math import inf
 from threading import RLock
 from time import monotonic
-from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console
@@ -77,12 +76,7 @@ class Display:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def status(

@@ -129,7 +129,7 @@ def _write_many(
         request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
         record = engines.recall(pair, engine, display) if request.auto else None
         engines.build_kernels(engine, request, display, beside=many.max_rows > 1)
-        drafts = pair.draft_name if engine.drafts else None
+        drafts = pair.draft_name if engine.drafts or engine.heads else None
         about = {"pair": pair.name, "target": pair.target, "draft": drafts}
         lines = Many(engine, usual, work, many, out, about)
         try:
@@ -332,7 +332,7 @@ def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
     values = {
         "pair": pair.name,
         "target": pair.target,
-        "draft": pair.draft_name if speculates and engine.drafts else None,
+        "draft": pair.draft_name if speculates and (engine.drafts or engine.heads) else None,
         **generation.as_dict(),
     }
     if result.run.request.logprobs is not None:

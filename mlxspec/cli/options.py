@@ -173,6 +173,9 @@ class ModelOptions:
             show_default=False,
         ),
     ] = None
+    draft_bits: Annotated[
+        int | None, _drafting(metavar="4|8", help="Quantise trained heads while they are loaded.")
+    ] = None
     no_speculation: Annotated[
         bool, _drafting("--no-speculation", help="Decode plainly: propose nothing.")
     ] = False
@@ -219,6 +222,7 @@ class ModelOptions:
             pair,
             adapter=self.adapter or pair.adapter,
             revision=self.revision or pair.revision,
+            draft_bits=self.draft_bits or pair.draft_bits,
         )
 
     def _named(self) -> Pair:

@@ -215,6 +215,7 @@ def _rows(pair: Pair) -> list[tuple[str, str]]:
         "adapter": pair.adapter or "",
         "revision": pair.revision or "",
         "draft tokens": str(pair.draft_tokens),
+        "draft bits": str(pair.draft_bits or ""),
         "sampling": sampling or "as the model's authors recommend",
         "system": pair.system or "",
         "template": arguments,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxspec.cli import engines
+from mlxspec.cli.cascade import RoutingOptions, UpstreamOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import handed_to
 from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
@@ -27,8 +28,8 @@ from mlxspec.pairs.table import Pair
 if TYPE_CHECKING:
     from mlxspec.cli.board import Board
     from mlxspec.decode.engine import Engine
-    from mlxspec.serve.settings import Settings
-    from mlxspec.serve.store import Store
+    from mlxspec.serve.core.settings import Settings
+    from mlxspec.serve.core.store import Store
 
 _server = partial(typer.Option, rich_help_panel="Server")
 _limits = partial(typer.Option, rich_help_panel="Limits")
@@ -37,6 +38,7 @@ EXAMPLES = """
 Examples:
   mlxspec serve --pair qwen3-8b
   mlxspec serve --target ./model --draft ./small-model --port 0
+  mlxspec serve --pair qwen3-8b --upstream cerebras --routing speculative_decoding
   MLXSPEC_KEY=... mlxspec serve --host 0.0.0.0 --api-key-env MLXSPEC_KEY
 """
 
@@ -124,7 +126,7 @@ class ServerOptions:
 
     def store(self, tell: Tell) -> Store | None:
         """Where pasts outlast the server, if they are to."""
-        from mlxspec.serve.store import Store
+        from mlxspec.serve.core.store import Store
 
         if self.cache_dir is None:
             return None
@@ -136,7 +138,7 @@ class ServerOptions:
 
     def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
         """The settings of a server with these options."""
-        from mlxspec.serve.settings import Settings
+        from mlxspec.serve.core.settings import Settings
 
         about = {"pair": pair.name, "target": pair.target_name, "draft": pair.draft_name}
         return Settings(
@@ -154,15 +156,22 @@ class ServerOptions:
 
 
 @grouped
-def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOptions) -> None:
+def serve(
+    *,
+    models: ModelOptions,
+    sampling: SamplingOptions,
+    server: ServerOptions,
+    upstream: UpstreamOptions,
+    routing: RoutingOptions,
+) -> None:
     """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
     _require_libraries()
     from mlxspec.cli.board import open_board
     from mlxspec.cli.disk import require_here
     from mlxspec.pairs.stock import recommended_of
+    from mlxspec.serve.core.service import Service
+    from mlxspec.serve.core.worker import Worker
     from mlxspec.serve.running import Server, listen
-    from mlxspec.serve.service import Service
-    from mlxspec.serve.worker import Worker
 
     pair = models.chosen()
     require_here(pair, speculation=models.speculates)
@@ -172,7 +181,12 @@ def serve(*, models: ModelOptions, sampling: SamplingOptions, server: ServerOpti
         "system": pair.system,
         "template_args": {**pair.template_args, **template_args(server.template_arg)},
     }
-    settings = server.settings(pair, usual)
+    upstream.require_place()
+    settings = replace(
+        server.settings(pair, usual),
+        upstream=upstream.policy(),
+        routing=routing.strategy(upstream),
+    )
     listening = listen(server.host, server.port)
     with open_board(settings, listening, server.api_key_env) as board:
         preparing = _Preparing(pair, models, settings, board, int(server.cache_gb * 1e9))

@@ -8,7 +8,8 @@ from mlxspec.control.estimates import Learned
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.rounds import Rounds
-from mlxspec.drafters.graph import GraphDrafter, HeadDrafter, ModelDrafter
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter
+from mlxspec.drafters.heads.head import HeadDrafter
 
 
 def drafters_of(engine: Engine) -> tuple[str, ...]:

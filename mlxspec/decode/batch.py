@@ -14,6 +14,7 @@ from typing import Any
 from mlxspec.decode.doing import Doing
 from mlxspec.decode.lane import Lane
 from mlxspec.decode.maker import Maker
+from mlxspec.decode.reader import BETWEEN_S
 from mlxspec.decode.request import Prompt, Request
 from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
@@ -146,10 +147,21 @@ class Batch:
     # --- reading --------------------------------------------------------------------------------
 
     def _read(self) -> list[tuple[Row, Event]]:
-        """Let the next text be read, as long as the others may wait."""
+        """Let the next texts be read, as long as the others may wait."""
+        until = time.perf_counter() + BETWEEN_S / 2  # a piece that begins by then ends in time
+        events: list[tuple[Row, Event]] = []
+        while self._may_read:
+            events += self._read_piece()
+            if time.perf_counter() >= until:
+                break
+        return events
+
+    @property
+    def _may_read(self) -> bool:
+        return self._reading is not None or bool(self._waiting and self.running < self._max_rows)
+
+    def _read_piece(self) -> list[tuple[Row, Event]]:
         if self._reading is None:
-            if not self._waiting or self.running >= self._max_rows:
-                return []
             self._reading = self._begin(self._waiting.popleft())
         row = self._reading
         assert row._reading is not None

@@ -11,13 +11,22 @@ from mlxspec.decode.batch import Batch
 from mlxspec.decode.maker import Maker
 from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.decode.reader import Reader
-from mlxspec.decode.request import GREEDY, Prompt, Request, Requests
+from mlxspec.decode.request import GREEDY, Prompt, Request
+from mlxspec.decode.requests import Requests
 from mlxspec.decode.rounds import Built, Rounds
 from mlxspec.decode.run import Run
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
-from mlxspec.defaults import AUTO, DEFAULT_DRAFT_TOKENS, MODEL, DraftTokens
-from mlxspec.drafters.graph import GraphDrafter, Head, HeadDrafter, ModelDrafter
+from mlxspec.defaults import (
+    AUTO,
+    DEFAULT_DRAFT_TOKENS,
+    MAX_DRAFT_TOKENS,
+    MODEL,
+    DraftTokens,
+)
+from mlxspec.device import lengths
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter
+from mlxspec.drafters.heads.head import Head, HeadDrafter
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.translation import Translated
 from mlxspec.drafters.vocabulary import Shared
@@ -151,6 +160,7 @@ class Engine:
             messages: in place of a prompt, a conversation as OpenAI's API writes it. A last turn of
                 the assistant is gone on with.
             tools: functions that the model may call, as OpenAI's API writes them.
+            parallel_calls: False ends the text behind its first call of a tool.
             max_tokens: at least 1, 256 unless given; None goes on to the end of the context, where
                 the text ends in any case.
             draft_tokens: K; None takes the engine's own, 0 decodes plainly, "auto" chooses it
@@ -291,6 +301,7 @@ class Engine:
         request = Request(tokens=tuple(tokens), sampling=sampling, capacity=capacity)
         reader = Reader(rounds, request)
         state = finished(reader.state(tokens))
+        state = rounds.grown(state, lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS))
         for name in self.drafts if draft else ():
             past = finished(reader.draft(name, tokens[:-2], 0))
             state = state.with_draft(name, rounds.drafters[name].grown(past, state.capacity))

@@ -19,7 +19,7 @@ from mlxspec.decode.session import Session
 from mlxspec.decode.track import Track
 from mlxspec.decode.writer import Writer
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import Head
+from mlxspec.drafters.heads.head import Head
 from mlxspec.drafters.history import Prediction
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import Shared
@@ -139,7 +139,7 @@ class Maker:
             return PromptCache(
                 request.cache, self._identity, prompt_tokens=count, ends=request.ends
             )
-        if prefixes is None:
+        if prefixes is None or not prefixes.stats.max_bytes:
             return None
         return prefixes.for_text(self._parts.models, request.ends)
 

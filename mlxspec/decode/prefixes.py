@@ -16,7 +16,6 @@ from mlxspec.models.caches.original import Model
 from mlxspec.models.identity import Identity, identity_of
 from mlxspec.models.kept import Kept, Rest, kept_of, needs_rest, rest_of, resumed, without_form
 from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
-from mlxspec.models.taps import Features
 from mlxspec.tokens import Tokenizer
 
 DEFAULT_BYTES = 10**9  # of a batch that is given no cache
@@ -47,11 +46,11 @@ class Keeper(Protocol):
         """The places at which a reading is to stop, for its past there to be kept."""
 
     def has_read(
-        self, name: str, reading: Reading, past: tuple[list[Any], Features], start: int = 0
+        self, name: str, reading: Reading, past: tuple[list[Any], Any], start: int = 0
     ) -> None:
-        """Note what a model has read: the caches, and the features of all its tokens."""
+        """Note what a model and its follower have read: the caches, and the follower's past."""
 
-    def has_written(self, name: str, tokens: Sequence[int], kept: Kept) -> None:
+    def has_written(self, name: str, reading: Reading, kept: Kept) -> None:
         """Note the past of a text that has ended, or of its beginning."""
 
     def held(self, name: str, tokens: Sequence[int]) -> int:
@@ -183,16 +182,16 @@ class Marked:
             common: how many tokens it has in common with another text.
         """
         rests = self._rests[name] = {}
-        if not needs_rest(reading.cached):
+        if not needs_rest(reading):
             return Marks()
 
-        def reached(at: int, caches: list[Any]) -> None:
+        def reached(at: int, caches: list[Any], past: Any) -> None:
             if not without_form(caches):
-                rests[at] = rest_of(reading.cached, caches)
+                rests[at] = rest_of(reading.cached, caches, past, at)
 
         return Marks(_places(reading, self._ends, common), reached)
 
-    def pasts(self, name: str, reading: Reading, past: tuple[list[Any], Features]) -> list[Kept]:
+    def pasts(self, name: str, reading: Reading, past: tuple[list[Any], Any]) -> list[Kept]:
         """The pasts of a reading at its marks and, the last of them, at its end."""
         kept = kept_of(reading, *past)
         rests = self._rests.pop(name, {})
@@ -228,7 +227,7 @@ class PrefixKeeper:
         return self._marked.marks(name, reading, common)
 
     def has_read(
-        self, name: str, reading: Reading, past: tuple[list[Any], Features], start: int = 0
+        self, name: str, reading: Reading, past: tuple[list[Any], Any], start: int = 0
     ) -> None:
         if self._is_short:
             return
@@ -238,9 +237,9 @@ class PrefixKeeper:
             for kept in self._marked.pasts(name, reading, past):
                 self._tree.add(_key(name, reading), reading.tokens[: kept.read], kept)
 
-    def has_written(self, name: str, tokens: Sequence[int], kept: Kept) -> None:
-        if tokens and not self._is_short:
-            self._tree.add(name, tokens, kept)
+    def has_written(self, name: str, reading: Reading, kept: Kept) -> None:
+        if reading.tokens and not self._is_short:
+            self._tree.add(_key(name, reading), reading.tokens, kept)
 
     def held(self, name: str, tokens: Sequence[int]) -> int:
         return self._tree.covered(name, tokens)
@@ -256,8 +255,8 @@ def identity_of_owner(owner: Owner) -> Identity:
 
 
 def _key(name: str, reading: Reading) -> str:
-    """Pasts with the features of a head are apart from those without."""
-    return " ".join([name, *sorted(set(reading.taps))])
+    """Pasts that heads have read along with are apart from those without."""
+    return " ".join([name, *reading.follower.names])
 
 
 def _places(reading: Reading, ends: frozenset[int], common: int) -> frozenset[int]:

@@ -21,7 +21,6 @@ from mlxspec.metrics import TARGET, Tell
 from mlxspec.models.identity import Identity
 from mlxspec.models.kept import Entries, Kept, Rest, resumed, without_form
 from mlxspec.models.prefill import CHUNK, Begun, Marks, Reading, afresh
-from mlxspec.models.taps import Features
 
 PLACES = 6  # of a text, the last ones, from which another can go on where a past cannot go back
 
@@ -140,14 +139,14 @@ class PromptCache:
         return self._marked.marks(name, reading)
 
     def has_read(
-        self, name: str, reading: Reading, past: tuple[list[Any], Features], start: int = 0
+        self, name: str, reading: Reading, past: tuple[list[Any], Any], start: int = 0
     ) -> None:
         if without_form(past[0]):
             return
         pasts = self._marked.pasts(name, reading, past)
         self._read[name] = _Read(reading, start, self.taken[name], pasts)
 
-    def has_written(self, name: str, tokens: Sequence[int], kept: Kept) -> None:
+    def has_written(self, name: str, reading: Reading, kept: Kept) -> None:
         """A file keeps the prompt and no more."""
 
     def held(self, name: str, tokens: Sequence[int]) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 from mlxspec.files import replacing
 
 MARK = "mlxspec prompt cache"
-FORMAT = f"{MARK} 3"
+FORMAT = f"{MARK} 4"
 _HEAD = 4096  # the first bytes, which hold the mark if the file has one
 
 _WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}

@@ -13,12 +13,12 @@ from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
-from mlxspec.drafters.graph import HeadDrafter, Past
+from mlxspec.drafters.graph import Past
+from mlxspec.drafters.heads.head import Heads
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
 from mlxspec.models.caches.layers import Layers
 from mlxspec.models.kept import kept_of_row
 from mlxspec.models.prefill import CHUNK, Begin, Marks, Reading, afresh, alone_s, prefill
-from mlxspec.models.taps import Features
 from mlxspec.sampling.noise import row_key
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler, knobs_of
 
@@ -56,6 +56,8 @@ class Reader:
     ) -> Generator[PrefillProgress, None, RoundState]:
         """The state of one sequence before its next round; no draft model has read it yet.
 
+        It has room for what was read, or for as much as the request asks for.
+
         Yields the progress of reading, after every piece but the last.
 
         Args:
@@ -67,9 +69,9 @@ class Reader:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         piece_s = BETWEEN_S if beside else alone_s()
-        caches, features = yield from self._target_read(read, piece_s)
-        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS)
-        capacity = max(self._request.capacity, room)
+        # Rounds make the room that they need.
+        capacity = max(self._request.capacity, len(read))
+        caches, pasts = yield from self._target_read(self._read_by_target(read, capacity), piece_s)
         return RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
             last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
@@ -77,12 +79,7 @@ class Reader:
             keys=row_key(self._seed)[None],
             knobs=knobs_of(self._request.sampling, batch=1, vocabulary=self._target.vocabulary),
             target=self._target.adopt(caches, len(read), capacity),
-            # Without a token that was read there are no features to begin with.
-            drafts={
-                name: one.begin(mx.array([list(read)], mx.int32), features, capacity)
-                for name, one in self._rounds.drafters.items()
-                if read and isinstance(one, HeadDrafter)
-            },
+            drafts=pasts,
         )
 
     def draft(
@@ -138,25 +135,38 @@ class Reader:
         """The number of tokens that a draft model would not have to read."""
         return self._keeper.held(name, tokens) if self._keeper is not None else 0
 
-    def has_written(self, name: str, tokens: Sequence[int], layers: Layers, row: int) -> None:
-        """Let the past of a text outlast it, where that is possible.
+    def target_has_written(self, tokens: Sequence[int], state: RoundState, row: int) -> None:
+        """Let the past of a text with the target and the heads outlast it, where possible.
 
         Args:
-            tokens: those that the model has read for certain.
-            layers: the storage of a round, with the text in one row of it.
+            tokens: those that the target has read for certain.
+            state: of a round, with the text in one row of it.
         """
-        cached = self._target if name == TARGET else self._rounds.model(name).cached
+        reading = self._read_by_target(tokens)
+        heads = {name: state.drafts[name] for name in self._rounds.heads}
+        self._has_written(TARGET, reading, state.target, heads, row)
+
+    def draft_has_written(self, name: str, tokens: Sequence[int], layers: Layers, row: int) -> None:
+        """The same with a draft model."""
+        self._has_written(name, Reading(self._rounds.model(name).cached, tokens), layers, {}, row)
+
+    def _has_written(
+        self, name: str, reading: Reading, layers: Layers, past: Any, row: int
+    ) -> None:
         # A prompt attends to its first chunk before that is quantised; what is written does not.
-        same = cached.kv is None or len(self._request.tokens) > CHUNK
-        if self._keeper is not None and same and not (name == TARGET and self._rounds.taps.names):
-            kept = kept_of_row(layers, row, len(tokens))
+        same = reading.cached.kv is None or len(self._request.tokens) > CHUNK
+        if self._keeper is not None and same:
+            kept = kept_of_row(reading, layers, past, row)
             if kept is not None:
-                self._keeper.has_written(name, tokens, kept)
+                self._keeper.has_written(name, reading, kept)
+
+    def _read_by_target(self, tokens: Sequence[int], capacity: int = 1) -> Reading:
+        """What the target reads, and the heads along with it."""
+        return Reading(self._target, tokens, Heads(self._rounds.heads, capacity))
 
     def _target_read(
-        self, tokens: Sequence[int], piece_s: float | None
-    ) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
-        reading = Reading(self._target, tokens, self._rounds.taps.names)
+        self, reading: Reading, piece_s: float | None
+    ) -> Generator[PrefillProgress, None, tuple[list[Any], Any]]:
         past = yield from prefill(
             reading,
             begin=self._begin(TARGET),

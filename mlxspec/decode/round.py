@@ -18,7 +18,9 @@ import mlx.core as mx
 
 from mlxspec.decode.state import NOTHING, Given, RoundState, Shape
 from mlxspec.defaults import MODEL
-from mlxspec.drafters.graph import GraphDrafter, ModelDrafter, Picks
+from mlxspec.drafters.graph import GraphDrafter, ModelDrafter
+from mlxspec.drafters.heads.head import HeadDrafter
+from mlxspec.drafters.picks import Picks
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import grow
 from mlxspec.models.taps import Taps
@@ -127,6 +129,12 @@ class FusedRound:
         after = self._typed(after)
         return after._replace(drafts=state.drafts | after.drafts), result
 
+    @property
+    def heads(self) -> dict[str, HeadDrafter]:
+        """The heads by name, which read the text along with the target."""
+        both = self.drafters.items()
+        return {name: one for name, one in both if isinstance(one, HeadDrafter)}
+
     def model(self, name: str) -> ModelDrafter:
         """The draft model of that name, which reads the text for itself."""
         drafter = self.drafters[name]
@@ -210,7 +218,7 @@ class FusedRound:
         past = self.drafters[name].propose(
             state.drafts[name], state.last_two, state.position, picks, count, shape.draft_length
         )
-        return picks.draft._replace(limit=given.limit), state.with_draft(name, past)
+        return picks.draft_within(given.limit), state.with_draft(name, past)
 
     def _draft_noise(self, state: RoundState, count: int) -> mx.array | None:
         method = self.sampler.method

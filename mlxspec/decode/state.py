@@ -89,9 +89,13 @@ def placed(whole: Any, one: Any, row: int) -> Any:
     every reference to the old tree before this is computed, or its arrays are copied.
     """
 
+    starts: dict[int, mx.array] = {}
+
     def written(into: mx.array, rows: mx.array) -> mx.array:
-        start = mx.array([row] + [0] * (into.ndim - 1), mx.int32)
-        return mx.slice_update(into, rows.astype(into.dtype), start, axes=tuple(range(into.ndim)))
+        axes = tuple(range(into.ndim))
+        if into.ndim not in starts:
+            starts[into.ndim] = mx.array([row] + [0] * (into.ndim - 1), mx.int32)
+        return mx.slice_update(into, rows.astype(into.dtype), starts[into.ndim], axes=axes)
 
     return tree_map(written, whole, one)
 

@@ -14,7 +14,7 @@ from mlxspec.decode.state import RoundState
 from mlxspec.drafters.proposals import Choice, Offer, TextDrafter
 from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
-from mlxspec.metrics import TARGET, Logprob, PrefillProgress, RoundStats
+from mlxspec.metrics import Logprob, PrefillProgress, RoundStats
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,6 @@ class Track:
         state = yield from self._reader.state(self.text, beside=beside)
         self.is_first = True
         self.drafts.forget()
-        for name in list(self.drafts.names):
-            if name not in self.drafts.models and name not in state.drafts:
-                self.drafts.leave_out(name, "a prompt of one token gives it no features")
         return state
 
     def shrink(self) -> None:
@@ -182,12 +179,12 @@ class Track:
         if not (self._reader.keeps and self.is_sound):
             return
         last = min(self._end, len(self.text) - 1)
-        self._reader.has_written(TARGET, self.text[:last], state.target, row)
+        self._reader.target_has_written(self.text[:last], state, row)
         for name, past in state.drafts.items():
             start, end = self.drafts.reached.get(name, (0, 0))
             if min(end, last) > start:
                 tokens = self.text[start : min(end, last)]
-                self._reader.has_written(name, tokens, past.layers, row)
+                self._reader.draft_has_written(name, tokens, past.layers, row)
 
     @property
     def _end(self) -> int:

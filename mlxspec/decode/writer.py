@@ -9,7 +9,7 @@ import mlx.core as mx
 from mlxspec.calling import Called
 from mlxspec.decode.request import Request
 from mlxspec.decode.track import Committed
-from mlxspec.metrics import Event, FinishReason, Generation, Piece, SpeculationStats
+from mlxspec.metrics import Event, FinishReason, Generation, Logprob, Piece, SpeculationStats
 from mlxspec.text import TextStream
 from mlxspec.tokens import Tokenizer
 
@@ -55,7 +55,7 @@ class Writer:
 
     def _event(self, committed: Committed, done: bool) -> Event:
         assert committed.stats is not None
-        tokens, origins, pieces, finish = self._told(committed)
+        tokens, origins, pieces, logprobs, finish = self._told(committed)
         cut = len(tokens) < len(committed.tokens)
         if finish is None and done:
             finish = "length"
@@ -65,7 +65,6 @@ class Writer:
             finish = "stop" if self._text.stopped else finish
             notes += self._text.remarks(finish)
         stats = replace(committed.stats, full=committed.stats.full and not cut)
-        logprobs = committed.logprobs[: len(tokens)]
         calls = [call for piece in pieces if isinstance(piece, Called) for call in piece.calls]
         return Event(
             tuple(tokens),
@@ -74,26 +73,35 @@ class Writer:
             stats,
             finish,
             notes,
-            logprobs=logprobs,
+            logprobs=tuple(logprobs),
             tool_calls=tuple(calls),
         )
 
     def _told(
         self, committed: Committed
-    ) -> tuple[list[int], list[bool], list[Piece], FinishReason | None]:
-        """The tokens up to an end, whether each was proposed, their text, and how they end."""
+    ) -> tuple[list[int], list[bool], list[Piece], list[Logprob], FinishReason | None]:
+        """The tokens up to an end, whether each was proposed, their text, how likely each was,
+        and how they end.
+        """
         assert committed.stats is not None
         tokens: list[int] = []
         origins: list[bool] = []
         pieces: list[Piece] = []
+        logprobs: list[Logprob] = []
+        finish: FinishReason | None = None
         for index, token in enumerate(committed.tokens):
             if token in self.request.ends:
-                return tokens, origins, pieces, "stop"
+                finish = "stop"
+                break
             # Every token of a round but the target's last was proposed.
             from_draft = index < committed.stats.accepted
             tokens.append(token)
             origins.append(from_draft)
             pieces += self._text.add(token, from_draft) if self._text else []
+            if committed.logprobs:
+                place = self._text.place if self._text else "text"
+                logprobs.append(replace(committed.logprobs[index], place=place))
             if self._text and self._text.stopped:
-                return tokens, origins, pieces, "stop"
-        return tokens, origins, pieces, None
+                finish = "stop"
+                break
+        return tokens, origins, pieces, logprobs, finish

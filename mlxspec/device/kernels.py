@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def _precompiled(header: Path) -> bool:
     return True
 
 
+@cache
 def _folder() -> Path:
     return Path(tempfile.gettempdir()) / "mlx" / version("mlx") / "cpu"
 

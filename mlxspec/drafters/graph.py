@@ -1,4 +1,4 @@
-"""Drafters inside the round's graph: draft models, and heads on the target's own features."""
+"""Drafters inside the round's graph: what a round knows of each, and draft models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import mlx.core as mx
 
 from mlxspec.defaults import MAX_AUTO_TOKENS
+from mlxspec.drafters.picks import Picks
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import Layers, grow
 from mlxspec.models.context import context_of
 from mlxspec.models.taps import Features
-from mlxspec.sampling.sampler import Knobs, Sampler, uniform_if_broken
-from mlxspec.sampling.verify import Draft
 
 ROWS = 64  # read in a pass: a ring has room for no more beyond its window
 UNREAD = 2**31 - 1  # in place of a start: of a row beside others, of which nothing was read
@@ -29,102 +28,6 @@ class Past(NamedTuple):
 
     layers: Layers
     start: mx.array
-
-
-class Picks:
-    """Picks the tokens of a proposal one after the other, the way the target's own are picked.
-
-    Args:
-        recent: int32 [B, W], the last tokens of the text, as many as a penalty looks back on.
-        noise: float32 [B, K, V], Gumbel; None for a greedy method.
-        given, is_given: int32 [B, K] and boolean [B], tokens that are picked in some rows whatever
-            a model says; None is no row.
-    """
-
-    def __init__(
-        self,
-        sampler: Sampler,
-        recent: mx.array,
-        knobs: Knobs,
-        noise: mx.array | None,
-        given: mx.array | None = None,
-        is_given: mx.array | None = None,
-    ) -> None:
-        self._sampler = sampler
-        self._recent = recent
-        self._knobs = knobs
-        self._noise = noise
-        self._given = given
-        self._is_given = is_given
-        self._tokens: list[mx.array] = []
-        self._log_qs: list[mx.array] = []
-
-    def pick(self, logits: mx.array) -> mx.array:
-        """The next token, int32 [B, 1].
-
-        Args:
-            logits: [B, 1, V'], of any floating dtype, over the first V' ≤ V tokens.
-        """
-        scores = self._sampler.scores(logits, self._recent, self._knobs)
-        at = len(self._tokens)
-        if self._noise is not None:
-            log_q = self._sampler.log_probs(uniform_if_broken(scores), self._knobs)
-            drawn = log_q + self._noise[:, at : at + 1, : scores.shape[-1]]
-            scores = self._sampler.unless_greedy(drawn, scores, self._knobs)
-            self._log_qs.append(log_q)
-        token = mx.argmax(scores, axis=-1).astype(mx.int32)
-        if self._given is not None and self._is_given is not None:
-            token = mx.where(self._is_given[:, None], self._given[:, at : at + 1], token)
-        self._tokens.append(token)
-        self._recent = mx.concatenate([self._recent, token], axis=1)
-        return token
-
-    @property
-    def draft(self) -> Draft:
-        """The tokens picked so far, as a proposal."""
-        log_q = mx.concatenate(self._log_qs, axis=1) if self._log_qs else None
-        return Draft(mx.concatenate(self._tokens, axis=1), log_q, certain=self._is_given)
-
-
-class Head(Protocol):
-    """A drafter on the target's features, such as a trained head. See docs/drafters.md.
-
-    taps: names of the target's modules whose outputs are its features. most: the largest K.
-    A head keeps its state in a tree of arrays, a *past*, and changes none that it is given.
-    """
-
-    taps: Sequence[str]
-    most: int
-
-    def begin(self, tokens: mx.array, features: Features, capacity: int) -> Any:
-        """The past after a prompt: int32 [1, N] `tokens`, and features [1, N, D] by tap.
-
-        Args:
-            capacity: tokens that a text may reach before `grown` is called.
-        """
-
-    def grown(self, past: Any, capacity: int) -> Any:
-        """The past with room for a text of `capacity` tokens."""
-
-    def propose(
-        self, past: Any, last_two: mx.array, position: mx.array, picks: Picks, count: int
-    ) -> Any:
-        """Call `picks.pick` `count` times, and return the past.
-
-        Args:
-            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
-                the last. position: int32 [B], of the last.
-        """
-
-    def commit(
-        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
-    ) -> Any:
-        """The past after a round, whichever drafter proposed.
-
-        Args:
-            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
-                features are [B, R, D]. kept: int32 [B], how many of them stay, at least 1.
-        """
 
 
 class GraphDrafter(Protocol):
@@ -162,7 +65,7 @@ class GraphDrafter(Protocol):
         count: int,
         length: int,
     ) -> Any:
-        """Call `picks.pick` `count` ≥ 1 times, and return the past.
+        """Pick `count` ≥ 1 tokens, and return the past.
 
         Args:
             last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
@@ -173,45 +76,12 @@ class GraphDrafter(Protocol):
     def commit(
         self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
     ) -> Any:
-        """The past after a round that it is told of; see `Head.commit`."""
+        """The past after a round that it is told of.
 
-
-class HeadDrafter:
-    """A head as a `GraphDrafter`: it follows every round, and its past grows with the target's."""
-
-    follows = True
-    fused = True
-    beside = True
-
-    def __init__(self, head: Head) -> None:
-        self._head = head
-        self.taps = head.taps
-        self.most = head.most
-
-    def typed(self, past: Any) -> Any:
-        return past
-
-    def begin(self, tokens: mx.array, features: Features, capacity: int) -> Any:
-        return self._head.begin(tokens, features, capacity)
-
-    def grown(self, past: Any, capacity: int) -> Any:
-        return self._head.grown(past, capacity)
-
-    def propose(
-        self,
-        past: Any,
-        last_two: mx.array,
-        position: mx.array,
-        picks: Picks,
-        count: int,
-        length: int,
-    ) -> Any:
-        return self._head.propose(past, last_two, position, picks, count)
-
-    def commit(
-        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
-    ) -> Any:
-        return self._head.commit(past, tokens, features, position, kept)
+        Args:
+            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
+                features are [B, R, D] by tap. kept: int32 [B], how many of them stay, at least 1.
+        """
 
 
 class ModelDrafter:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from mlxspec.drafters.graph import Head
+from mlxspec.drafters.heads.head import Head
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.errors import LoadError
 from mlxspec.models.caches.original import Model

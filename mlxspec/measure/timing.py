@@ -43,7 +43,8 @@ def measure_split(session: Session, mean_s: float) -> Split | None:
     choice = session.policy.current
     drafter, count = choice.drafter, min(choice.draft_tokens, session.draft_tokens)
     round_s = session.policy.seconds(choice) or mean_s
-    if count == 0 or round_s <= 0 or drafter not in session.drafted:
+    drafts = drafter in session.drafted or drafter in session.rounds.heads
+    if count == 0 or round_s <= 0 or not drafts:
         return None
     repeats = 1 if round_s > SLOW_ROUND_S else 5
     draft_s, verify_s = halves(session, count, repeats, drafter)

@@ -29,10 +29,12 @@ from mlxspec.models.caches.layers import (
 )
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.caches.peculiarities import RECURRENCES, obstacle_of
+from mlxspec.models.caches.positional import Places
 from mlxspec.models.caches.recurrences import Unrecognised, hooks_of, recording
 from mlxspec.models.caches.recurrent import RecurrentCache
 from mlxspec.models.context import guard_tables
 from mlxspec.models.pace import Pace
+from mlxspec.models.rotary import shared_angles
 from mlxspec.params import KVQuantization
 
 # Cache entries in trial passes: more than any layer's indexer selects, so that it must select.
@@ -110,14 +112,16 @@ class FusedModel:
     def forward(
         self, tokens: mx.array, layers: Layers, offset: mx.array, length: int
     ) -> tuple[mx.array, Layers]:
-        caches = each(lambda layer: layer.opened(offset, length), layers)
+        places = Places(offset)
+        caches = each(lambda layer: layer.opened(places, length), layers)
         recurrent = [cache for cache in flat(caches) if isinstance(cache, RecurrentCache)]
-        if recurrent:
-            with recording(self._hooks) as record:
+        with shared_angles():
+            if recurrent:
+                with recording(self._hooks) as record:
+                    logits = self.model(tokens, cache=caches)
+                record.settle(recurrent, rows=tokens.shape[1])
+            else:
                 logits = self.model(tokens, cache=caches)
-            record.settle(recurrent, rows=tokens.shape[1])
-        else:
-            logits = self.model(tokens, cache=caches)
         return logits, each(lambda cache: cache.layer, caches)
 
     def commit(self, layers: Layers, kept: mx.array | None) -> Layers:

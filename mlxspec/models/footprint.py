@@ -67,7 +67,8 @@ class Footprint:
 
     weights: bytes. layers: of its past. fused: whether rounds keep the past in their own storage;
     else every pass runs on a copy of mlx-lm's caches. context: tokens that it can read, if known.
-    hidden, between, heads, vocabulary: the widths of its passes.
+    hidden, between, heads, vocabulary: the widths of its passes. follows: whether it reads every
+    token along with the target, as a head does.
     """
 
     weights: int
@@ -79,6 +80,7 @@ class Footprint:
     heads: int
     vocabulary: int
     number: int
+    follows: bool = False
 
     def past(self, tokens: int) -> dict[Kind, int]:
         """Bytes of the past of a text, by the kind of cache."""

@@ -7,8 +7,9 @@ caches hold, such as a window or a state, is the past at one place as a whole: t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import count
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -19,8 +20,8 @@ from mlxspec.models.cached_model import CachedModel, is_exact
 from mlxspec.models.caches.layers import Layers, flat
 from mlxspec.models.caches.original import fresh_cache
 from mlxspec.models.caches.positional import FullLayer, QuantizedLayer
+from mlxspec.models.followers import Follower, Leaf, changed, goes_back, leaves
 from mlxspec.models.prefill import CHUNK, Begun, Reading
-from mlxspec.models.taps import Features
 
 POSITION = 2  # the axis of positions in every array of entries
 
@@ -29,8 +30,8 @@ class Entries:
     """What some positions in a row have left: nothing in it is written to.
 
     Args:
-        arrays: [1, heads, length, D] each: those of a layer by its place among all caches, and the
-            features of a tap, [1, 1, length, D], by its name.
+        arrays: [1, heads, length, D] each: those of a layer by its place among all caches, and of a
+            follower's by its name too.
         length: the number of positions.
     """
 
@@ -78,7 +79,7 @@ def joined(parts: Sequence[Entries], length: int) -> Entries:
 class Rest(NamedTuple):
     """What a past holds at one place beside its entries.
 
-    states: of each cache that is not made of entries.
+    states: of each cache that is not made of entries, and behind them those of a follower's past.
     cuts: whether it can go back to any earlier place.
     """
 
@@ -105,25 +106,33 @@ class Kept(NamedTuple):
 NO_REST = Rest([], cuts=True)
 
 
-def needs_rest(cached: CachedModel) -> bool:
+def needs_rest(reading: Reading) -> bool:
     """Whether a past is more than entries, so that a text can go on from some places alone."""
-    return any(not _has_entries(cached, one) for one in flat(fresh_cache(cached.model, cached.kv)))
+    cached = reading.cached
+    caches = flat(fresh_cache(cached.model, cached.kv))
+    others = any(not _has_entries(cached, cache) for cache in caches)
+    return others or any(not isinstance(one, FullLayer) for one in leaves(reading.follower.begin()))
 
 
-def rest_of(cached: CachedModel, caches: list[Any]) -> Rest:
-    """The rest of a past at this place, in memory of its own."""
+def rest_of(cached: CachedModel, caches: list[Any], past: Any, read: int) -> Rest:
+    """The rest of a past at this place, in memory of its own.
+
+    Args:
+        past: the follower's. read: how many tokens both have read.
+    """
     others = [cache for cache in flat(caches) if not _has_entries(cached, cache)]
-    states = tree_map(_owned, [_state_of(cache) for cache in others])
+    states = tree_map(_owned, [_state_of(cache) for cache in others] + _states_in(past))
     mx.eval(_arrays_in(states))
     # Only of a fused model is it known that entries past a position leave no trace.
-    return Rest(states, cached.fused and all(cache.is_trimmable() for cache in others))
+    cuts = cached.fused and all(cache.is_trimmable() for cache in others)
+    return Rest(states, cuts and goes_back(past, read))
 
 
-def kept_of(reading: Reading, caches: list[Any], features: Features) -> Kept:
+def kept_of(reading: Reading, caches: list[Any], past: Any) -> Kept:
     """The past of all tokens of a reading. Its entries are those of the caches, not copied yet.
 
     Args:
-        features: [1, N, D] by tap.
+        past: the follower's.
     """
     cached, read = reading.cached, len(reading.tokens)
     arrays = {
@@ -131,17 +140,22 @@ def kept_of(reading: Reading, caches: list[Any], features: Features) -> Kept:
         for place, cache in enumerate(flat(caches))
         if _has_entries(cached, cache)
     }
-    arrays |= {name: [one[:, None]] for name, one in features.items()}
-    return Kept(read, Entries(arrays, read), rest_of(cached, caches))
+    arrays |= _entries_in(reading.follower, past, 0, read)
+    return Kept(read, Entries(arrays, read), rest_of(cached, caches, past, read))
 
 
-def kept_of_row(layers: Layers, row: int, read: int) -> Kept | None:
+def kept_of_row(reading: Reading, layers: Layers, past: Any, row: int) -> Kept | None:
     """The past of one row of a round's storage; None where it is more than entries.
 
     Args:
-        read: the positions that are certain. Rounds that are under way write behind them.
+        reading: the tokens whose positions are certain. Rounds that are under way write behind
+            them.
+        past: the follower's.
     """
-    arrays: dict[str, list[mx.array]] = {}
+    read = len(reading.tokens)
+    if not all(isinstance(leaf, FullLayer) for leaf in leaves(past)):
+        return None
+    arrays = _entries_in(reading.follower, past, row, read)
     for place, layer in enumerate(flat(layers)):
         if not isinstance(layer, FullLayer | QuantizedLayer):
             return None
@@ -160,7 +174,8 @@ def resumed(reading: Reading, kept: Kept, common: int) -> Begun | None:
     cached, arrays = reading.cached, kept.entries.arrays
     goes_on = common == len(reading.tokens) or _can_go_on(cached, common)
     reaches = common == kept.read or kept.rest.cuts
-    if not (common and goes_on and reaches and all(name in arrays for name in reading.taps)):
+    follows = all(name in arrays for name in reading.follower.names)
+    if not (common and goes_on and reaches and follows):
         return None
     caches, states = fresh_cache(cached.model, cached.kv), iter(kept.rest.states)
     for place, cache in enumerate(flat(caches)):
@@ -170,7 +185,7 @@ def resumed(reading: Reading, kept: Kept, common: int) -> Begun | None:
             _set_state(cache, tree_map(_handle, next(states)))
             if common < kept.read:
                 cache.trim(kept.read - common)
-    return Begun(caches, common, {name: arrays[name][0][:, 0, :common] for name in reading.taps})
+    return Begun(caches, common, _past_from(reading.follower, arrays, states, common))
 
 
 def without_form(caches: list[Any]) -> str:
@@ -182,6 +197,48 @@ def without_form(caches: list[Any]) -> str:
         if not all(isinstance(one, plain) for one in _leaves(_state_of(cache)))
     }
     return ", ".join(sorted(kinds))
+
+
+def _name_of(follower: Follower, place: int) -> str:
+    return f"{' '.join(follower.names)}.{place}"
+
+
+def _entries_in(follower: Follower, past: Any, row: int, read: int) -> dict[str, list[mx.array]]:
+    """The entries of a row of a follower's past, and its names, so that its pasts are known."""
+    arrays: dict[str, list[mx.array]] = {name: [] for name in follower.names}
+    for place, leaf in enumerate(leaves(past)):
+        if isinstance(leaf, FullLayer):
+            arrays[_name_of(follower, place)] = [one[row : row + 1, :, :read] for one in leaf]
+    return arrays
+
+
+def _states_in(past: Any) -> list[Any]:
+    """What a follower's past holds beside its entries."""
+    others = [leaf for leaf in leaves(past) if not isinstance(leaf, FullLayer)]
+    return [leaf if isinstance(leaf, mx.array) else list(leaf) for leaf in others]
+
+
+def _past_from(
+    follower: Follower, arrays: dict[str, list[mx.array]], states: Iterator[Any], read: int
+) -> Any:
+    """A follower's past after `read` tokens, from its entries and its states."""
+    places = count()
+
+    def taken(leaf: Leaf) -> Leaf:
+        place = next(places)
+        if isinstance(leaf, FullLayer):
+            held = arrays[_name_of(follower, place)]
+            parts = [_between(one, 0, read) for one in held]
+            return FullLayer(*(_written(*both) for both in zip(leaf, parts, strict=True)))
+        state = tree_map(_handle, next(states))
+        return state if isinstance(leaf, mx.array) else type(leaf)(*state)
+
+    return changed(follower.begin(), taken)
+
+
+def _written(array: mx.array, first: mx.array) -> mx.array:
+    """Entries with other ones in the first places."""
+    return mx.slice_update(array, first, mx.array([0]), axes=(POSITION,))
 
 
 def _has_entries(cached: CachedModel, cache: Any) -> bool:

@@ -14,8 +14,10 @@ from mlxspec.errors import OutOfMemory
 from mlxspec.metrics import PrefillProgress, Tell, silent
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.original import fresh_cache, quantized
+from mlxspec.models.followers import NOBODY, Follower
 from mlxspec.models.pace import SIZES
-from mlxspec.models.taps import Features, Taps
+from mlxspec.models.rotary import shared_angles
+from mlxspec.models.taps import Taps
 
 # The most rows of a pass, as in mlx-lm's speculative decoding. No pass reaches across a multiple.
 CHUNK = SIZES[-1]
@@ -31,30 +33,30 @@ T = TypeVar("T")
 class Reading(NamedTuple):
     """A model and the tokens that it has to read; for an id that it lacks it reads its last id.
 
-    taps: names of modules whose outputs are wanted too.
+    follower: what reads along.
     """
 
     cached: CachedModel
     tokens: Sequence[int]
-    taps: Sequence[str] = ()
+    follower: Follower = NOBODY
 
 
 class Begun(NamedTuple):
     """mlx-lm's caches of a model that has read the first `read` of its tokens.
 
-    features: of those tokens, [1, read, D] by tap.
+    past: what the follower has read of them.
     """
 
     caches: list[Any]
     read: int
-    features: Features = {}  # noqa: RUF012 (nobody writes to it)
+    past: Any
 
 
 class Marks(NamedTuple):
-    """Places of a text at which a piece ends, and who is told of the caches there."""
+    """Places of a text at which a piece ends, and who is told of the caches and the past there."""
 
     places: Collection[int] = ()
-    reached: Callable[[int, list[Any]], None] = lambda at, caches: None
+    reached: Callable[[int, list[Any], Any], None] = lambda at, caches, past: None
 
 
 Begin = Callable[[Reading], Begun]
@@ -62,7 +64,7 @@ Begin = Callable[[Reading], Begun]
 
 def afresh(reading: Reading) -> Begun:
     """Begin with empty caches."""
-    return Begun(fresh_cache(reading.cached.model, None), 0)
+    return Begun(fresh_cache(reading.cached.model, None), 0, reading.follower.begin())
 
 
 def prefill(
@@ -74,7 +76,7 @@ def prefill(
     piece_s: float | None = None,
     first: int = FIRST,
     strict: bool = False,
-) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
+) -> Generator[PrefillProgress, None, tuple[list[Any], Any]]:
     """Let a model read its tokens.
 
     Where memory runs out, it begins again with pieces of half the size. Where the model's keys
@@ -93,7 +95,7 @@ def prefill(
         The progress after every piece but the last.
 
     Returns:
-        mlx-lm's caches, and the taps' features, [1, N, D] of all N tokens, evaluated.
+        mlx-lm's caches and the follower's past, evaluated.
 
     Raises:
         OutOfMemory: not even the smallest piece fits.
@@ -139,33 +141,32 @@ def _read(
     marks: Marks,
     chunk: int,
     most: Callable[[], int],
-) -> Generator[PrefillProgress, None, tuple[list[Any], Features]]:
-    cached, tokens, names = reading
-    taps = Taps(cached.model, names)
+) -> Generator[PrefillProgress, None, tuple[list[Any], Any]]:
+    cached, tokens, follower = reading
+    taps = Taps(cached.model, follower.taps)
     with watched("reading the prompt"):
-        caches, at, before = begin(reading)
-    seen = [before] if before else []
+        caches, at, past = begin(reading)
     while at < len(tokens):
         size = min(most(), chunk)
         stops = [place for place in marks.places if at < place]
         end = min((at // size + 1) * size, len(tokens), *stops)
         with watched("reading the prompt"):
             rows = mx.minimum(mx.array([tokens[at:end]], mx.int32), cached.vocabulary - 1)
-            with taps.watching() as features:
+            with taps.watching() as features, shared_angles():
                 cached.model(rows, cache=caches)
-            seen.append(features)
+            # Piece by piece, so that no more than one piece's features are in memory.
+            past = follower.read(past, rows, features, at)
+            del features
             if end % chunk == 0:
                 caches[:] = quantized(caches, cached.kv)
             started = time.perf_counter()
-            mx.eval([layer.state for layer in caches], features)
+            mx.eval([layer.state for layer in caches], past)
         cached.pace.took(end - at, time.perf_counter() - started)
         if end - at >= LARGE:
             mx.clear_cache()  # its activations are large, and their sizes do not recur
         at = end
         if at in marks.places:
-            marks.reached(at, caches)
+            marks.reached(at, caches, past)
         if at < len(tokens):
             yield PrefillProgress(at, len(tokens))
-    names = names if seen else ()
-    joined = {name: mx.concatenate([one[name] for one in seen], axis=1) for name in names}
-    return quantized(caches, cached.kv), joined
+    return quantized(caches, cached.kv), past

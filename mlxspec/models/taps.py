@@ -1,4 +1,4 @@
-"""The outputs of modules inside a model during a pass, read without changing the model."""
+"""What modules inside a model give or get in a pass, read without changing the model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from mlxspec.models.caches.original import Model
 
 _LOCK = threading.RLock()  # a module is replaced by one thread at a time
 
+INPUT = ":input"  # behind a name: what the module is given, in place of what it returns
+
 Features = dict[str, mx.array]
 
 
 class Taps:
     """Watches modules of a model by name, such as `model.norm` or `model.layers.3`.
+
+    A name that ends in INPUT is that of the module's first argument, others are of its output.
 
     Raises:
         UnsupportedModel: the model has no such module.
@@ -26,7 +30,7 @@ class Taps:
 
     def __init__(self, model: Model, names: Sequence[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self._places = {name: _place(model, name) for name in self.names}
+        self._places = {name: _place(model, name.removesuffix(INPUT)) for name in self.names}
 
     @contextmanager
     def watching(self) -> Iterator[Features]:
@@ -36,18 +40,19 @@ class Taps:
             yield seen
             return
         with _LOCK:
-            modules = {name: owner[key] for name, (owner, key) in self._places.items()}
+            modules = []
             for name, (owner, key) in self._places.items():
-                owner[key] = _Watched(modules[name], name, seen)
+                modules.append((owner, key, owner[key]))
+                owner[key] = _Watched(owner[key], name, seen)
             try:
                 yield seen
             finally:
-                for name, (owner, key) in self._places.items():
-                    owner[key] = modules[name]
+                for owner, key, module in reversed(modules):  # one may be watched twice
+                    owner[key] = module
 
 
 class _Watched:
-    """A stand-in for a module: it behaves like the module, and records its output."""
+    """A stand-in for a module: it behaves like the module, and records its output or input."""
 
     def __init__(self, module: Any, name: str, seen: Features) -> None:
         self._module = module
@@ -58,7 +63,8 @@ class _Watched:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = self._module(*args, **kwargs)
         if threading.get_ident() == self._builder:
-            self._seen[self._name] = output[0] if isinstance(output, tuple) else output
+            value = args[0] if self._name.endswith(INPUT) else output
+            self._seen[self._name] = value[0] if isinstance(value, tuple) else value
         return output
 
     def __getattr__(self, name: str) -> Any:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from mlxspec.drafters.heads.block_config import BlockConfig
+from mlxspec.drafters.heads.mtp import MOST
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
-from mlxspec.models.footprint import footprint
+from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.memory import IN_WORDS, MemorySum
 from mlxspec.pairs.pull import gigabytes, plan
-from mlxspec.pairs.stock import TARGET, Held, memory_of, stock, weights_of
+from mlxspec.pairs.stock import TARGET, Held, footprint_of, memory_of, stock, weights_in
 from mlxspec.pairs.table import Pair
 from mlxspec.pairs.tokenizer_files import load_folder_tokenizer
 from mlxspec.templates import source_of
@@ -86,7 +88,7 @@ def check(pair: Pair, *, context: int | None = None) -> Check:
     tokenizer = _tokenizer(target)
     findings += _of_template(tokenizer)
     for one in models[1:]:
-        findings += _guarded(one.role, partial(_of_tokens, one, target, tokenizer))
+        findings += _guarded(one.role, partial(_of_draft, one, target, tokenizer))
     for one in models:
         findings += _guarded(one.role, partial(_of_caches, one))
     findings += _of_sizes(models, weights)
@@ -113,7 +115,7 @@ def _fetched(pair: Pair) -> tuple[list[Held], dict[str, int]]:
     weights: dict[str, int] = {}
     for one in stock(pair):
         if one.state == "here" and one.folder is not None:
-            weights[one.role] = weights_of(one.folder)
+            weights[one.role] = weights_in(one)
         elif isinstance(one.repository, Repository):
             download(one.repository, pair.name, PREVIEW)
             files = plan(one.repository, pair.name).files
@@ -140,6 +142,15 @@ def _of_template(tokenizer: Tokenizer) -> Iterator[Finding]:
     yield Finding("✓", "template", f"the target's alone is used; it {kind}")
 
 
+def _of_draft(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
+    if one.head == "mtp":
+        yield from _of_layer(one, target)
+    elif one.head is not None:
+        yield from _of_head(one, target)
+    else:
+        yield from _of_tokens(one, target, tokenizer)
+
+
 def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Finding]:
     """The tokens of a draft beside the target's."""
     draft = _tokenizer(one)
@@ -164,6 +175,34 @@ def _of_tokens(one: Held, target: Held, tokenizer: Tokenizer) -> Iterator[Findin
     if mine and not theirs:
         words = "it was not trained to reason: reasoning may be accepted less often"
         yield Finding("!", one.role, words)
+
+
+def _of_layer(one: Held, target: Held) -> Iterator[Finding]:
+    """An MTP layer beside the target that it is trained with."""
+    mtp.require_of(one.config(), target.config(), one.location)
+    if one.folder is not None and not (mtp.files_of(one.folder) or mtp.tensors_of(one.folder)):
+        raise mtp.no_layer(one.location)
+    yield Finding("✓", one.role, f"the target's MTP layer: proposes up to {MOST} tokens")
+
+
+def _of_head(one: Held, target: Held) -> Iterator[Finding]:
+    """A trained head beside the target that it reads."""
+    read = BlockConfig.read(one.config(), one.location)
+    config = target.config()
+    text = config.get("text_config")
+    own = {**config, **(text if isinstance(text, dict) else {})}
+    sizes = (
+        ("hidden size", read.target_hidden_size, own.get("hidden_size")),
+        ("number of layers", read.target_layers, own.get("num_hidden_layers")),
+        ("vocabulary", read.vocabulary, own.get("vocab_size")),
+    )
+    for what, its, targets in sizes:
+        if its is not None and targets is not None and its != targets:
+            words = f"it is for another target: its {what} is {its:,}, this one's {targets:,}"
+            yield Finding("✗", one.role, words)
+            return
+    words = f"a trained head: proposes up to {read.most} tokens in one pass"
+    yield Finding("✓", one.role, words)
 
 
 def _of_ends(one: Held, tokenizer: Tokenizer, draft: Tokenizer) -> Iterator[Finding]:
@@ -195,7 +234,7 @@ def _some(names: list[str]) -> str:
 
 
 def _of_caches(one: Held) -> Iterator[Finding]:
-    found = footprint(one.config(), 0)
+    found = footprint_of(one, 0)
     kinds = ", ".join(sorted({IN_WORDS[layer.kind] for layer in found.layers}))
     if found.fused:
         yield Finding("✓", one.role, f"caches: {kinds}; taken back exactly, and tried at loading")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import Any
 
+from mlxspec.drafters.heads.recognition import kind_of
 from mlxspec.errors import LoadError
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -49,7 +50,9 @@ _CONVERT = "Take a repository of safetensors, or convert the original with `mlx_
 def require_complete(
     folder: Path, name: str | None = None, others: Callable[[], Collection[str]] = tuple
 ) -> None:
-    """Raise LoadError unless a folder has a configuration, a tokenizer and weights.
+    """Raise LoadError unless a folder has a configuration, weights and a tokenizer.
+
+    A trained head needs no tokenizer: it reads its target's tokens.
 
     Args:
         name: what the folder is called in an error; None is its path.
@@ -66,9 +69,9 @@ def require_complete(
         _require_no_other_format(name or str(folder), names)
     if not folder.is_dir():  # the folder of a repository of which nothing was downloaded
         raise _no_model(name)
-    read_json(folder / CONFIG)
+    is_head = kind_of(read_json(folder / CONFIG)) is not None
     found = [path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
-    if not any(path.exists() for path in found):
+    if not (is_head or any(path.exists() for path in found)):
         raise incomplete(min(found, default=folder / "tokenizer.json"))
     if not weights:
         gone = sorted(path for path in folder.glob("model*.safetensors"))

@@ -14,6 +14,7 @@ from mlxspec.device.memory import watched
 from mlxspec.drafters import plugins
 from mlxspec.errors import LoadError, OutOfMemory, TableError, UsageError, VocabularyMismatch
 from mlxspec.metrics import Tell
+from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import (
     ADAPTER_CONFIG,
     ADAPTERS,
@@ -51,7 +52,7 @@ def fetch(pair: Pair, *, speculation: bool = True, tell: Tell | None = None) -> 
     """
     target, drafts = _model_folder(pair.target, pair, pair.revision), {}
     for name, location in named(pair).items() if speculation else ():
-        folder = unless_left_out(partial(_model_folder, location, pair), tell)
+        folder = unless_left_out(partial(_draft_folder, location, pair, target), tell)
         if folder is not None:
             drafts[name] = folder
     return Folders(target, drafts, adapter_folder(pair))
@@ -98,6 +99,17 @@ def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
             raise
         tell(f"no speculation: {error.message}")
         return None
+
+
+def _draft_folder(location: str, pair: Pair, target: Path) -> Path:
+    """The folder of a draft: of a checkpoint that is wanted for its MTP layer, that part alone."""
+    at = located(location)
+    if isinstance(at, Repository) and mtp.is_target(target):
+        folder = download(at, pair.name, mtp.ABOUT)
+        files = mtp.files_of(folder)
+        if files and mtp.is_original_of(folder, target):
+            return download(at, pair.name, (*mtp.ABOUT, *files))
+    return _model_folder(location, pair)
 
 
 def _model_folder(location: str, pair: Pair, revision: str | None = None) -> Path:

@@ -24,7 +24,7 @@ from mlx_lm.utils import DEFAULT_ALLOW_PATTERNS
 from mlxspec.errors import LoadError
 from mlxspec.pairs.contents import in_one_line
 
-MODEL_FILES = (*DEFAULT_ALLOW_PATTERNS, "*.model")
+MODEL_FILES = (*DEFAULT_ALLOW_PATTERNS, "*.model", "mtp*.safetensors")
 _ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(.*)|hf://(.*)")
 _NAME = re.compile(r"([^/@]+/[^/@]+)(?:@(.+))?")
 _PAGE = re.compile(r"([^/@]+/[^/@]+)(?:@(.+)|/(?:tree|blob|resolve)/([^/]+)(?:/.*)?)?")

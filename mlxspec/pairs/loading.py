@@ -15,11 +15,11 @@ from mlx.utils import tree_flatten
 
 from mlxspec.control.records import Setting
 from mlxspec.decode.engine import Engine
-from mlxspec.defaults import DEFAULT_PAIR
+from mlxspec.defaults import DEFAULT_PAIR, MODEL, MTP
 from mlxspec.device import machine
 from mlxspec.device.memory import wire
 from mlxspec.drafters import plugins
-from mlxspec.drafters.graph import Head
+from mlxspec.drafters.heads.head import Head
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.drafters.vocabulary import ENOUGH, Shared, shared_tokens
@@ -27,8 +27,10 @@ from mlxspec.errors import UnsupportedModel, VocabularyMismatch
 from mlxspec.metrics import Tell
 from mlxspec.models.caches.original import Model
 from mlxspec.models.context import context_of
+from mlxspec.models.layout import lay_out
 from mlxspec.pairs import adapters
 from mlxspec.pairs.folders import Folders, adapter_folder, fetch, named, unless_left_out
+from mlxspec.pairs.heads import kind_in, load_head
 from mlxspec.pairs.models import Loaded, load_folder
 from mlxspec.pairs.recommended import recommended
 from mlxspec.pairs.table import Pair, find_pair
@@ -92,7 +94,7 @@ def load(
     engine = _engine(pair, target, found, options, tell)
     engine.notes = loaded.notes
     if wired:
-        wire(sum(map(bytes_of, (engine.target, *engine.drafts.values()))))
+        wire(sum(map(bytes_of, (engine.target, *engine.drafts.values(), *_heads_of(engine)))))
     engine.recommended = {**recommended(folders.target), **pair.sampling}
     engine.load_s = time.perf_counter() - started
     return engine
@@ -118,6 +120,7 @@ def _target(pair: Pair, folders: Folders, trust: bool) -> tuple[Loaded, Tokenize
     applied = folders.adapter or adapter_folder(pair)
     if applied is not None:
         model = adapters.applied(model, applied)
+    lay_out(model)
     tokenizer = load_folder_tokenizer(
         folders.target, loaded.config.get("eos_token_id"), trust_remote_code=trust
     )
@@ -180,13 +183,24 @@ def _drafters_of(
     trust: bool,
 ) -> _Drafters:
     found = _Drafters()
-    for name in folders.drafts:
+    for name, folder in folders.drafts.items():
+        kind = unless_left_out(partial(kind_in, folder, folders.target), tell)
+        if kind is not None:
+            head = unless_left_out(partial(load_head, kind, folder, target, pair.draft_bits), tell)
+            if head is not None:
+                found.heads[kind if name == MODEL else name] = head
+            continue
         loaded = unless_left_out(partial(_draft, name, folders, tokenizer, pair, trust), tell)
         if loaded is not None:
             draft, shared = loaded
             found.drafts[name] = draft.model
             found.contexts[name] = context_of(draft.model, draft.config)
             found.shared |= {} if shared is None else {name: shared}
+    if MTP in pair.drafts:
+        head = unless_left_out(
+            partial(load_head, "mtp", folders.target, target, pair.draft_bits), tell
+        )
+        found.heads |= {} if head is None else {MTP: head}
     for name in pair.models:
         if name in plugins.installed():
             made = unless_left_out(partial(plugins.made, name, target, tokenizer), tell)
@@ -209,23 +223,31 @@ def _draft(
             f"{shared.percent}% of those of {pair.target}; it takes {ENOUGH:.0%}.",
             hint="Choose a draft of the target's family, or --draft history, which needs no model.",
         )
-    return load_folder(folder, trust_remote_code=trust), shared
+    loaded = load_folder(folder, trust_remote_code=trust)
+    lay_out(loaded.model)
+    return loaded, shared
 
 
 def setting_of(pair: Pair, engine: Engine) -> Setting:
     """The setting under which an engine that was loaded from `pair` learns."""
-    models = [engine.target, *engine.drafts.values()]
-    complete = len(engine.drafts) == len(named(pair))
+    drafts = {**engine.drafts, **engine.heads}
+    models = [engine.target, *engine.drafts.values(), *_heads_of(engine)]
+    complete = len(models) - 1 == len(named(pair)) + (MTP in pair.drafts)
     kv = f", keys and values {engine.kv.bits}" if engine.kv else ""
     return Setting(
         target=pair.target_name,
-        draft=pair.draft_name if complete else " + ".join(engine.drafts) or None,
+        draft=pair.draft_name if complete else " + ".join(drafts) or None,
         quantisation=" and ".join(map(_bits_of, models)) + kv,
         chip=machine.chip(),
         backend=machine.backend(),
         mlx=version("mlx"),
         mlx_lm=version("mlx-lm"),
     )
+
+
+def _heads_of(engine: Engine) -> list[Model]:
+    """The weights of the trained heads."""
+    return [head.module for head in engine.heads.values() if hasattr(head, "module")]
 
 
 def bytes_of(model: Model) -> int:

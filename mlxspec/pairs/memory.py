@@ -102,8 +102,11 @@ def memory_sum(
     room = context + MAX_DRAFT_TOKENS
     rows = draft_tokens + 1
     pasts = {"target": target.past(room)}
-    # A draft reads the end of a long text, which spans two windows at most.
-    spans = {name: min(context, 2 * WINDOW, one.context or context) for name, one in drafts.items()}
+    # A draft model reads the end of a long text, which spans two windows at most.
+    spans = {
+        name: context if one.follows else min(context, 2 * WINDOW, one.context or context)
+        for name, one in drafts.items()
+    }
     pasts |= {name: one.past(spans[name] + MAX_DRAFT_TOKENS) for name, one in drafts.items()}
     return MemorySum(
         context=context,
@@ -124,13 +127,14 @@ def _passes(
     rows: int,
 ) -> int:
     """The greatest need beside weights and pasts, of all phases of a text."""
-    later = sum(sum(kinds.values()) for name, kinds in pasts.items() if name != "target")
+    models = {name: one for name, one in drafts.items() if not one.follows}
+    later = sum(sum(pasts[name].values()) for name in models)
     own = sum(pasts["target"].values())
     # The target reads on mlx-lm's caches, and then they are copied: the drafts have no past yet.
     reading = target.read(context) + _reading(target, context) - own - later
     moving = round(_HELD * target.read(context)) - later
     needs = [reading, moving]
-    for name, one in drafts.items():
+    for name, one in models.items():
         past = sum(pasts[name].values())
         needs.append(one.read(spans[name]) + _reading(one, spans[name], CHUNK // 2) - past)
         needs.append(round(_HELD * one.read(spans[name])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,18 +15,22 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
 )
 
-from mlxspec.defaults import MODEL
+from mlxspec.defaults import MODEL, MTP
 from mlxspec.device.memory import limit
+from mlxspec.drafters.heads.footprint import head_footprint
+from mlxspec.drafters.heads.recognition import Kind
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.footprint import Footprint, footprint
+from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json, require_complete, weight_files
 from mlxspec.pairs.folders import located, named
+from mlxspec.pairs.heads import kind_in
 from mlxspec.pairs.hub import MODEL_FILES, Repository
 from mlxspec.pairs.memory import USUAL_CONTEXT, MemorySum, memory_sum
 from mlxspec.pairs.pull import cached_size
 from mlxspec.pairs.recommended import recommended
 from mlxspec.pairs.table import Pair
-from mlxspec.pairs.weights import missing_file, readings
+from mlxspec.pairs.weights import bytes_of, missing_file, readings
 
 TARGET, DRAFT = "target", "draft"
 State = Literal["here", "in part", "absent"]
@@ -37,7 +41,8 @@ class Held:
     """A model of a pair on this machine.
 
     role: "target", "draft", or the name of one of several drafts. repository: None for a folder.
-    folder: None where nothing of it is here. size: bytes on disk.
+    folder: None where nothing of it is here. size: bytes on disk. head: the kind of a trained
+    head, as far as that is known from what is here.
     """
 
     role: str
@@ -46,6 +51,7 @@ class Held:
     folder: Path | None
     state: State
     size: int
+    head: Kind | None = None
 
     def config(self) -> dict[str, Any]:
         """Its configuration; raises LoadError where it is not here."""
@@ -58,10 +64,24 @@ def stock(pair: Pair, *, speculation: bool = True) -> list[Held]:
     Raises:
         LoadError: a location is no folder and no repository.
     """
-    found = [held(TARGET, pair.target, pair.revision)]
+    target = held(TARGET, pair.target, pair.revision)
     drafts = named(pair) if speculation else {}
-    found += [held(DRAFT if name == MODEL else name, at) for name, at in drafts.items()]
-    return found
+    found = [
+        _as_head(held(DRAFT if name == MODEL else name, at), target) for name, at in drafts.items()
+    ]
+    if speculation and MTP in pair.drafts:
+        found.append(replace(target, role=MTP, size=0, head="mtp"))
+    return [target, *found]
+
+
+def _as_head(one: Held, target: Held) -> Held:
+    """A draft, known for a head if its folder has one; and here, if all of that is here."""
+    with suppress(LoadError):
+        if one.folder is not None and target.folder is not None:
+            kind = kind_in(one.folder, target.folder)
+            whole = kind == "mtp" and bool(mtp.tensors_of(one.folder))
+            return replace(one, head=kind, state="here" if whole else one.state)
+    return one
 
 
 def held(role: str, location: str, revision: str | None = None) -> Held:
@@ -121,6 +141,29 @@ def weights_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
+def weights_in(one: Held) -> int:
+    """Bytes of the weights of a model or a head, as far as they are here."""
+    if one.folder is None:
+        return 0
+    if one.head == "mtp":
+        return bytes_of(mtp.tensors_of(one.folder))
+    # A target leaves its MTP layer out.
+    left_out = bytes_of(mtp.tensors_of(one.folder)) if one.role == TARGET else 0
+    return weights_of(one.folder) - left_out
+
+
+def footprint_of(one: Held, weights: int) -> Footprint:
+    """The footprint of a model or of a trained head with so many bytes of weights.
+
+    Raises:
+        LoadError: it is not known beforehand.
+    """
+    config = one.config()
+    if one.head is not None:
+        return head_footprint(one.head, config, weights)
+    return footprint(config, weights)
+
+
 def memory_of(
     pair: Pair,
     held_models: list[Held],
@@ -141,8 +184,8 @@ def memory_of(
     for one in held_models:
         known = (weights or {}).get(one.role)
         if known is None:
-            known = weights_of(one.folder) if one.folder is not None else 0
-        prints[one.role] = footprint(one.config(), known)
+            known = weights_in(one)
+        prints[one.role] = footprint_of(one, known)
     target = prints.pop(TARGET)
     wanted = context or pair.context or USUAL_CONTEXT
     count = pair.draft_tokens

@@ -9,7 +9,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-from mlxspec.defaults import DEFAULT_DRAFT_TOKENS, DEFAULT_PAIR, HISTORY, DraftTokens
+from mlxspec.defaults import DEFAULT_DRAFT_TOKENS, DEFAULT_PAIR, HISTORY, MTP, DraftTokens
 from mlxspec.errors import UnknownPair, nearest
 from mlxspec.pairs.table_file import CHECKS, DEFAULT, TableFile
 
@@ -22,12 +22,14 @@ class Pair:
 
     `target` and `draft` are Hugging Face repositories, as org/name or org/name@revision, folders,
     or `package:FOLDER` for what is inside this package. `draft` may also be several of them, of
-    which the best is used, or HISTORY, which needs no model and is what None comes to. `sampling`,
+    which the best is used, or HISTORY, which needs no model and is what None comes to, or MTP, the
+    layer that the target was trained with. `sampling`,
     numbers by `params.NAMES`, `prompt`, `system` and `template_args`, arguments of the chat
     template, hold where a command line says nothing. `adapter` is a folder or repository of LoRA
     weights for the target, and `revision` the target's branch, tag or commit on the hub, in place
     of one in its name. `context` is the most tokens that a text may have, where that is less than
-    the target can read. `trust_remote_code` runs code that its models bring.
+    the target can read. `trust_remote_code` runs code that its models bring. `draft_bits` quantises
+    trained heads among the drafts, to 4 or 8 bits.
 
     `tags`, `note`, `source` (where a claim about its speed comes from) and `gb` (the size of its
     weights on disk, in 10^9 bytes) are for people who choose a pair.
@@ -49,6 +51,7 @@ class Pair:
     source: str = ""
     gb: float | None = None
     trust_remote_code: bool = False
+    draft_bits: int | None = None
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -58,13 +61,13 @@ class Pair:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Those of the drafts that are models."""
-        return tuple(draft for draft in self.drafts if draft != HISTORY)
+        """Those of the drafts that are models of their own, or heads."""
+        return tuple(draft for draft in self.drafts if draft not in (HISTORY, MTP))
 
     @property
     def draft_name(self) -> str | None:
-        """The draft models as one name; None where there are none."""
-        return " + ".join(self.models) or None
+        """The draft models and heads as one name; None where there are none."""
+        return " + ".join(one for one in self.drafts if one != HISTORY) or None
 
     @property
     def target_name(self) -> str:
@@ -74,7 +77,7 @@ class Pair:
 
     def as_dict(self) -> dict[str, Any]:
         """Every key, but for the rare ones that it has not."""
-        rare = {"adapter", "revision", "system", "context", "gb"}
+        rare = {"adapter", "revision", "system", "context", "gb", "draft_bits"}
         return {k: v for k, v in asdict(self).items() if k not in rare or v is not None}
 
 

@@ -166,6 +166,12 @@ def _tokens(place: Place, value: Any) -> int:
     return value
 
 
+def _bits(place: Place, value: Any) -> int:
+    if value not in (4, 8):
+        raise place.bad(f"is {value!r}", "4 or 8")
+    return int(value)
+
+
 def _size(place: Place, value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < float("inf"):
         raise place.bad(f"is {value!r}", "a number of gigabytes, such as 4.9")
@@ -248,6 +254,7 @@ CHECKS: dict[str, Callable[[Place, Any], Any]] = {
     "target": _location,
     "draft": _draft,
     "draft_tokens": _draft_tokens,
+    "draft_bits": _bits,
     "note": _string,
     "sampling": _sampling,
     "prompt": _words,

@@ -62,6 +62,17 @@ class Weights:
         return found
 
 
+def bytes_of(tensors: Mapping[str, Path]) -> int:
+    """Bytes of some tensors, by the headers of their files."""
+    ends = {
+        name: entry["data_offsets"]
+        for path in set(tensors.values())
+        for name, entry in _header(path).items()
+        if tensors.get(name) == path
+    }
+    return sum(stop - start for start, stop in ends.values())
+
+
 def readings(folder: Path) -> list[Weights]:
     """The ways to read a folder's weights, the likeliest first; there is one at least.
 
@@ -72,7 +83,7 @@ def readings(folder: Path) -> list[Weights]:
     decided = set(index.values()) if index and not missing else None
     # A damaged file that the index leaves out is none of the model's.
     names = {
-        path: list(_header(path)) if decided is None or path.name in decided else _names_in(path)
+        path: list(_header(path)) if decided is None or path.name in decided else names_in(path)
         for path in weight_files(folder)
     }
     found: list[Weights] = []
@@ -161,19 +172,34 @@ def _count(total: str) -> range:
 # --- files ------------------------------------------------------------------------------
 
 
+def format_of(path: Path) -> str | None:
+    """Who wrote a file, by its header: "pt" or "mlx"; None where it does not say.
+
+    Raises:
+        LoadError: it cannot be read.
+    """
+    noted = _whole_header(path).get("__metadata__")
+    return noted.get("format") if isinstance(noted, dict) else None
+
+
 def _header(path: Path) -> dict[str, Any]:
     """The tensors of a file, by its header.
 
     Raises:
         LoadError: it cannot be read.
     """
+    header = _whole_header(path)
+    return {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+
+def _whole_header(path: Path) -> dict[str, Any]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, size)))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [entry["data_offsets"][1] for entry in entries]
         whole = 8 + length + max(ends, default=0) == size
     except OSError as error:
         raise LoadError(
@@ -183,10 +209,11 @@ def _header(path: Path) -> dict[str, Any]:
         raise damaged(path, ValueError("it has no header of safetensors")) from error
     if not whole:
         raise damaged(path, ValueError("its header does not fit its size"))
-    return entries
+    found: dict[str, Any] = header
+    return found
 
 
-def _names_in(path: Path) -> list[str]:
+def names_in(path: Path) -> list[str]:
     """The tensors of a file; none where it is damaged."""
     try:
         return list(_header(path))

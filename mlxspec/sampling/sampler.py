@@ -109,6 +109,11 @@ class Sampler:
         return bool(self._processors)
 
     @property
+    def looks_back(self) -> bool:
+        """Whether scores depend on the tokens before."""
+        return self.sees_whole_text or self.context > 0
+
+    @property
     def context(self) -> int:
         """The number of `recent` tokens needed, where the whole text is not."""
         return self.method.windows.longest

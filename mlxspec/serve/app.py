@@ -15,21 +15,14 @@ from starlette.requests import Request as Http
 from starlette.types import ASGIApp
 
 from mlxspec._version import __version__
-from mlxspec.serve import (
-    about,
-    chat,
-    completions,
-    generate,
-    messages,
-    pages,
-    responses,
-    watching,
-)
+from mlxspec.serve.anthropic import messages
+from mlxspec.serve.core.refusal import Refusal, error_response
+from mlxspec.serve.core.service import Service
+from mlxspec.serve.core.watchdog import watch_over
 from mlxspec.serve.gate import Gate
 from mlxspec.serve.logbook import Logbook
-from mlxspec.serve.refusal import Refusal, error_response
-from mlxspec.serve.service import Service
-from mlxspec.serve.watchdog import watch_over
+from mlxspec.serve.openai import chat, completions, responses
+from mlxspec.serve.own import about, generate, pages, watching
 
 _ROUTES = (about, chat, completions, generate, messages, pages, responses, watching)
 

@@ -6,7 +6,7 @@ import hmac
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlxspec.serve.refusal import Refusal, error_response
+from mlxspec.serve.core.refusal import Refusal, error_response
 
 # What is served without a key: whether the server lives, and a page that asks for the key.
 OPEN = ("/", "/health", "/ready")

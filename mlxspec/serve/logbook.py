@@ -9,7 +9,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlxspec.metrics import Tell
-from mlxspec.serve.call import Call, call_in
+from mlxspec.serve.core.call import Call, call_in
 
 
 class Logbook:

@@ -11,7 +11,7 @@ import uvicorn
 
 from mlxspec.errors import UsageError
 from mlxspec.serve.app import make_served
-from mlxspec.serve.service import Service
+from mlxspec.serve.core.service import Service
 
 
 class Server(uvicorn.Server):

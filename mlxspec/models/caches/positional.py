@@ -24,6 +24,37 @@ UNBOUNDED = 2**31 - 1
 SCATTERED = 4
 
 
+class Places:
+    """The positions at which one pass writes, computed once for all layers.
+
+    Args:
+        offset: int32 [B], the position of its first row.
+    """
+
+    def __init__(self, offset: mx.array) -> None:
+        self.offset = offset
+        self._found: dict[tuple[int, int], mx.array] = {}
+        self._starts: list[mx.array] = []
+
+    def of(self, rows: int, size: int = UNBOUNDED) -> mx.array:
+        """The position of each row, [B, 1, rows, 1]; its slot in a ring of some size."""
+        if (rows, size) not in self._found:
+            reach = (self.offset[:, None] + mx.arange(rows))[:, None, :, None]
+            self._found[rows, size] = reach if size == UNBOUNDED else self.of(rows) % size
+        return self._found[rows, size]
+
+    @property
+    def starts(self) -> list[mx.array]:
+        """Of each text, its place in the batch and the position of its first row."""
+        if not self._starts:
+            one_by_one = enumerate(mx.split(self.offset, self.offset.shape[0]))
+            self._starts = [
+                mx.concatenate([mx.array([row], self.offset.dtype), start])
+                for row, start in one_by_one
+            ]
+        return self._starts
+
+
 class FullLayer(NamedTuple):
     """Keys and values of every position, [B, heads, capacity, dimension]."""
 
@@ -44,8 +75,8 @@ class FullLayer(NamedTuple):
     def capacity(self) -> int:
         return int(self.keys.shape[2])
 
-    def opened(self, offset: mx.array, length: int) -> FullCache:
-        return FullCache(self, offset, length)
+    def opened(self, places: Places, length: int) -> FullCache:
+        return FullCache(self, places, length)
 
 
 Quantized = tuple[mx.array, mx.array, mx.array]  # values packed in uint32, scales, biases
@@ -71,8 +102,8 @@ class QuantizedLayer(NamedTuple):
     def capacity(self) -> int:
         return int(self.keys[0].shape[2])
 
-    def opened(self, offset: mx.array, length: int) -> QuantizedCache:
-        return QuantizedCache(self, offset, length)
+    def opened(self, places: Places, length: int) -> QuantizedCache:
+        return QuantizedCache(self, places, length)
 
 
 class RingLayer(NamedTuple):
@@ -104,8 +135,8 @@ class RingLayer(NamedTuple):
     def capacity(self) -> int:
         return UNBOUNDED
 
-    def opened(self, offset: mx.array, length: int) -> RingCache:
-        return RingCache(self, offset, length)
+    def opened(self, places: Places, length: int) -> RingCache:
+        return RingCache(self, places, length)
 
 
 L = TypeVar("L", FullLayer, QuantizedLayer, RingLayer)
@@ -116,19 +147,16 @@ class _Opened(Generic[L]):
 
     Args:
         layer: the storage, which is never changed; the attribute `layer` becomes the updated one.
-        offset: int32 [B], the position at which the pass writes its first row.
+        places: where the pass writes its rows.
         length: the pass attends over this many positions, at least offset + rows. It shapes the
             graph, so it should change rarely.
     """
 
-    def __init__(self, layer: L, offset: mx.array, length: int) -> None:
+    def __init__(self, layer: L, places: Places, length: int) -> None:
         self.layer: L = layer
-        self.offset = offset
+        self.offset = places.offset  # mlx-lm's models ask for it
+        self._places = places
         self._length = length
-
-    def _reach(self, rows: int) -> mx.array:
-        """The position of each row, [B, 1, rows, 1]."""
-        return (self.offset[:, None] + mx.arange(rows))[:, None, :, None]
 
 
 class _Lasting(_Opened[L]):
@@ -139,7 +167,7 @@ class _Lasting(_Opened[L]):
     ) -> mx.array:
         """Boolean [B, 1, rows, length]: row i sees entries up to offset + i, itself included."""
         entries = mx.arange(self._length)
-        reach = self._reach(rows)
+        reach = self._places.of(rows)
         mask = entries <= reach
         if window_size is not None:
             mask = mask & (entries > reach - window_size)
@@ -150,8 +178,8 @@ class FullCache(_Lasting[FullLayer]):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
         self.layer = FullLayer(
-            _write(self.layer.keys, keys, self.offset),
-            _write(self.layer.values, values, self.offset),
+            _write(self.layer.keys, keys, self._places),
+            _write(self.layer.values, values, self._places),
         )
         return self.keys_and_values()
 
@@ -181,8 +209,8 @@ class FullCache(_Lasting[FullLayer]):
 class QuantizedCache(_Lasting[QuantizedLayer]):
     """A quantised cache, which mlx-lm's attention recognises by `bits` and `group_size`."""
 
-    def __init__(self, layer: QuantizedLayer, offset: mx.array, length: int) -> None:
-        super().__init__(layer, offset, length)
+    def __init__(self, layer: QuantizedLayer, places: Places, length: int) -> None:
+        super().__init__(layer, places, length)
         self.bits = self.group_size = 0  # known with the first keys
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Quantized, Quantized]:
@@ -205,14 +233,14 @@ class QuantizedCache(_Lasting[QuantizedLayer]):
     def _written(self, parts: Quantized, rows: mx.array) -> Quantized:
         new = mx.quantize(rows, group_size=self.group_size, bits=self.bits)
         packed, scales, biases = (
-            _write(part, row, self.offset) for part, row in zip(parts, new, strict=True)
+            _write(part, row, self._places) for part, row in zip(parts, new, strict=True)
         )
         return packed, scales, biases
 
 
 class RingCache(_Opened[RingLayer]):
-    def __init__(self, layer: RingLayer, offset: mx.array, length: int) -> None:
-        super().__init__(layer, offset, min(length, int(layer.keys.shape[2])))
+    def __init__(self, layer: RingLayer, places: Places, length: int) -> None:
+        super().__init__(layer, places, min(length, int(layer.keys.shape[2])))
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All that may be attended, this pass's rows included once they are written."""
@@ -220,7 +248,7 @@ class RingCache(_Opened[RingLayer]):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
-        slots = self._reach(keys.shape[2]) % self._size
+        slots = self._places.of(keys.shape[2], self._size)
         self.layer = RingLayer(
             mx.put_along_axis(self.layer.keys, slots, keys, axis=2),
             mx.put_along_axis(self.layer.values, slots, values, axis=2),
@@ -231,7 +259,7 @@ class RingCache(_Opened[RingLayer]):
         self, rows: int, return_array: bool = True, window_size: int | None = None
     ) -> mx.array:
         """Boolean [B, 1, rows, length]: row i sees the window that ends at offset + i."""
-        reach = self._reach(rows)
+        reach = self._places.of(rows)
         age = (reach - mx.arange(self._length)) % self._size
         return (age < min(window_size or self._window, self._window)) & (age <= reach)
 
@@ -244,16 +272,14 @@ class RingCache(_Opened[RingLayer]):
         return self._size - SPARE
 
 
-def _write(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
-    """The buffer with rows [B, heads, N, dimension] written at `offset`, int32 [B]."""
-    batch, count = buffer.shape[0], rows.shape[2]
+def _write(buffer: mx.array, rows: mx.array, places: Places) -> mx.array:
+    """The buffer with rows [B, heads, N, dimension] written at their places."""
+    batch = buffer.shape[0]
     if batch == 1:
-        return mx.slice_update(buffer, rows, offset, axes=(2,))
+        return mx.slice_update(buffer, rows, places.offset, axes=(2,))
     if batch >= SCATTERED and backend() != "cuda":
-        places = (offset[:, None] + mx.arange(count))[:, None, :, None]
-        return mx.put_along_axis(buffer, places, rows, axis=2)
-    for row in range(batch):
-        start = mx.concatenate([mx.array([row], offset.dtype), offset[row : row + 1]])
+        return mx.put_along_axis(buffer, places.of(rows.shape[2]), rows, axis=2)
+    for row, start in enumerate(places.starts):
         buffer = mx.slice_update(buffer, rows[row : row + 1], start, axes=(0, 2))
     return buffer
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 from mlx_lm.models.cache import ArraysCache
 
-from mlxspec.models.caches.positional import UNBOUNDED
+from mlxspec.models.caches.positional import UNBOUNDED, Places
 
 
 class States(NamedTuple):
@@ -108,7 +108,7 @@ class RecurrentLayer(NamedTuple):
     def capacity(self) -> int:
         return UNBOUNDED
 
-    def opened(self, offset: mx.array, length: int) -> RecurrentCache:
+    def opened(self, places: Places, length: int) -> RecurrentCache:
         return RecurrentCache(self)
 
     def committed(self, kept: mx.array | None) -> RecurrentLayer:

@@ -1,0 +1,144 @@
+"""Heads: drafters on the target's own features, as a round and the reading of a prompt see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from uuid import uuid4
+
+import mlx.core as mx
+
+from mlxspec.drafters.picks import Picks
+from mlxspec.models.followers import grown, typed
+from mlxspec.models.taps import Features
+
+
+class Head(Protocol):
+    """A drafter on the target's features, such as a trained head. See docs/drafters.md.
+
+    taps: names of the target's modules whose outputs are its features. most: the largest K.
+
+    A head keeps what it needs of a text in a *past*, a tree of arrays, [B, …] each, and changes
+    none that it is given. Keys and values by position stand in a `FullLayer`: it grows with the
+    text, and texts that begin alike share it. All else in a past is its state at one place.
+
+    A head may have an `identity` beside this, a string that no other weights have: then a prompt
+    cache on disk keeps its pasts.
+    """
+
+    taps: Sequence[str]
+    most: int
+
+    def begin(self, capacity: int) -> Any:
+        """The past of one text of which nothing was read, B = 1, with room for `capacity` tokens.
+
+        Its form, shapes and dtypes are those of every past, but for B and the room.
+        """
+
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Any:
+        """Pick `count` ≥ 1 tokens with `picks`, and return the past.
+
+        Args:
+            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
+                the last. position: int32 [B], of the last: as many tokens were committed.
+            length: entries to attend over in its layers, more than `position` + `count` in every
+                row. It shapes the graph.
+        """
+
+    def commit(
+        self,
+        past: Any,
+        tokens: mx.array,
+        features: Features,
+        position: mx.array,
+        kept: mx.array | None,
+    ) -> Any:
+        """The past after the target has read more: a piece of a prompt, or a round, whoever drafts.
+
+        Args:
+            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
+                features are [B, R, D] by tap. R is as large as a piece of a prompt.
+            kept: int32 [B], how many of them stay, at least 1; None is all, of a prompt.
+        """
+
+
+class HeadDrafter:
+    """A head as a `GraphDrafter`: it follows every round, and its past grows with the target's."""
+
+    follows = True
+    fused = True
+    beside = True
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self.taps = head.taps
+        self.most = head.most
+        # One that cannot be told from others is never taken for one that wrote a file.
+        self.identity: str = getattr(head, "identity", None) or uuid4().hex
+        self._like = head.begin(1)  # never computed
+
+    def typed(self, past: Any) -> Any:
+        return typed(self._like, past)
+
+    def begin(self, capacity: int) -> Any:
+        return self._head.begin(capacity)
+
+    def grown(self, past: Any, capacity: int) -> Any:
+        return grown(past, capacity)
+
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Any:
+        return self._head.propose(past, last_two, position, picks, count, length)
+
+    def commit(
+        self,
+        past: Any,
+        tokens: mx.array,
+        features: Features,
+        position: mx.array,
+        kept: mx.array | None,
+    ) -> Any:
+        return self._head.commit(past, tokens, features, position, kept)
+
+
+class Heads:
+    """All heads of a target, as the `Follower` of its reading; their pasts by name.
+
+    Args:
+        capacity: tokens that a text may have before its pasts grow.
+    """
+
+    def __init__(self, heads: Mapping[str, HeadDrafter], capacity: int) -> None:
+        self._heads = heads
+        self._capacity = capacity
+        self.taps: Sequence[str] = tuple(tap for head in heads.values() for tap in head.taps)
+        self.names: Sequence[str] = tuple(
+            f"{name}:{head.identity}" for name, head in sorted(heads.items())
+        )
+
+    def begin(self) -> dict[str, Any]:
+        return {name: head.begin(self._capacity) for name, head in self._heads.items()}
+
+    def read(
+        self, past: dict[str, Any], tokens: mx.array, features: Features, at: int
+    ) -> dict[str, Any]:
+        place = mx.array([at], mx.int32)
+        return {
+            name: head.commit(past[name], tokens, features, place, None)
+            for name, head in self._heads.items()
+        }

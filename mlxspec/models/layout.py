@@ -1,0 +1,33 @@
+"""Weights laid out in memory as the BLAS library of MLX's wheel for Linux multiplies them fastest.
+
+That is the reference library. Where a layer multiplies by transposed weights, as linear layers do,
+it adds up one output after the other, and each addition waits for the one before. Where the weights
+themselves lie transposed in memory, it adds to all outputs by turns, in half of the time. Every
+output is the same sum in the same order: the same bits. That is not so where a bias is added, and
+16-bit numbers gain nothing.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlxspec.device.kernels import on_cpu
+from mlxspec.models.caches.original import Model
+
+
+def lay_out(model: Model) -> None:
+    """Let the float32 weights of a model's linear layers lie transposed, those with a bias apart.
+
+    Neither shapes nor values change. A table of embeddings may be the last layer too, and is taken
+    for one. Does nothing where it would gain nothing, as on a GPU and on a Mac.
+    """
+    if not on_cpu() or platform.system() != "Linux":
+        return
+    for module in model.modules():
+        is_product = isinstance(module, nn.Linear | nn.Embedding) and "bias" not in module
+        if is_product and module.weight.dtype == mx.float32:
+            module.weight = mx.contiguous(module.weight.T).T
+            mx.eval(module.weight)

@@ -1,0 +1,51 @@
+"""From a folder to a trained head on a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlxspec.drafters.heads.kinds import MAKERS, TrainedHead
+from mlxspec.drafters.heads.recognition import Kind, kind_of
+from mlxspec.drafters.heads.trunk import Trunk
+from mlxspec.errors import LoadError, UsageError
+from mlxspec.models.caches.original import Model
+from mlxspec.pairs import mtp
+from mlxspec.pairs.contents import CONFIG, read_json
+from mlxspec.pairs.weights import index_error, missing_file, readings
+
+BITS = (4, 8)
+
+
+def kind_in(folder: Path, target: Path) -> Kind | None:
+    """The kind of the head that a folder holds; None where it holds a model.
+
+    Args:
+        target: the target's folder.
+    """
+    kind = kind_of(read_json(folder / CONFIG))
+    return "mtp" if kind is None and mtp.is_original_of(folder, target) else kind
+
+
+def load_head(kind: Kind, folder: Path, target: Model, bits: int | None = None) -> TrainedHead:
+    """Load a head from a folder that holds one.
+
+    Args:
+        kind: of the head; see `kind_in`.
+        bits: quantise it to that many, where it is not quantised yet; None leaves it as it is.
+
+    Raises:
+        LoadError: it is damaged, or does not fit the target. UsageError: no such bits.
+    """
+    if bits is not None and bits not in BITS:
+        raise UsageError(f"A head cannot be quantised to {bits} bits.", hint="Use 4 or 8.")
+    if kind == "mtp":
+        return mtp.head_in(folder, target, bits)
+    config, trunk = read_json(folder / CONFIG), Trunk(target)
+    first: LoadError | None = None
+    for weights in readings(folder):
+        try:
+            return MAKERS[kind](config, weights.read(), trunk, str(folder), bits)
+        except LoadError as error:
+            first = first or error
+    assert first is not None
+    raise missing_file(folder) or index_error(folder) or first

@@ -1,0 +1,1 @@
+"""The routes that are mlxspec's own: `/generate`, the page, and what can be seen of the server."""
