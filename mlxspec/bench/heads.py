@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,12 +23,10 @@ from typing import Annotated, Any, NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 import typer
-from mlx_lm.models import qwen3
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.shapes import SHAPES, Shape, model_of, ours
 from mlxspec.decode.engine import Engine
 from mlxspec.device import machine
 from mlxspec.drafters.heads.block import BlockHead
@@ -36,14 +35,19 @@ from mlxspec.drafters.heads.block_layers import Backbone
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.errors import UsageError
-from mlxspec.measure.timing import in_turns
+from mlxspec.measure.timing import in_turns, round_seconds
 from mlxspec.models.caches.original import Model, fresh_cache
+from mlxspec.models.shapes import Shape, named
 from mlxspec.models.taps import Taps
 from mlxspec.params import Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler, knobs_of
 
 COUNTS = (1, 3, 5, 7)
 CONTEXT = 256  # tokens before a round
+PROMPT = [(37 * i + 11) % 2000 for i in range(CONTEXT)]
+SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 2048}
+SMALL |= {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
+LLAMA_1B = named("llama-1b", "")
 
 
 class Size(NamedTuple):
@@ -55,36 +59,30 @@ class Size(NamedTuple):
 
 
 SIZES: Mapping[str, Size] = {
-    "tiny": Size(SHAPES["small-8"], SHAPES["small-1"], 1),
-    "1b": Size(SHAPES["llama-1b"], Shape(768, 12, 2048, 12, 4, 64, 128_256), 5),
-    "8b": Size(SHAPES["llama-8b"], SHAPES["llama-1b"], 5),
+    "tiny": Size(named("small-8", ""), named("small-1", ""), 1),
+    "1b": Size(LLAMA_1B, replace(LLAMA_1B, config={**LLAMA_1B.config, **SMALL}), 5),
+    "8b": Size(named("llama-8b", ""), LLAMA_1B, 5),
 }
 FAMILIES = ("llama", "qwen3")
 KINDS = ("dflash", "dspark")
+WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 
 
 def target_of(family: str, shape: Shape, bits: int) -> Model:
     """A target with random weights in bfloat16, quantised to `bits` unless that is 16."""
-    if family == "llama":
-        return model_of(shape, bits, seed=1)
-    mx.random.seed(1)
-    model = qwen3.Model(
-        qwen3.ModelArgs(
-            model_type="qwen3",
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            intermediate_size=shape.intermediate,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.key_heads,
-            head_dim=shape.head_dim,
-            rms_norm_eps=1e-6,
-            vocab_size=shape.vocabulary,
-            max_position_embeddings=131_072,
-            rope_theta=1e6,
-            tie_word_embeddings=True,
-        )
-    )
-    return _ready(model, bits)
+    own = {"model_type": family, "rope_theta": 1e6, "tie_word_embeddings": True}
+    return _packed(replace(shape, config={**shape.config, **own}), bits).made(1)
+
+
+def _packed(shape: Shape, bits: int) -> Shape:
+    return replace(shape, packing="bf16" if bits == 16 else f"{bits}bit")
 
 
 def head_of(kind: str, target: Model, shape: Shape, layers: int, bits: int) -> BlockHead:
@@ -94,13 +92,8 @@ def head_of(kind: str, target: Model, shape: Shape, layers: int, bits: int) -> B
     own = {"markov_rank": 256, "architectures": ["DSpark"]} if kind == "dspark" else {}
     config = BlockConfig.read(
         {
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
+            **{name: shape.config[name] for name in WIDTHS},
             "num_hidden_layers": layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.key_heads,
-            "head_dim": shape.head_dim,
-            "vocab_size": shape.vocabulary,
             "block_size": 16,
             "mask_token_id": 0,
             "target_layer_ids": sorted(set(taps)),
@@ -174,7 +167,9 @@ def of_head(
 
     def both(count: int) -> tuple[float, tuple[float, ...]]:
         times = [bare.seconds(count) for _ in range(12)]
-        return ours(engine, count), tuple(median(one) for one in zip(*times[2:], strict=True))
+        return round_seconds(engine, PROMPT, count), tuple(
+            median(one) for one in zip(*times[2:], strict=True)
+        )
 
     for count, turns in in_turns({k: partial(both, k) for k in COUNTS}, repeats).items():
         parts = zip(*(parts for _, parts in turns), strict=True)
@@ -194,7 +189,7 @@ def of_head(
 
 def of_model(engine: Engine, repeats: int) -> list[dict[str, Any]]:
     """Rounds of a draft model for every K, and a plain round as K = 0."""
-    timed = in_turns({k: partial(ours, engine, k) for k in (0, *COUNTS)}, repeats)
+    timed = in_turns({k: partial(round_seconds, engine, PROMPT, k) for k in (0, *COUNTS)}, repeats)
     return [
         {"draft_tokens": count, "round_ms": 1e3 * median(times)} for count, times in timed.items()
     ]
@@ -207,7 +202,7 @@ def measure(name: str, bits: int, repeats: int, compiled: bool | None = None) ->
     size, targets = SIZES[name], []
     for family in FAMILIES:
         target = target_of(family, size.target, bits)
-        draft = model_of(size.draft, bits, seed=3)
+        draft = _packed(size.draft, bits).made(3)
         heads = {kind: of_head(kind, target, size, bits, repeats, compiled) for kind in KINDS}
         with_model = of_model(Engine(target, draft, compiled=compiled), repeats)
         targets.append({"family": family, "heads": heads, "model": with_model})
