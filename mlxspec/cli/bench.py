@@ -122,16 +122,12 @@ def _measure_shapes(options: BenchOptions, others: PeerOptions, models: ModelOpt
         )
     _require_places(options)
     out = Output(quiet=options.quiet)
-
-    def finish(results: Results, show: Callable[[], None]) -> None:
-        _finish(results, options, out, show)
-
     measure_shapes(
         options.shape or [],
         models,
         options.settings().minutes,
         out,
-        finish,
+        lambda results, show: _finish(results, options, out, show),
         mlx_lm=bool(others.against),
     )
 
