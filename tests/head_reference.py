@@ -150,8 +150,8 @@ class Reference:
 
     def rows(self, last: int, count: int) -> Array:
         """The final norm's output in the rows that propose, [K, D]."""
-        length, start = self.first + count, len(self.context)
-        tokens = [last] + [self.get("mask_token_id")] * (length - 1)
+        start = len(self.context)
+        tokens = [last] + [self.get("mask_token_id")] * (self.get("block_size") - 1)
         x = self.embedding[tokens] * self.get("input_embedding_scale", 1.0)
         for i in range(self.get("num_hidden_layers")):
             h = self._norm(x, f"layers.{i}.input_layernorm")
@@ -162,7 +162,7 @@ class Reference:
             gate = h @ self._weight(f"layers.{i}.mlp.gate_proj").T
             up = h @ self._weight(f"layers.{i}.mlp.up_proj").T
             x = x + then((gate * sigmoid(gate) * up) @ self._weight(f"layers.{i}.mlp.down_proj").T)
-        return self._norm(x, "norm")[self.first :]
+        return self._norm(x, "norm")[self.first : self.first + count]
 
     def proposal(self, last: int, count: int) -> tuple[Array, list[int], int]:
         """Logits [K, V], the likeliest tokens, and how many of them the head is confident of."""

@@ -150,6 +150,12 @@ class FusedRound:
         }
         return state._replace(target=grow(state.target, capacity), drafts=state.drafts | drafts)
 
+    def capacity(self, state: RoundState) -> int:
+        """The number of positions that the target and all heads have room for."""
+        heads = self.heads
+        rooms = (heads[name].room(past) for name, past in state.drafts.items() if name in heads)
+        return min((state.capacity, *rooms))
+
     def fitted(self, state: RoundState) -> RoundState:
         """`state` from other rounds of the same models, with what these look at and no more."""
         return state._replace(

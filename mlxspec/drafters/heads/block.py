@@ -45,6 +45,7 @@ class BlockHead:
         self._names = [trunk.tap(layer) for layer in config.taps]
         self.taps: Sequence[str] = tuple(self._names)
         self.most = config.most
+        self.block = config.block_size
         self.identity = digest_of(backbone) + repr(config)
 
     def begin(self, capacity: int) -> Past:
@@ -73,14 +74,15 @@ class BlockHead:
         length: int,
     ) -> Past:
         first, last = self._config.first, last_two[:, 1:]
-        masks = mx.full((last.shape[0], first + count - 1), self._config.mask, mx.int32)
+        # The whole block whatever `count` is: no other was trained, and its rows see each other.
+        masks = mx.full((last.shape[0], self.block - 1), self._config.mask, mx.int32)
         rows = self._embedded(mx.concatenate([last, masks], axis=1))
         after: Past = []
         places = Places(position)
         for layer, one in zip(self._backbone.layers, past, strict=True):
             rows, one = layer(rows, one, places, length)
             after.append(one)
-        rows = self._backbone.norm(rows[:, first:])
+        rows = self._backbone.norm(rows[:, first : first + count])
         self._pick(rows, last, picks)
         return after
 

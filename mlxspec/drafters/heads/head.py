@@ -9,7 +9,8 @@ from uuid import uuid4
 import mlx.core as mx
 
 from mlxspec.drafters.picks import Picks
-from mlxspec.models.followers import grown, typed
+from mlxspec.models.caches.positional import UNBOUNDED
+from mlxspec.models.followers import grown, leaves, typed
 from mlxspec.models.taps import Features
 
 
@@ -21,6 +22,9 @@ class Head(Protocol):
     A head keeps what it needs of a text in a *past*, a tree of arrays, [B, …] each, and changes
     none that it is given. Keys and values by position stand in a `FullLayer`: it grows with the
     text, and texts that begin alike share it. All else in a past is its state at one place.
+
+    A head may have a `block`, the rows that it reads at once whatever the number of tokens that it
+    is asked for: its past has room for so many beyond the text.
 
     A head may have an `identity` beside this, a string that no other weights have: then a prompt
     cache on disk keeps its pasts.
@@ -83,16 +87,22 @@ class HeadDrafter:
         self.most = head.most
         # One that cannot be told from others is never taken for one that wrote a file.
         self.identity: str = getattr(head, "identity", None) or uuid4().hex
+        self._block: int = getattr(head, "block", 0)
         self._like = head.begin(1)  # never computed
 
     def typed(self, past: Any) -> Any:
         return typed(self._like, past)
 
     def begin(self, capacity: int) -> Any:
-        return self._head.begin(capacity)
+        return self._head.begin(capacity + self._block)
 
     def grown(self, past: Any, capacity: int) -> Any:
-        return grown(past, capacity)
+        return grown(past, capacity + self._block)
+
+    def room(self, past: Any) -> int:
+        """The number of positions of a text that a past has room for."""
+        layers = (leaf for leaf in leaves(past) if not isinstance(leaf, mx.array))
+        return min((layer.capacity - self._block for layer in layers), default=UNBOUNDED)
 
     def propose(
         self,
@@ -103,7 +113,7 @@ class HeadDrafter:
         count: int,
         length: int,
     ) -> Any:
-        return self._head.propose(past, last_two, position, picks, count, length)
+        return self._head.propose(past, last_two, position, picks, count, length + self._block)
 
     def commit(
         self,
