@@ -371,3 +371,10 @@ def test_what_cannot_be_used_is_one_error(
     assert ended.code == 2
     assert is_one_error(ended.err)
     assert words in ended.err
+
+
+def test_an_evaluation_needs_prompts(invoke: Any) -> None:
+    ended = invoke("cascade", "eval")
+    assert ended.code == 2
+    assert is_one_error(ended.err)
+    assert "--prompts FILE" in ended.err

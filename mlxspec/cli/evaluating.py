@@ -18,6 +18,7 @@ from mlxspec.cli.options import ModelOptions, OutputOptions, TextOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.defaults import DEFAULT_MAX_TOKENS, INTERRUPTED
+from mlxspec.errors import UsageError
 from mlxspec.files import expanded
 from mlxspec.pairs.table import Pair
 
@@ -43,13 +44,12 @@ class EvaluationOptions:
     """The prompts, their surroundings, and where their answers are kept."""
 
     prompts: Annotated[
-        Path,
+        Path | None,
         _text(
             metavar="FILE",
             help="Prompts of your own: a text or a JSON object on each line, or a JSON list.",
-            show_default=False,
         ),
-    ]
+    ] = None
     answers: Annotated[
         Path | None,
         _text(
@@ -63,11 +63,18 @@ class EvaluationOptions:
     template_arg: options.TemplateArgOption = None
 
     @property
+    def given(self) -> Path:
+        """The file of prompts; raises UsageError where none is named."""
+        if self.prompts is None:
+            raise UsageError("There are no prompts.", hint="Name a file of them: --prompts FILE.")
+        return self.prompts
+
+    @property
     def file(self) -> Path:
         """Of the answers."""
         if self.answers is not None:
             return expanded(self.answers)
-        prompts = expanded(self.prompts)
+        prompts = expanded(self.given)
         return prompts.with_name(f"{prompts.stem}.answers.jsonl")
 
     def texts(self, pair: Pair) -> dict[str, Any]:
@@ -97,7 +104,7 @@ def evaluate(
     out = Output(output.as_json, output.quiet)
     pair, policy = models.chosen(), upstream.policy()
     thresholds, off = upstream.rules()
-    prompts, texts = read_prompts(chosen.prompts), chosen.texts(pair)
+    prompts, texts = read_prompts(chosen.given), chosen.texts(pair)
     with out.display(text=False) as display:
         writing = Writing(pair, models, sampling, display, texts, chosen.max_tokens, out.quiet)
         gathering = Gathering(
