@@ -2,7 +2,7 @@
 
 That is the reference library. Where a layer multiplies by transposed weights, as linear layers do,
 it adds up one output after the other, and each addition waits for the one before. Where the weights
-themselves lie transposed in memory, it adds to all outputs by turns, in half of the time. Every
+themselves lie transposed in memory, it adds to all outputs by turns, which is faster. Every
 output is the same sum in the same order: the same bits. That is not so where a bias is added, and
 16-bit numbers gain nothing.
 """
