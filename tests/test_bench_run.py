@@ -37,9 +37,11 @@ class Made(OwnArm):
     def __init__(self, configuration, engine, speed, order, *, tokens=(1, 2)):
         super().__init__(configuration, engine, {}, 0)
         self._speed, self._order, self._tokens = speed, order, tokens
+        self.seeds: list[int] = []
 
     def write(self, asked: Asked, place: Place) -> Written:
         self._order.append((asked.prompt, self.name))
+        self.seeds.append(asked.seed)
         speed = self._speed(place.turn) if callable(self._speed) else self._speed
         stats = SpeculationStats(self.configuration.draft_tokens)
         return Written(
@@ -115,6 +117,7 @@ def test_arms_take_turns_in_both_orders_until_each_is_known(engine):
     assert (three.speedup.low, three.speedup.median, three.speedup.high) == (2, 2, 2)
     assert three.finished
     assert {sample.turn for sample in three.samples} == {0, 1, 2, 3}
+    assert run._arms["3"].seeds == [0, 0, 0, 1, 1, 2, 2, 3, 3]  # one to warm up; then two groups
     places = [one.place for cell in concluded(run).of("configs") for one in cell.samples]
     assert sorted(places)[0] >= 3
     assert len(set(places)) == 24

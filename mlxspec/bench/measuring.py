@@ -103,20 +103,28 @@ class Run:
 
     def _measured(self) -> Iterator[Progress]:
         self._began = time.perf_counter()
-        self._refer(warm=True)
-        while pending := [one for one in self.groups if not one.over]:
-            for one in pending:
-                if self.seconds > 60 * self.settings.minutes:
-                    self.is_over = True
-                    return
-                try:
-                    yield from self._warmed_up(one)
-                    yield from self._turn(one)
-                except MlxspecError as error:  # a text that does not fit ends its group alone
-                    one.give_up(error.message)
-                    self._tell(f"{one.group.in_words()}: {error.message}")
-                self._refer()
-        self.is_over = True
+        gc.freeze()  # what was there before need not be looked at between texts
+        try:
+            self._refer(warm=True)
+            while pending := [one for one in self.groups if not one.over]:
+                for one in pending:
+                    if self.seconds > 60 * self.settings.minutes:
+                        self.is_over = True
+                        return
+                    yield from self._taken(one)
+            self.is_over = True
+        finally:
+            gc.unfreeze()
+
+    def _taken(self, one: GroupRun) -> Iterator[Progress]:
+        """A turn of a group. A text that does not fit ends its group alone."""
+        try:
+            yield from self._warmed_up(one)
+            yield from self._turn(one)
+        except MlxspecError as error:
+            one.give_up(error.message)
+            self._tell(f"{one.group.in_words()}: {error.message}")
+        self._refer()
 
     # --- warming up -----------------------------------------------------------------------
 
