@@ -44,10 +44,6 @@ from mlxspec.sampling.sampler import Sampler, knobs_of
 
 COUNTS = (1, 3, 5, 7)
 CONTEXT = 256  # tokens before a round
-PROMPT = [(37 * i + 11) % 2000 for i in range(CONTEXT)]
-SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 2048}
-SMALL |= {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
-LLAMA_1B = named("llama-1b", "")
 
 
 class Size(NamedTuple):
@@ -58,6 +54,10 @@ class Size(NamedTuple):
     layers: int
 
 
+PROMPT = [(37 * i + 11) % 2000 for i in range(CONTEXT)]
+SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 2048}
+SMALL |= {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
+LLAMA_1B = named("llama-1b", "")
 SIZES: Mapping[str, Size] = {
     "tiny": Size(named("small-8", ""), named("small-1", ""), 1),
     "1b": Size(LLAMA_1B, replace(LLAMA_1B, config={**LLAMA_1B.config, **SMALL}), 5),
