@@ -1,7 +1,7 @@
 """How long is a round with a trained head, beside its bare forwards and beside a draft model's?
 
-    python -m mlxspec.bench.heads                        # a target of about 1B in bfloat16
-    python -m mlxspec.bench.heads --size 8b --bits 4 --json FILE
+    python -m mlxspec.bench.heads                        # targets of 1B to 2B in bfloat16
+    python -m mlxspec.bench.heads --size 8b --packing 4bit --json FILE
 
 Heads and models have random weights of real shapes, so nothing is downloaded and nothing is
 accepted: a round commits one token, and its time is what it costs whatever its proposals are worth.
@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -35,83 +34,102 @@ from mlxspec.drafters.heads.block_layers import Backbone
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.errors import UsageError
-from mlxspec.measure.timing import in_turns, round_seconds
+from mlxspec.measure.timing import in_turns
 from mlxspec.models.caches.original import Model, fresh_cache
-from mlxspec.models.shapes import Shape, named
+from mlxspec.models.shapes import PACKINGS, UNPACKED, Shape, built_in
 from mlxspec.models.taps import Taps
 from mlxspec.params import Method, SamplingParams
 from mlxspec.sampling.sampler import Sampler, knobs_of
 
-COUNTS = (1, 3, 5, 7)
+COUNTS = (1, 3, 7)
 CONTEXT = 256  # tokens before a round
-
-
-class Size(NamedTuple):
-    """The shapes of a target and of a draft model, and the layers of a head."""
-
-    target: Shape
-    draft: Shape
-    layers: int
-
-
-PROMPT = [(37 * i + 11) % 2000 for i in range(CONTEXT)]
-SMALL = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 2048}
-SMALL |= {"num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 64}
-LLAMA_1B = named("llama-1b", "")
-SIZES: Mapping[str, Size] = {
-    "tiny": Size(named("small-8", ""), named("small-1", ""), 1),
-    "1b": Size(LLAMA_1B, replace(LLAMA_1B, config={**LLAMA_1B.config, **SMALL}), 5),
-    "8b": Size(named("llama-8b", ""), LLAMA_1B, 5),
-}
-FAMILIES = ("llama", "qwen3")
-KINDS = ("dflash", "dspark")
-WIDTHS = (
+ROUNDS = 40  # of a text, each of which commits one token
+_SIZES = (
     "hidden_size",
     "intermediate_size",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
     "vocab_size",
+    "rope_theta",
 )
 
 
-def target_of(family: str, shape: Shape, bits: int) -> Model:
-    """A target with random weights in bfloat16, quantised to `bits` unless that is 16."""
-    own = {"model_type": family, "rope_theta": 1e6, "tie_word_embeddings": True}
-    return _packed(replace(shape, config={**shape.config, **own}), bits).made(1)
+class Pair(NamedTuple):
+    """The configurations of a target and of a draft model, and the layers of a head."""
+
+    target: Mapping[str, Any]
+    draft: Mapping[str, Any]
+    layers: int
 
 
-def _packed(shape: Shape, bits: int) -> Shape:
-    return replace(shape, packing="bf16" if bits == 16 else f"{bits}bit")
+KINDS = ("dflash", "dspark")
 
 
-def head_of(kind: str, target: Model, shape: Shape, layers: int, bits: int) -> BlockHead:
+def pairs_of(size: str) -> dict[str, Pair]:
+    """The pairs of a size by the family of their targets.
+
+    Raises:
+        UsageError: there is no such size.
+    """
+    table = built_in()
+    tiny, one = table["small-8"], table["llama-1b"]
+    sizes = {
+        "tiny": {
+            "llama": Pair(tiny, table["small-1"], 1),
+            "qwen3": Pair({**tiny, "model_type": "qwen3", "rope_theta": 1e6}, table["small-1"], 1),
+        },
+        "1b": {
+            "llama": Pair(one, {**one, "num_hidden_layers": 4}, 5),
+            "qwen3": Pair(table["qwen3-1.7b"], table["qwen3-0.6b"], 5),
+        },
+        "8b": {
+            "llama": Pair(table["llama-8b"], one, 5),
+            "qwen3": Pair(table["qwen3-8b"], table["qwen3-0.6b"], 5),
+        },
+    }
+    if size not in sizes:
+        raise UsageError(f"There is no size {size!r}.", hint=f"Choose one of {', '.join(sizes)}.")
+    return sizes[size]
+
+
+def head_of(kind: str, target: Model, pair: Pair, packing: str) -> BlockHead:
     """A head of that kind with random weights: DSpark's has an output layer and a Markov head."""
     mx.random.seed(2)
-    taps = [shape.layers * (2 * i + 1) // 10 for i in range(5)]
+    layers = pair.target["num_hidden_layers"]
     own = {"markov_rank": 256, "architectures": ["DSpark"]} if kind == "dspark" else {}
+    sizes = {key: value for key, value in pair.target.items() if key in _SIZES}
     config = BlockConfig.read(
         {
-            **{name: shape.config[name] for name in WIDTHS},
-            "num_hidden_layers": layers,
+            **sizes,
+            "num_hidden_layers": pair.layers,
             "block_size": 16,
             "mask_token_id": 0,
-            "target_layer_ids": sorted(set(taps)),
+            "target_layer_ids": sorted({layers * (2 * i + 1) // 10 for i in range(5)}),
             **own,
         },
         kind,
     )
     names = ("embed_tokens", "lm_head") if kind == "dspark" else ()
-    return BlockHead(config, _ready(Backbone(config, frozenset(names)), bits), Trunk(target))
+    backbone = Backbone(config, frozenset(names))
+    backbone.set_dtype(UNPACKED.get(packing, mx.bfloat16))
+    if told := PACKINGS.get(packing):
+        nn.quantize(backbone, told["group_size"], told["bits"], mode=told.get("mode", "affine"))
+    backbone.eval()
+    mx.eval(backbone.parameters())  # type: ignore[no-untyped-call]
+    return BlockHead(config, backbone, Trunk(target))
 
 
-def _ready(module: Any, bits: int) -> Any:
-    module.set_dtype(mx.bfloat16)
-    if bits != 16:
-        nn.quantize(module, group_size=64, bits=bits)
-    module.eval()
-    mx.eval(module.parameters())
-    return module
+def fused(engine: Engine, count: int) -> float:
+    """Seconds of a fused round, after the first three."""
+    prompt = [(37 * i + 11) % 1000 for i in range(CONTEXT)]
+    session = engine.session(prompt, max_tokens=ROUNDS, draft_tokens=count)
+    for _ in range(3):
+        session.step()
+    started, rounds = time.perf_counter(), 0
+    while session.step().tokens:
+        rounds += 1
+    return (time.perf_counter() - started) / rounds
 
 
 class Bare:
@@ -158,18 +176,16 @@ class Bare:
 
 
 def of_head(
-    kind: str, target: Model, size: Size, bits: int, repeats: int, compiled: bool | None
+    kind: str, target: Model, pair: Pair, packing: str, repeats: int, compiled: bool | None
 ) -> list[dict[str, Any]]:
     """Rounds of a head and its bare forwards for every K, in turns."""
-    head = head_of(kind, target, size.target, size.layers, bits)
+    head = head_of(kind, target, pair, packing)
     engine = Engine(target, heads={kind: head}, compiled=compiled)
     bare, rows = Bare(target, head), []
 
     def both(count: int) -> tuple[float, tuple[float, ...]]:
         times = [bare.seconds(count) for _ in range(12)]
-        return round_seconds(engine, PROMPT, count), tuple(
-            median(one) for one in zip(*times[2:], strict=True)
-        )
+        return fused(engine, count), tuple(median(one) for one in zip(*times[2:], strict=True))
 
     for count, turns in in_turns({k: partial(both, k) for k in COUNTS}, repeats).items():
         parts = zip(*(parts for _, parts in turns), strict=True)
@@ -189,26 +205,45 @@ def of_head(
 
 def of_model(engine: Engine, repeats: int) -> list[dict[str, Any]]:
     """Rounds of a draft model for every K, and a plain round as K = 0."""
-    timed = in_turns({k: partial(round_seconds, engine, PROMPT, k) for k in (0, *COUNTS)}, repeats)
+    timed = in_turns({k: partial(fused, engine, k) for k in (0, *COUNTS)}, repeats)
     return [
         {"draft_tokens": count, "round_ms": 1e3 * median(times)} for count, times in timed.items()
     ]
 
 
-def measure(name: str, bits: int, repeats: int, compiled: bool | None = None) -> dict[str, Any]:
-    """All figures as one object, as `--json` writes it."""
-    if name not in SIZES:
-        raise UsageError(f"There is no size {name!r}.", hint=f"Choose one of {', '.join(SIZES)}.")
-    size, targets = SIZES[name], []
-    for family in FAMILIES:
-        target = target_of(family, size.target, bits)
-        draft = _packed(size.draft, bits).made(3)
-        heads = {kind: of_head(kind, target, size, bits, repeats, compiled) for kind in KINDS}
+def measure(
+    size: str,
+    packing: str,
+    repeats: int,
+    families: Sequence[str] = (),
+    compiled: bool | None = None,
+) -> dict[str, Any]:
+    """All figures as one object, as `--json` writes it.
+
+    Args:
+        families: of the targets; none is all.
+
+    Raises:
+        UsageError: there is no such size, family or packing.
+    """
+    pairs = pairs_of(size)
+    for what, name, known in (
+        *(("family", one, tuple(pairs)) for one in families),
+        ("packing", packing, (*PACKINGS, *UNPACKED)),
+    ):
+        if name not in known:
+            raise UsageError(f"There is no {what} {name!r}.", hint=f"Choose of {', '.join(known)}.")
+    targets = []
+    for family in families or pairs:
+        pair = pairs[family]
+        target = Shape(family, pair.target, packing).made(1)
+        draft = Shape("draft", pair.draft, packing).made(3)
+        heads = {kind: of_head(kind, target, pair, packing, repeats, compiled) for kind in KINDS}
         with_model = of_model(Engine(target, draft, compiled=compiled), repeats)
         targets.append({"family": family, "heads": heads, "model": with_model})
         del target, draft
         mx.clear_cache()
-    return {"machine": machine.about(), "size": name, "bits": bits, "targets": targets}
+    return {"machine": machine.about(), "size": size, "packing": packing, "targets": targets}
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -216,7 +251,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(machine.described(result["machine"]))
     for target in result["targets"]:
         plain = target["model"][0]["round_ms"]
-        title = f"{target['family']}, {result['size']} in {result['bits']} bits; ms"
+        title = f"{target['family']}, {result['size']} in {result['packing']}; ms"
         table = Table(
             *("drafter", "K", "round", "/ plain", "block", "target", "context", "/ bare"),
             box=SIMPLE_HEAD,
@@ -235,12 +270,13 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def main(
     size: Annotated[str, typer.Option(help="tiny, 1b or 8b: of the targets.")] = "1b",
-    bits: Annotated[int, typer.Option(help="Bits of a weight: 4, 8 or 16.")] = 16,
+    packing: Annotated[str, typer.Option(help="Of weights: bf16, 8bit, 4bit, …")] = "bf16",
     repeats: Annotated[int, typer.Option(min=1, help="Counted turns.")] = 3,
+    family: Annotated[list[str] | None, typer.Option(help="llama or qwen3; both.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure rounds of random heads on Llama- and Qwen-shaped targets."""
-    result = measure(size, bits, repeats)
+    result = measure(size, packing, repeats, family or ())
     show(result, Console())
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
