@@ -1,6 +1,7 @@
 """Model folders that went wrong at random: one clear error each, or the text of the whole folder.
 
-    python tests/fuzz_folders.py [SECONDS] [SEED]
+    python tests/fuzz_folders.py --count 1000 [--seed SEED]
+    python tests/fuzz_folders.py --seconds 60
 
 Each mutation leaves the meaning as it was, or breaks it. So a folder that loads after one that
 leaves the meaning has to write the same text; after the others whatever is raised must be one of
@@ -9,17 +10,18 @@ mlxspec's errors, in one line. The suite runs it for a few seconds (test_fuzz_fo
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -247,20 +249,35 @@ def tried(whole: Path, expected: str, seed: int) -> bool:
         return True
 
 
-def fuzz(seconds: float, first: int = 0) -> tuple[int, int]:
-    """How many folders were tried, and how many of them loaded."""
+def fuzz(
+    seconds: float, first: int = 0, count: int | None = None, tell: Callable[[str], object] = len
+) -> tuple[int, int]:
+    """How many folders were tried, and how many of them loaded.
+
+    Args:
+        first: the seed of the first. count: of folders, in place of the time.
+        tell: called with a line after each hundred.
+    """
     until = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="mlxspec-fuzz-") as place:
         whole = save_model(Path(place) / "whole")
         expected = text_of(whole)
-        count = loaded = 0
-        while time.monotonic() < until or not count:
-            loaded += tried(whole, expected, first + count)
-            count += 1
-    return count, loaded
+        done = loaded = 0
+        while done < count if count is not None else time.monotonic() < until or not done:
+            loaded += tried(whole, expected, first + done)
+            done += 1
+            if done % 100 == 0:
+                tell(f"{done} folders, of which {loaded} loaded")
+    return done, loaded
 
 
 if __name__ == "__main__":
-    seconds, seed = (*sys.argv[1:3], "60", "0")[:2] if len(sys.argv) != 2 else (sys.argv[1], "0")
-    tried_folders, loaded_folders = fuzz(float(seconds), int(seed))
+    options = argparse.ArgumentParser()
+    options.add_argument("--seconds", type=float, default=60)
+    options.add_argument("--count", type=int)
+    options.add_argument("--seed", type=int, default=0)
+    chosen = options.parse_args()
+    tried_folders, loaded_folders = fuzz(
+        chosen.seconds, chosen.seed, chosen.count, partial(print, flush=True)
+    )
     print(f"{tried_folders} folders, of which {loaded_folders} loaded")

@@ -123,9 +123,7 @@ def save(folder: Path, config: dict[str, Any], *files: dict[str, mx.array], form
 
 def original(folder: Path, target: Any, kind: str, layer: dict[str, Array]) -> Path:
     """An original checkpoint in two files: names of transformers, norms stored minus one."""
-    config = json.loads(json.dumps(TABLE[kind]["config"]))
-    text = config.get("text_config", config)
-    text["mtp_num_hidden_layers"] = 1
+    config = config_of(target, kind)
     weights = {}
     for name, array in tree_flatten(text_of(target).parameters()):
         is_norm = name.endswith(("norm.weight", "layernorm.weight")) and "linear_attn" not in name
@@ -141,7 +139,15 @@ def original(folder: Path, target: Any, kind: str, layer: dict[str, Array]) -> P
         both = mx.concatenate([weights.pop(name), up], axis=1)
         weights[name.replace("gate_proj", "gate_up_proj")] = both
     last = {f"mtp.{name}": mx.array(array) for name, array in layer.items()}
-    return save(folder, {"model_type": kind, **config}, weights, last, form="pt")
+    return save(folder, config, weights, last, form="pt")
+
+
+def config_of(target: Any, kind: str) -> dict[str, Any]:
+    """The configuration of a target, as an original checkpoint has it."""
+    config: dict[str, Any] = json.loads(json.dumps(TABLE[kind]["config"]))
+    text = config.get("text_config", config)
+    text |= {"mtp_num_hidden_layers": 1, "vocab_size": text_of(target).args.vocab_size}
+    return {"model_type": kind, **config}
 
 
 def _apart(name: str, array: mx.array, *, fused: bool) -> dict[str, mx.array]:
@@ -155,12 +161,10 @@ def _apart(name: str, array: mx.array, *, fused: bool) -> dict[str, mx.array]:
     return {f"{before}.{i}.{part}.weight": one for i, one in enumerate(array)}
 
 
-def alone(folder: Path, kind: str, layer: Any, quantization: dict[str, Any] | None = None) -> Path:
+def alone(folder: Path, target: Any, kind: str, layer: Any) -> Path:
     """A folder of a layer alone, as mlx-vlm splits it off: names without `mtp.`, whole norms."""
-    config = TABLE[kind]["config"]
-    text = {**config.get("text_config", config), "mtp_num_hidden_layers": 1}
-    about = {"model_type": "qwen3_5_mtp", "block_size": 3, "text_config": text}
+    config = config_of(target, kind)
+    about = {"model_type": "qwen3_5_mtp", "block_size": 3}
+    about["text_config"] = config.get("text_config", config)
     about["tie_word_embeddings"] = False
-    if quantization is not None:
-        about |= {"quantization": quantization, "quantization_config": quantization}
     return save(folder, about, dict(tree_flatten(layer.parameters())), form="mlx")

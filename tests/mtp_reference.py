@@ -63,17 +63,21 @@ class Reference:
         x = x + self.mlp(self.norm(x, "layers.0.post_attention_layernorm"))
         return Rows(self.norm(x, "norm"), keys, values)
 
-    def propose(self, tokens: Sequence[int], features: Array, count: int) -> list[Step]:
-        """The greedy proposals after a text: N + 1 `tokens`, and the features of all but the last.
+    def propose(
+        self, tokens: Sequence[int], features: Array, count: int, picked: Sequence[int] = ()
+    ) -> list[Step]:
+        """The proposals after a text: N + 1 `tokens`, and the features of all but the last.
 
-        The next depth reads the layer's own output in place of a feature.
+        The next depth reads the layer's own output in place of a feature, and the token that was
+        `picked`, or else the likeliest.
         """
         text, known = list(tokens), np.asarray(features, np.float64)
         steps: list[Step] = []
-        for _ in range(count):
+        for depth in range(count):
             last = self.rows(text[1:], known).hidden[-1]
             logits = last @ np.asarray(self.output, np.float64).T
-            steps.append(Step(int(np.argmax(logits)), logits))
+            token = picked[depth] if picked else int(np.argmax(logits))
+            steps.append(Step(token, logits))
             text.append(steps[-1].token)
             known = np.concatenate([known, last[None]])
         return steps

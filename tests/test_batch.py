@@ -287,3 +287,27 @@ def test_a_batch_tells_what_its_texts_do_and_why() -> None:
     assert max(together, key=lambda one: len(one.costs)).costs[MODEL] == pytest.approx(
         {1: 2.0, 2: 3.0}, rel=0.5
     )
+
+
+def test_short_texts_that_wait_are_read_in_the_same_step() -> None:
+    batch = engine_of().batch(max_rows=4)
+    for length in (3, 4, 5, 6):
+        batch.add(prompt_of(length), max_tokens=COUNT, draft_tokens=0)
+    batch.step()  # the first piece of all may be slow
+    batch.step()
+    assert batch.running == 4
+    batch.close()
+
+
+def test_a_batch_begins_with_what_the_one_before_has_found_out() -> None:
+    engine = engine_of()
+    policies = []
+    for _ in range(2):
+        batch = engine.batch(max_rows=2)
+        for length in (5, 9):
+            batch.add(prompt_of(length), max_tokens=COUNT, draft_tokens="auto")
+        while batch.running < 2:
+            batch.step()
+        policies.append(next(iter(batch._lanes)).policy)
+        finish(batch)
+    assert policies[0] is policies[1]

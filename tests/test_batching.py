@@ -15,6 +15,7 @@ from math import exp, inf
 
 import pytest
 
+from mlxspec.control.batching import COUNTS
 from mlxspec.control.estimates import Knowledge, Learned
 from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Outlook, Policy
@@ -187,11 +188,12 @@ def fixed(machine: str, kind: str, rows: int, draft_tokens: int) -> tuple[float,
 
 
 def best(machine: str, kind: str, rows: int) -> tuple[float, float]:
-    """Of every K in hindsight."""
-    first, then = zip(*(fixed(machine, kind, rows, k) for k in range(MOST + 1)), strict=True)
+    """Of the K that are worth a graph of their own, in hindsight."""
+    first, then = zip(*(fixed(machine, kind, rows, k) for k in (0, *COUNTS)), strict=True)
     return max(first), max(then)
 
 
+@cache
 def controlled(machine: str, kind: str, rows: int) -> tuple[float, float]:
     """A first run knows nothing, and what it learned starts the next one."""
     learned = Learned()
@@ -227,7 +229,7 @@ def test_nearly_as_fast_as_the_best_fixed_choice_in_hindsight(
     first, then = controlled(machine, kind, rows)
     plain, best_one = fixed(machine, kind, rows, 0), best(machine, kind, rows)
     # Finding out costs a little, once: every round that was never run has to be built.
-    assert first >= 0.95 * plain[0]
+    assert first >= 0.97 * plain[0]
     assert then >= 0.98 * plain[1]
     # Four rows are too many for a short pass and too few for a tile: only K = 7 gains, by 8%, and
     # to find that out takes longer than this.
@@ -300,3 +302,59 @@ def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
     assert policy.pays(drafts, 4, 8)
     assert not policy.pays(drafts, 2, 8)
     assert policy.pays(drafts, 2, 2)
+
+
+def wanted(policy: Policy, offers: list[list[Offer]], wait: float, rounds: int) -> int:
+    """How many rounds wait for the texts' offers, where a wait takes so many plain rounds."""
+    waits = 0
+    for _ in range(rounds):
+        waited = policy.listens() and policy.wants(offers)
+        whole, each = policy.plan(100, offers if waited else [[]] * len(offers))
+        for one in each:
+            policy.kept(one, one.draft_tokens)
+        pass_s = 1.0 + 0.1 * whole.draft_tokens
+        policy.took(whole, pass_s + wait * waited, waited=waited)
+        waits += waited
+    return waits
+
+
+@pytest.mark.parametrize(("having", "wait", "often"), [(8, 0.2, True), (8, 5.0, False)])
+def test_texts_are_followed_where_that_brings_more_than_waiting_for_them_takes(
+    having: int, wait: float, often: bool
+) -> None:
+    policy = Controllers({}, Learned(), LENGTH)(8)
+    policy.took(PLAIN, 1.0)
+    offers = [[Offer("history", 7, 4)]] * having + [[]] * (8 - having)
+    waits = wanted(policy, offers, wait, 200)
+    assert waits > 150 if often else waits < 40
+
+
+def test_texts_that_are_asked_in_vain_are_asked_less_and_less_often() -> None:
+    policy = Controllers({}, Learned(), LENGTH)(8)
+    policy.took(PLAIN, 1.0)
+    nothing: list[list[Offer]] = [[]] * 8
+    asked = 0
+    for _ in range(160):
+        if policy.listens():
+            asked += 1
+            assert not policy.wants(nothing)
+        policy.plan(100, nothing)
+        policy.took(PLAIN, 1.0)
+    assert 10 <= asked <= 16
+
+
+def test_a_wait_is_no_cost_of_the_round_behind_it() -> None:
+    learned = Learned()
+    costs = (1.0, 1.2, 1.4, 1.6)
+    learned.learn(LENGTH, {"model": Knowledge(costs, (0.9, 0.9, 0.9))}, rows=8)
+    policy = Controllers({"model": 3}, learned, LENGTH)(8)
+    policy.took(PLAIN, 1.0)
+    before = policy.seconds(Choice("model", 3))
+    for _ in range(20):
+        policy.took(Choice("model", 3), 3.0, waited=True)
+    assert policy.seconds(Choice("model", 3)) == before
+    policy.took(Choice("model", 3), 3.0)
+    after = policy.seconds(Choice("model", 3))
+    assert after is not None
+    assert before is not None
+    assert after > before

@@ -92,6 +92,7 @@ def test_every_question_has_its_table(bench):
     for words in ("What sampling changes", "What a long prompt", "What texts side by side"):
         assert words in ended.out
     assert "no chat template: system prompts are left out" in ended.err
+    assert "What a system prompt changes" not in ended.out
     assert "Which setting is fastest" not in ended.out
 
 

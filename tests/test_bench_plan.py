@@ -18,6 +18,7 @@ from mlxspec.bench.plan import (
     configurations,
     planned,
     steps_of,
+    without_systems,
 )
 from mlxspec.bench.prompt_sets import Prompt, ledger, mixed, shipped, spec_bench
 from mlxspec.errors import PromptError, UsageError
@@ -121,6 +122,17 @@ def test_one_value_holds_for_everything_and_asks_nothing():
         assert (one.questions, one.system) == (("configs", "prompts"), "expert")
         assert one.temperature == 0.7
     assert planned(Settings(types=NO_TYPES), arms, FEW) == ()
+
+
+def test_a_model_without_system_messages_keeps_the_other_questions():
+    settings = Settings(systems=("none", "direct"), temperatures=(0.0, 0.7), types=NO_TYPES)
+    groups = without_systems(planned(settings, configurations(["3"], DRAFTERS), FEW))
+    assert [(one.questions, one.temperature) for one in groups] == [
+        (("sampling",), 0.0),
+        (("sampling",), 0.7),
+    ]
+    only = Settings(systems=("none", "direct"), types=NO_TYPES)
+    assert without_systems(planned(only, [PLAIN], FEW)) == ()
 
 
 def test_one_configuration_alone_is_a_plan():

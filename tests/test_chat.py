@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from talkers import Talker, talker, talking_tokenizer
 
 from mlxspec import Engine
+from mlxspec.bench.turns import summed_up, waits
 from mlxspec.chat import documents
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending
@@ -215,3 +217,15 @@ def test_a_question_that_is_too_long_alone_is_an_error_and_leaves_the_turns():
     with pytest.raises(UsageError, match="the model's context is 100"):
         answered(engine, conversation, "long " * 40)
     assert conversation.turns == [Turn("short", "x")]
+
+
+def test_the_figure_of_turns_counts_what_is_read():
+    found = list(waits(talker("It is so."), ["why"] * 8, 20, 2))
+    assert all(one.prompt > before.prompt for before, one in pairwise(found))
+    assert found[0].read == found[0].prompt
+    assert len({one.read for one in found[2:]}) == 1, "the same is new in each turn"
+    assert all(one.read < one.prompt / 2 for one in found[4:])
+    assert all(one.first_s > 0 and one.anew_s > 0 for one in found)
+    late = [one._replace(first_s=2.0, anew_s=9.0) for one in found[3:]]
+    early = [one._replace(first_s=1.0, anew_s=1.0) for one in found[:6]]
+    assert summed_up([*early, *late]) == {"first_s": [1.0, 2.0], "anew_s": [1.0, 9.0]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +14,14 @@ from typing import Any
 
 import pyte
 import pytest
-from cli_tools import PATIENCE_S, TerminalRun, environment, is_one_error
+from cli_tools import TerminalRun, environment, is_one_error
+from talkers import talker
 from test_display import Running, Screen, Terminal
 
+from mlxspec.cli import engines
 from mlxspec.cli.display import open_display
 from mlxspec.cli.folding import FoldingText, end_of_blocks, rows_below
+from mlxspec.errors import LoadError
 
 TALKER = Path(__file__).with_name("chatting.py")
 STEADY = ("--draft-tokens", "2", "--temp", "0", "--top-p", "1")
@@ -108,15 +111,15 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
 
 
 @pytest.fixture
-def pipe(tmp_path: Path) -> Any:
-    def run(text: str, *options: str, replies: tuple[str, ...]) -> Any:
-        return subprocess.run(
-            call(*options, replies=replies),
-            input=text.encode(),
-            env=environment(XDG_STATE_HOME=str(tmp_path)),
-            capture_output=True,
-            timeout=PATIENCE_S,
-        )
+def pipe(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A chat in this process, whose lines come through a pipe."""
+
+    def run(
+        *lines: str, replies: tuple[str, ...], options: tuple[str, ...] = (), **says: Any
+    ) -> Any:
+        monkeypatch.setattr(engines, "load_engine", lambda *_, **__: talker(*replies, **says))
+        text = "\n".join(lines).encode()
+        return invoke("chat", "--no-compile", *STEADY, *options, stdin=text)
 
     return run
 
@@ -149,15 +152,39 @@ def test_a_narrow_terminal_without_colours_is_readable_too(talk):
         assert not re.search(r"\x1b\[(3|4)\dm", chat.text)
 
 
-def test_a_longer_answer_than_the_screen_is_markdown_as_well(talk):
-    with talk(LONG, lines=20) as chat:
-        chat.type("tell me\r")
+def test_keys_lines_and_history(talk):
+    with talk("It is so.") as chat:
+        chat.type("one\x1b\rtwo")
+        chat.until(lambda screen: "> one\n  two" in screen)
+        chat.type("\r")
+        chat.until(lambda screen: "It is so." in screen and _is_ready(screen))
+        chat.type("\x1b[200~three\nfour\x1b[201~")  # a pasted block
+        chat.until(lambda screen: "> three\n  four" in screen)
+        chat.type("\r")
+        chat.until(lambda screen: screen.count("It is so.") == 2 and _is_ready(screen))
+        chat.type("never asked")
+        chat.until(lambda screen: "> never asked" in screen)
+        chat.type("\x03")
+        chat.until(_is_ready)
+        assert "once more" not in chat.screen
+        chat.type("\x03")
+        chat.until(lambda screen: "Ctrl-C once more leaves" in screen and _is_ready(screen))
+        assert "It is so." in chat.enter("asked")
+        chat.type("\x03")
+        chat.until(lambda screen: screen.count("once more leaves") == 2 and _is_ready(screen))
+        chat.type("\x03")
+        assert chat.end() == 0
+    assert "Traceback" not in chat.text
+    with talk(LONG, lines=20) as chat:  # which are fewer than the answer has
+        chat.type("\x1b[A\x1b[A")
+        chat.until(lambda screen: "> three\n  four" in screen)
+        chat.type("\r")
         chat.until(lambda screen: "prompt tokens" in screen and _is_ready(screen))
         screen = pyte.HistoryScreen(80, 20, history=1000)
         pyte.ByteStream(screen).feed(chat.output)
         above = ["".join(row[at].data for at in range(80)) for row in screen.history.top]
         rows = [row.rstrip() for row in [*above, *screen.display]]
-        chat.type("\x03\x03")
+        chat.type("\x04")
         assert chat.end() == 0
     assert [row for row in rows if row.startswith("Part ")] == [f"Part {at}" for at in range(12)]
     assert not [row for row in rows if "**" in row or "##" in row]
@@ -182,40 +209,6 @@ def test_ctrl_c_ends_an_answer_and_keeps_it(shared):
     assert int(found[1]) < 40 < int(found[2])
 
 
-def test_ctrl_c_clears_a_question_and_twice_at_an_empty_prompt_leaves(talk):
-    with talk("It is so.") as chat:
-        chat.type("never asked")
-        chat.until(lambda screen: "> never asked" in screen)
-        chat.type("\x03")
-        chat.until(_is_ready)
-        assert "once more" not in chat.screen
-        chat.type("\x03")
-        chat.until(lambda screen: "Ctrl-C once more leaves" in screen and _is_ready(screen))
-        assert "It is so." in chat.enter("asked")
-        chat.type("\x03")
-        chat.until(lambda screen: screen.count("once more leaves") == 2 and _is_ready(screen))
-        chat.type("\x03")
-        assert chat.end() == 0
-    assert "Traceback" not in chat.text
-
-
-def test_several_lines_are_one_question_and_history_outlasts_a_run(talk):
-    with talk("It is so.") as chat:
-        chat.type("one\x1b\rtwo")
-        chat.until(lambda screen: "> one\n  two" in screen)
-        chat.type("\r")
-        chat.until(lambda screen: "It is so." in screen and _is_ready(screen))
-        chat.type("\x1b[200~three\nfour\x1b[201~")  # a pasted block
-        chat.until(lambda screen: "> three\n  four" in screen)
-        chat.type("\r")
-        chat.until(lambda screen: screen.count("It is so.") == 2 and _is_ready(screen))
-        chat.type("\x04")
-        assert chat.end() == 0
-    with talk("It is so.") as chat:
-        chat.type("\x1b[A")
-        chat.until(lambda screen: "> three\n  four" in screen)
-
-
 def test_an_answer_can_be_asked_for_again_edited_and_undone(shared):
     shared.enter("first 0")
     shared.enter("second 1")
@@ -236,66 +229,10 @@ def test_a_command_is_completed(shared):
     shared.until(_is_ready)
 
 
-def test_settings_hold_for_the_next_answer(shared):
+def test_the_line_below_says_what_holds(shared):
     assert "temperature 0.7" in shared.enter("/set temp 0.7")
-    shared.until(lambda screen: "temp 0.7" in screen.split("\n>")[-1])  # on the line below
+    shared.until(lambda screen: "temp 0.7" in screen.split("\n>")[-1])
     assert "greedy" in shared.enter("/set temp off")
-    assert "draft off" in shared.enter("/draft off")
-    assert "system: be kind" in shared.enter("/system be kind")
-    assert "acceptance" not in shared.enter("why 2")  # an answer of many rounds
-    assert "draft 3 tokens a round, by model" in shared.enter("/draft 3")
-    assert "acceptance 100%" in shared.enter("/retry")
-    assert "audit: identical" in shared.enter("/audit")
-    assert "there is no system message" in shared.enter("/system off")
-    assert "proposals accepted" in shared.enter("/stats")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ("/set temp hot", "It must be a number"),
-        ("/set tmp 1", "Did you mean temp"),
-        ("/set max_tokens 0", "1 or more"),
-        ("/draft many", "neither auto nor in the range"),
-        ("/pair nobody", "There is no pair named"),
-        ("/stat", "Did you mean /stats"),
-        ("/undo now", "takes nothing behind it"),
-        ("/save chat.txt", "neither JSON nor Markdown"),
-        ("/load none.md", "cannot be read"),
-    ],
-)
-def test_a_wrong_command_is_one_error(shared, wrong, words):
-    shared.enter("first 0")
-    said = " ".join(shared.enter(wrong).split())
-    assert words in said
-    assert (said.count("error: "), said.count("hint: ")) == (1, 1)
-
-
-def test_a_context_that_fills_up_is_told_before_turns_are_left_out(talk):
-    with talk("It is so, whatever you say.", context=300) as chat:
-        for at in range(7):
-            chat.enter(f"question {'abcdefg'[at]}")
-    words = " ".join(chat.screen.split())
-    nearly, full = words.index("% full,"), words.index("is full: the oldest")
-    assert nearly < full
-    assert words.count("It is so, whatever") == 7
-
-
-def test_a_chat_is_saved_and_gone_on_with(shared, tmp_path):
-    file = tmp_path / "chat.md"
-    shared.enter("why 3")
-    assert "saved" in shared.enter(f"/save {file}")
-    end = "## User\n\nwhy 3\n\n## Assistant\n\nThe answer is **42**.\n"
-    assert file.read_text().endswith(end)
-    file.write_text(end)
-    shared.enter(f"/load {file}")
-    assert "The answer is 42." in shared.enter("/retry")
-    assert "taken back: why 3" in shared.enter("/undo")
-    assert "There is nothing to take back yet." in shared.enter("/undo")
-    shared.enter("first 0")
-    (tmp_path / "other.md").write_text("kept")
-    assert "exists already" in shared.enter(f"/save {tmp_path / 'other.md'}")
-    assert (tmp_path / "other.md").read_text() == "kept"
 
 
 def test_a_terminal_that_can_do_nothing_still_holds_a_chat(talk):
@@ -311,25 +248,151 @@ def test_a_terminal_that_can_do_nothing_still_holds_a_chat(talk):
 
 
 def test_a_pipe_brings_a_question_on_each_line(pipe):
-    ended = pipe("first 0\n\nsecond 1\n/set temp 0\n//x 0", replies=(THINKING, "one\n"))
-    assert ended.returncode == 0
-    assert ended.stdout.decode() == "The answer is **42**.\none\nThe answer is **42**.\n"
-    assert ended.stderr.decode().count("prompt tokens") == 3
+    lines = ("first 0", "", "second 1", "/set temp 0", "//x 0")
+    ended = pipe(*lines, replies=(THINKING, "one\n"))
+    assert ended.code == 0
+    assert ended.out == "The answer is **42**.\none\nThe answer is **42**.\n"
+    assert ended.err.count("prompt tokens") == 3
 
 
 def test_json_is_an_object_for_each_answer(pipe):
-    ended = pipe("first 0\nsecond 1\n", "--json", "--quiet", replies=(THINKING, "one"))
-    first, second = (json.loads(line) for line in ended.stdout.splitlines())
+    ended = pipe("first 0", "second 1", replies=(THINKING, "one"), options=("--json", "--quiet"))
+    first, second = (json.loads(line) for line in ended.out.splitlines())
     assert (first["question"], first["text"]) == ("first 0", "The answer is **42**.")
     assert first["reasoning"].startswith("One thing")
     assert second["cached_prompt_tokens"] > 0
-    assert ended.stderr == b""
+    assert ended.err == ""
 
 
 def test_an_error_in_a_pipe_is_told_and_the_next_line_is_read(pipe):
-    ended = pipe("/nothing\nfirst 1\n", "--quiet", replies=("zero", "one"))
-    assert (ended.returncode, ended.stdout) == (1, b"one\n")
-    assert is_one_error(ended.stderr)
+    ended = pipe("/nothing", "first 1", replies=("zero", "one"), options=("--quiet",))
+    assert (ended.code, ended.out) == (1, "one\n")
+    assert is_one_error(ended.err)
+
+
+WRONG = {
+    "/audit": "nothing to audit",
+    "/copy": "nothing to copy",
+    "/set temp hot": "It must be a number",
+    "/set tmp 1": "Did you mean temp",
+    "/set max_tokens 0": "1 or more",
+    "/draft many": "neither auto nor in the range",
+    "/pair nobody": "There is no pair named",
+    "/stat": "Did you mean /stats",
+    "/undo now": "takes nothing behind it",
+    "/save chat.txt": "neither JSON nor Markdown",
+    "/load none.md": "cannot be read",
+    "/thoughts": "has no reasoning",
+}
+
+
+def test_a_wrong_command_is_one_error(pipe):
+    early, late = list(WRONG)[:2], list(WRONG)[2:]
+    ended = pipe(*early, "first 0", *late, replies=("zero",))
+    assert ended.code == 1
+    told = ended.err.split("error: ")[1:]
+    assert len(told) == len(WRONG)
+    for (wrong, words), error in zip(WRONG.items(), told, strict=True):
+        assert words in " ".join(error.split()), wrong
+        assert error.count("hint: ") == 1
+
+
+def test_settings_hold_for_the_next_answer(pipe):
+    lines = (
+        "/draft off",
+        "/system be kind",
+        "why 1",
+        "/draft 3",
+        "/retry",
+        "/audit",
+        "/system off",
+    )
+    ended = pipe(*lines, "/stats", "/help", replies=("zero", "one and two and three"))
+    said = ended.err.split("\n")
+    assert ended.code == 0, ended.err
+    short = [line for line in said if "prompt tokens" in line and "tok/s" in line]
+    assert ["acceptance" in line for line in short] == [False, True]
+    for words in (
+        "draft off",
+        "system: be kind",
+        "draft 3 tokens a round, by model",
+        "audit: identical",
+        "there is no system message",
+        "proposals accepted",
+        "/retry",
+    ):
+        assert words in ended.err
+
+
+def test_a_context_that_fills_up_is_told_before_turns_are_left_out(pipe):
+    questions = [f"question {one}" for one in "abcdefg"]
+    ended = pipe(*questions, replies=("It is so, whatever you say.",), context=300)
+    nearly, full = ended.err.index("% full,"), ended.err.index("is full: the oldest")
+    assert nearly < full
+    assert ended.out.count("It is so, whatever") == 7
+
+
+def test_a_chat_is_saved_and_gone_on_with(pipe, tmp_path):
+    file, other = tmp_path / "chat.md", tmp_path / "other.md"
+    other.write_text("kept")
+    replies = ("zero", THINKING)
+    saved = pipe("why 1", f"/save {file}", f"/save {other}", f"/save {file}", replies=replies)
+    assert saved.code == 1
+    assert saved.err.count("saved 1 turn") == 2
+    assert saved.err.count("exists already") == 1
+    assert other.read_text() == "kept"
+    end = "## User\n\nwhy 1\n\n## Assistant\n\nThe answer is **42**.\n"
+    assert file.read_text() == end
+    ended = pipe(f"/load {file}", "/retry", "/undo", "/undo", replies=replies)
+    assert ended.out == "The answer is **42**.\n"
+    assert "taken back: why 1" in ended.err
+    assert "There is nothing to take back yet." in ended.err
+
+
+def test_an_answer_is_copied_by_the_system_or_by_the_terminal(pipe, tmp_path, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reply = "<think>hm</think>42, 漢字."
+    ended = pipe("why", "/copy", replies=(reply,))
+    code = re.search(r"\x1b]52;c;([A-Za-z0-9+/=]+)\x07", ended.err)
+    assert base64.b64decode(code[1]).decode() == "42, 漢字.", "without the reasoning"
+    assert "7 letters went to the terminal, whose settings" in ended.err
+    tool, copied = tmp_path / "pbcopy", tmp_path / "copied"
+    tool.write_text(f"#!/bin/sh\n/bin/cat > {copied}\n")
+    tool.chmod(0o755)
+    ended = pipe("why", "/copy", replies=(reply,))
+    assert copied.read_text() == "42, 漢字."
+    assert "went to the clipboard" in ended.err
+    assert "\x1b]52" not in ended.err
+    tool.write_text("#!/bin/sh\nexit 1\n")
+    assert "\x1b]52" in pipe("why", "/copy", replies=(reply,)).err, "the next one is tried"
+
+
+def test_a_chat_goes_on_with_another_pair_and_stays_where_that_fails(invoke, tmp_path, monkeypatch):
+    table = tmp_path / "pairs.toml"
+    table.write_text("".join(f'["{name}"]\ntarget = "org/{name}"\n' for name in "abc"))
+    loaded: list[str] = []
+
+    def load(pair: Any, *_: Any, **__: Any) -> Any:
+        loaded.append(pair.name)
+        if pair.name == "b":
+            raise LoadError("b is broken.", hint="Take another.")
+        return talker(f"I am {pair.name}.")
+
+    monkeypatch.setattr(engines, "load_engine", load)
+    lines = ("one", "/pair", "/pair b", "two", "/pair c", "three", "/undo", "/undo", "/undo")
+    options = ("--models", str(table), "--pair", "a", "--no-compile", *STEADY, "--json")
+    ended = invoke("chat", *options, stdin="\n".join(lines).encode())
+    answers = [json.loads(line) for line in ended.out.splitlines()]
+    assert [one["text"] for one in answers] == ["I am a.", "I am a.", "I am c."]
+    assert loaded == ["a", "b", "a", "c"], "the one before is loaded again"
+    read = [(one["prompt_tokens"], one["cached_prompt_tokens"]) for one in answers]
+    assert read[2][0] > read[1][0] > read[0][0], "the conversation goes on"
+    assert read[2][1] == 0, "another model has read nothing of it"
+    assert "pair a: org/a, draft none" in ended.err
+    assert ended.err.count("error: b is broken.") == 1
+    assert ended.err.count("taken back: ") == 3
 
 
 def test_a_model_without_a_template_goes_on_with_the_text(invoke):

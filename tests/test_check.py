@@ -10,10 +10,15 @@ import pytest
 from cli_tools import LETTERS, Hub, save_model, serving
 from huggingface_hub import close_session, constants
 
-from mlxspec.control import records
+from mlxspec.cli.display import Display
+from mlxspec.control import places, records
 from mlxspec.control.estimates import Knowledge, Learned
+from mlxspec.control.places import Place
 from mlxspec.control.records import Record, Setting
+from mlxspec.decode.rounds import Rounds
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.device import memory, power
+from mlxspec.metrics import Progress
 from mlxspec.pairs import diagnosis, stock
 from mlxspec.pairs.check import check
 from mlxspec.pairs.diagnosis import Line
@@ -167,6 +172,24 @@ def test_the_command_prints_the_lines_of_a_table(models, tmp_path, invoke):
     assert f'target = "{models["target"]}"\ndraft = "{models["draft"]}"\n' in run.out
     shown = invoke("pairs", "suggest", "mine", "--models", str(table), "--json").json
     assert [one["draft"] for one in shown["drafts"]] == [str(models["draft"]), "history"]
+    embedded = invoke("pairs", "suggest", "demo", "--json").json["drafts"]
+    assert [one["draft"] for one in embedded] == ["package:demo/draft", "history"]
+
+
+def test_ctrl_c_ends_a_suggestion_that_measures_and_shows_what_is_known(
+    models, tmp_path, invoke, monkeypatch
+):
+    def measuring(self: Display, progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "measuring", measuring)
+    table = tmp_path / "mine.toml"
+    table.write_text(f'[mine]\ntarget = "{models["target"]}"\ndraft = "{models["draft"]}"\n')
+    monkeypatch.setattr(Rounds, "kernels_missing", lambda *_, **__: False)
+    ended = invoke("pairs", "suggest", "mine", "--probe", "--models", str(table))
+    assert ended.code == INTERRUPTED
+    assert "Traceback" not in ended.err
+    assert f'draft = "{models["draft"]}"\n' in ended.out, "what was suggested stays"
 
 
 # --- the doctor -------------------------------------------------------------------------
@@ -243,6 +266,27 @@ def test_a_server_is_named_by_its_models(models, monkeypatch):
         (line,) = lines(diagnosis._servers)
     assert line.words == "something answers, perhaps a hub"
     assert json.dumps(line.as_dict())
+
+
+def test_the_doctor_shows_the_prefix_caches_on_disk(tmp_path, invoke):
+    assert "prefix cache" not in invoke("doctor").out
+    folder, gone, told = tmp_path / "kept", tmp_path / "gone", []
+    (folder / "digest").mkdir(parents=True)
+    (folder / "digest" / "a.past").write_bytes(bytes(3 * 10**6))
+    for place in (Place(gone, 10), Place(folder, 1), Place(folder, 2 * 10**9)):
+        places.note(place, told.append)
+    (line,) = lines(diagnosis._prefixes)
+    assert (line.mark, line.what) == ("✓", "prefix cache")
+    assert line.words == f"3.0 MB of at most 2.0 GB in {folder}"
+    places.note(Place(folder, 10**6), told.append)
+    (line,) = lines(diagnosis._prefixes)
+    assert line.mark == "!"
+    places.file().write_text("[")
+    assert lines(diagnosis._prefixes) == told == []
+    places.file().unlink()
+    places.file().mkdir()
+    places.note(Place(folder, 1), told.append)
+    assert "cannot be written" in told[0]
 
 
 def test_no_more_memory_is_wired_than_is_needed_and_it_is_given_back(monkeypatch):

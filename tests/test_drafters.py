@@ -20,7 +20,7 @@ from mlxspec.drafters import plugins
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Proposal
 from mlxspec.errors import LoadError, UnsupportedModel
-from mlxspec.models.caches.positional import FullLayer, written
+from mlxspec.models.caches.positional import FullLayer, Places, written
 from mlxspec.models.taps import Taps
 from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
@@ -65,8 +65,8 @@ class Recorder:
     def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
         both = mx.concatenate([features[tap] for tap in self.taps], axis=-1)
         return FullLayer(
-            written(past.keys, tokens[:, None, :, None], position),
-            written(past.values, both[:, None], position),
+            written(past.keys, tokens[:, None, :, None], Places(position)),
+            written(past.values, both[:, None], Places(position)),
         )
 
 

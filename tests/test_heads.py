@@ -25,6 +25,7 @@ from mlxspec.drafters.heads.recognition import kind_of
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.history import History
 from mlxspec.errors import LoadError
+from mlxspec.models.prefill import CHUNK
 from mlxspec.models.taps import Taps
 from mlxspec.pairs.check import check
 from mlxspec.pairs.table import Pair
@@ -152,6 +153,55 @@ def test_it_takes_turns_with_a_model_and_the_text() -> None:
     )
     result = engine.generate(prompt, max_tokens=60, draft_tokens=AUTO)
     assert result.tokens == plain(model, prompt, 60)
+
+
+class Knowing:
+    """A head that knows the text, and how many rows it was ever told of at once."""
+
+    taps, most = ("model.norm",), 6
+
+    def __init__(self, text: list[int]) -> None:
+        self._text = mx.array(text + [0] * 16, mx.int32)
+        self.rows: list[int] = []
+
+    def begin(self, capacity: int) -> mx.array:
+        return mx.zeros((1, 1))
+
+    def propose(
+        self, past: Any, last_two: Any, position: Any, picks: Any, count: int, length: int
+    ) -> Any:
+        following = mx.take(self._text, position[:, None] + 1 + mx.arange(count))
+        picks.pick_all(9.0 * (mx.arange(VOCABULARY) == following[..., None]))
+        return past
+
+    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
+        assert features["model.norm"].shape[:2] == tokens.shape
+        self.rows.append(tokens.shape[1])
+        return past
+
+
+def test_the_best_of_models_heads_and_the_text_drafts() -> None:
+    model, prompt = target(), prompt_of(9)
+    text = plain(model, prompt, 120)
+    engine = Engine(
+        model,
+        {"bad": draft_for(model, "never")},
+        heads={"bad head": head_on(model), "good head": Knowing(prompt + text)},
+        texts=(History,),
+        compiled=False,
+    )
+    result = engine.generate(prompt, max_tokens=120, draft_tokens=AUTO)
+    assert result.tokens == text
+    rounds = {name: one.rounds for name, one in result.speculation.by_source.items()}
+    assert max(rounds, key=lambda name: rounds[name]) == "good head"
+
+
+def test_a_prompt_is_taken_piece_by_piece() -> None:
+    model, head = target(), Knowing([0])
+    session = Engine(model, heads={"head": head}, compiled=False).session(prompt_of(2 * CHUNK + 9))
+    assert sum(head.rows) == len(session.text) - 1
+    assert len(head.rows) > 2
+    assert max(head.rows) <= CHUNK
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -282,6 +332,13 @@ def test_a_head_that_does_not_fit_is_refused(name: str, letters: Path, tmp_path:
     engine = load(Pair("x", str(letters), location), compiled=False, tell=said.append)
     assert not engine.heads
     assert len(said) == 1
+
+
+def test_a_head_of_another_kind_is_told_by_name(letters: Path, tmp_path: Path) -> None:
+    config = {**SIZES, "speculators_model_type": "eagle3", "architectures": ["Eagle3Speculator"]}
+    location = saved(tmp_path / "eagle", config, {"fc.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(LoadError, match="is a head of EAGLE-3"):
+        load(Pair("x", str(letters), location), compiled=False)
 
 
 def test_a_check_knows_heads(letters: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ USES: dict[str, set[str]] = {
     "decode": DECODE,
     "pairs": PAIRS,
     "measure": MEASURE,
-    "bench": BENCH,
+    "bench": BENCH | {"chat"},
     "cascade": CASCADE,
     "serve.core": SERVE,
     "serve.protocol": SERVE | {"serve.core"},

@@ -22,10 +22,14 @@ from mtp_reference import Array, Reference
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
+from mlxspec.defaults import AUTO
 from mlxspec.drafters.heads.mtp import Mtp
+from mlxspec.drafters.history import History
+from mlxspec.params import SamplingParams
 
 PROMPTS = ([5], [3, 1, 4, 1, 5, 9, 2, 6], [(7 * i) % 61 for i in range(40)])
 HALVES = ("embedding", "feature")
+CHECKED = 24  # rounds of a run at most
 SIZE = 64  # tokens, and as many dimensions
 
 
@@ -78,8 +82,8 @@ def knowing(half: str) -> dict[str, Array]:
 
 def accepted(head: Mtp, count: int = 3) -> list[float]:
     """The share of the proposals that the certain target takes, by their place in a round."""
-    engine = Engine(certain(), heads={"mtp": head})
-    found = engine.generate([int(cycle()[0])], max_tokens=SIZE, draft_tokens=count).speculation
+    engine = Engine(certain(), heads={"mtp": head}, compiled=False)
+    found = engine.generate([int(cycle()[0])], max_tokens=24, draft_tokens=count).speculation
     both = zip(found.accepted_by_position, found.drafted_by_position, strict=True)
     return [kept / drafted for kept, drafted in both]
 
@@ -87,8 +91,8 @@ def accepted(head: Mtp, count: int = 3) -> list[float]:
 @pytest.mark.parametrize("half", HALVES)
 def test_everything_is_accepted_of_a_layer_that_knows(half: str) -> None:
     rates = accepted(head_for(certain(), knowing(half)))
-    assert min(rates) > 0.9  # the first round of a prompt of one token has no feature
-    assert accepted(head_for(certain(), knowing(half)), 1)[0] > 0.9
+    assert min(rates) > 0.8  # the first round of a prompt of one token has no feature
+    assert accepted(head_for(certain(), knowing(half)), 1)[0] > 0.8
 
 
 class Early(Mtp):
@@ -122,14 +126,14 @@ class Spy(Mtp):
 
     def __init__(self, head: Mtp) -> None:
         super().__init__(head._layer, head._trunk)
-        self.seen: list[tuple[mx.array, mx.array, list[mx.array]]] = []
+        self.seen: list[tuple[mx.array, mx.array, Overheard]] = []
 
     def propose(
         self, past: Any, last_two: Any, position: Any, picks: Any, count: int, length: int
     ) -> Any:
         heard = Overheard(picks)
         after = super().propose(past, last_two, position, cast(Any, heard), count, length)
-        self.seen.append((last_two, position, heard.logits))
+        self.seen.append((last_two, position, heard))
         return after
 
 
@@ -137,10 +141,12 @@ class Overheard:
     def __init__(self, picks: Any) -> None:
         self.picks = picks
         self.logits: list[mx.array] = []
+        self.tokens: list[mx.array] = []
 
     def pick(self, logits: mx.array) -> mx.array:
         self.logits.append(logits)
-        return self.picks.pick(logits)  # type: ignore[no-any-return]
+        self.tokens.append(self.picks.pick(logits))
+        return self.tokens[-1]
 
 
 class Made(NamedTuple):
@@ -159,21 +165,25 @@ def made(kind: str) -> Made:
     return Made(target, reference_for(target, weights), head_for(target, weights))
 
 
-def require_formulas(spy: Spy, of: Made, texts: list[list[int]], least: int) -> None:
-    """Hold every round that is part of a text against its formulas; there are so many at least."""
+def require_formulas(
+    spy: Spy, of: Made, texts: list[list[int]], least: int, checked: int = CHECKED
+) -> None:
+    """Hold rounds that are part of a text against its formulas; there are `least` of them."""
     features = [features_of(of.target, text) for text in texts]
     found: set[tuple[int, int]] = set()
-    for last_two, position, logits in spy.seen:
-        scores = np.concatenate([np.array(one) for one in logits], axis=1)
+    for last_two, position, heard in spy.seen:
+        scores = np.concatenate([np.array(one) for one in heard.logits], axis=1)
+        picked = np.concatenate([np.array(one) for one in heard.tokens], axis=1)
         for row, (two, at) in enumerate(zip(last_two.tolist(), position.tolist(), strict=True)):
             for number, text in enumerate(texts):
                 # A row whose text has ended stays where it is, and its past does not.
                 if (number, at) in found or text[max(at - 1, 0) : at + 1] != two[-at - 1 :]:
                     continue
                 found.add((number, at))
-                if at == 0:
-                    continue  # there is no feature yet
-                steps = of.reference.propose(text[: at + 1], features[number][:at], len(logits))
+                if at == 0 or len(found) > checked:
+                    continue  # there is no feature yet; or enough were held against them
+                known, tokens = features[number][:at], picked[row].tolist()
+                steps = of.reference.propose(text[: at + 1], known, len(tokens), tokens)
                 expected = np.stack([step.logits for step in steps])
                 error = np.linalg.norm(scores[row] - expected) / np.linalg.norm(expected)
                 assert error < 1e-5, (number, at)
@@ -185,12 +195,29 @@ def require_formulas(spy: Spy, of: Made, texts: list[list[int]], least: int) -> 
 def test_an_engine_gives_a_layer_what_the_formulas_ask_for(kind: str) -> None:
     of, spy = made(kind), Spy(made(kind).head)
     engine = of.engine(spy)
-    texts = []
-    for prompt in PROMPTS:
-        found = engine.generate(prompt, max_tokens=16, draft_tokens=3)
-        assert list(found.tokens) == plain(of.target, prompt, 16)
-        texts = [[*prompt, *found.tokens]]
-        require_formulas(spy, of, texts, 10)
+    for prompt in PROMPTS if kind == "qwen3_5" else PROMPTS[1:2]:
+        found = engine.generate(prompt, max_tokens=12, draft_tokens=3)
+        assert list(found.tokens) == plain(of.target, prompt, 12)
+        require_formulas(spy, of, [[*prompt, *found.tokens]], 8)
+
+
+@pytest.mark.parametrize("rule", ["token", "block", "coupled"])
+def test_it_is_drawn_from_as_the_formulas_say(rule: Any) -> None:
+    of, spy = made("qwen3_5_moe"), Spy(made("qwen3_5_moe").head)
+    engine, prompt = of.engine(spy), PROMPTS[1]
+    options = {"max_tokens": 10, "sampling": SamplingParams(temperature=1.5, seed=4, verify=rule)}
+    found = engine.generate(prompt, draft_tokens=3, **options)
+    require_formulas(spy, of, [[*prompt, *found.tokens]], 5)
+    if rule == "coupled":
+        assert found.tokens == engine.generate(prompt, draft_tokens=0, **options).tokens
+
+
+def test_it_takes_turns_with_the_text() -> None:
+    of, spy = made("qwen3_5"), Spy(made("qwen3_5").head)
+    engine, prompt = of.engine(spy, texts=[History]), PROMPTS[1] * 3
+    found = engine.generate(prompt, max_tokens=24, draft_tokens=AUTO)
+    assert found.tokens == plain(of.target, prompt, 24)
+    require_formulas(spy, of, [[*prompt, *found.tokens]], 1)
 
 
 def test_texts_side_by_side_are_each_as_alone() -> None:
@@ -206,7 +233,7 @@ def test_texts_side_by_side_are_each_as_alone() -> None:
 def test_a_prefix_cache_carries_the_past() -> None:
     of, spy = made("qwen3_5"), Spy(made("qwen3_5").head)
     engine = of.engine(spy, prefixes=PrefixCache())
-    shared = [(7 * i) % 61 for i in range(300)]
+    shared = [(7 * i) % 61 for i in range(90)]
     for rest in ([5, 6, 7], [5, 6, 7, 8], [9]):
         found = engine.generate([*shared, *rest], max_tokens=8, draft_tokens=2)
         require_formulas(spy, of, [[*shared, *rest, *found.tokens]], 5)
@@ -216,13 +243,13 @@ def test_a_prefix_cache_carries_the_past() -> None:
 
 def test_a_prompt_cache_carries_the_past(tmp_path: Path) -> None:
     of = made("qwen3_5")
-    prompt = [(7 * i) % 61 for i in range(600)]
+    prompt = [(7 * i) % 61 for i in range(514)]
     taken = []
     for _ in range(2):
         spy = Spy(of.head)
         found = of.engine(spy).generate(
             prompt, max_tokens=8, draft_tokens=2, cache=tmp_path / "past"
         )
-        require_formulas(spy, of, [[*prompt, *found.tokens]], 5)
+        require_formulas(spy, of, [[*prompt, *found.tokens]], 5, checked=2)
         taken.append(found.cached_prompt_tokens)
-    assert taken == [0, 599]
+    assert taken == [0, 513]

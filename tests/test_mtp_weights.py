@@ -125,6 +125,17 @@ def test_packed_weights_are_read(kind: str, packing: dict[str, Any]) -> None:
     assert read.fc.bits == packing.get("bits", 4)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_5", "qwen3_5_moe"])
+def test_a_layer_is_quantised_while_it_is_loaded(kind: str) -> None:
+    target = wide(kind)
+    arrays = {name: mx.array(one) for name, one in raw_weights(target, kind).items()}
+    layer: Any = head_of(layer_weights(arrays, less_one=True), target, "memory", 8).module
+    assert layer.fc.bits == layer.layers[0].self_attn.q_proj.bits == 8
+    if kind == "qwen3_5_moe":
+        assert layer.layers[0].mlp.switch_mlp.up_proj.bits == 8
+        assert type(layer.layers[0].mlp.gate) is nn.Linear
+
+
 def without(weights: dict[str, mx.array], name: str) -> dict[str, mx.array]:
     return {other: array for other, array in weights.items() if other != name}
 
@@ -135,7 +146,7 @@ def without(weights: dict[str, mx.array], name: str) -> dict[str, mx.array]:
         (lambda w: without(w, "fc.weight"), "has no MTP layer"),
         (
             lambda w: w | {"fc.weight": mx.zeros((48, 96))},
-            "a hidden size of 48, and the target .* 32",
+            "its hidden size is 48, and this target.s 32",
         ),
         (lambda w: without(w, "norm.weight"), "lack norm.weight"),
         (lambda w: w | {"layers.1.mlp.up_proj.weight": mx.zeros((1, 1))}, "have too layers.1.mlp"),
@@ -158,5 +169,5 @@ def test_a_layer_of_another_model_is_refused(change: Any, words: str) -> None:
 @pytest.mark.parametrize("kind", ["qwen3_5_moe", "qwen3_next"])
 def test_a_layer_of_experts_is_refused_by_a_target_without(kind: str) -> None:
     target = target_of("qwen3_5")
-    with pytest.raises(LoadError, match="have too"):
+    with pytest.raises(LoadError, match="lack"):
         head_for(target, raw_weights(target_of(kind), kind))

@@ -23,7 +23,7 @@ from mlxspec.decode.prefix_tree import PrefixTree
 from mlxspec.decode.reader import Reader
 from mlxspec.metrics import Generation
 from mlxspec.models import kept, prefill
-from mlxspec.models.caches.positional import FullLayer
+from mlxspec.models.caches.positional import FullLayer, Places
 from mlxspec.models.caches.positional import written as placed
 from mlxspec.models.kept import Entries, Kept, Rest
 from mlxspec.models.pace import Pace
@@ -242,7 +242,7 @@ class Recall(Guess):
 
     def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
         rows = next(iter(features.values()))[:, None]
-        return FullLayer(*(placed(array, rows, position) for array in past))
+        return FullLayer(*(placed(array, rows, Places(position)) for array in past))
 
 
 @pytest.mark.parametrize(("kind", "back"), [(Guess, CHUNK), (Recall, 30)])

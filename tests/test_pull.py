@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from cli_tools import (
 )
 from huggingface_hub import close_session, constants
 
+from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import LoadError
 from mlxspec.pairs import pull as pulling
 from mlxspec.pairs.hub import Repository
@@ -270,6 +272,28 @@ def test_a_process_that_is_killed_leaves_what_the_next_goes_on_with(hub, away, t
     assert hub.asked[-1] == f"bytes={kept}-"
     assert not unfinished(MODEL)
     assert text_of("org/model") == text_of(target)
+
+
+def test_ctrl_c_ends_a_download_and_the_next_goes_on(hub, target, invoke):
+    hub.slow_s = 0.1
+
+    def interrupt() -> None:
+        wait_for(lambda: any(part.stat().st_size for part in unfinished(MODEL)))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    person = threading.Thread(target=interrupt)
+    person.start()
+    ended = invoke("pairs", "pull", "org/model")
+    person.join()
+    assert ended.code == INTERRUPTED
+    assert "Traceback" not in ended.err
+    assert held("target", "org/model").state == "in part"
+    (part,) = unfinished(MODEL)
+    hub.slow_s, kept = 0, part.stat().st_size
+    again = invoke("pairs", "pull", "org/model")
+    assert again.code == 0
+    assert hub.asked[-1] == f"bytes={kept}-"
+    assert held("target", "org/model").state == "here"
 
 
 def test_two_processes_pull_one_file_once(hub, away):

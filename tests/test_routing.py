@@ -192,6 +192,7 @@ def test_a_request_may_ask_for_the_upstream_itself(both: Both, route: str) -> No
     answer = both.post(route, 0, {"strategy": "upstream", "upstream": "far"}).json()
     assert text_of(route, answer) == TOLD
     assert answer["speculative_decoding"]["reason"] == "the request asks for far"
+    assert route != "/generate" or answer["metrics"]["speedup"] is None
     assert both.client.get("/stats").json()["requests"]["texts"] == before
     if route == ROUTES[0]:
         assert answer["usage"]["completion_tokens"] == 100
@@ -252,6 +253,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
         (ROUTES[0], ROUTED, {"n": 2}, "it decides on one text"),
         (ROUTES[0], ROUTED, {"tools": [TOOL]}, "an upstream is offered no tools"),
         (ROUTES[0], ROUTED, {"logprobs": True}, "no log-probabilities"),
+        (ROUTES[0], ROUTED, {"messages": [{"role": "nobody", "content": "x"}]}, "no role"),
         ("/v1/completions", ROUTED, {}, "no text that is to go on"),
         ("/v1/completions", {"strategy": "upstream"}, {}, "no text that is to go on"),
     ],
@@ -262,7 +264,16 @@ def test_what_cannot_be_done_is_refused_in_words(
     refused = both.post(route, 0, routing, **fields)
     assert refused.status_code == 400
     assert words in refused.json()["error"]["message"]
-    assert refused.json()["error"]["param"].startswith("routing")
+    assert both.far.bodies == []
+
+
+def test_a_server_that_ends_asks_nobody(both: Both) -> None:
+    both.near.service.draining = True
+    try:
+        for strategy in ("speculative_decoding", "upstream"):
+            assert both.post(ROUTES[0], 1, {"strategy": strategy}).status_code == 503
+    finally:
+        both.near.service.draining = False
     assert both.far.bodies == []
 
 

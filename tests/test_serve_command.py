@@ -68,7 +68,7 @@ def test_a_server_tells_its_address_and_lets_texts_end_when_it_is_told_to() -> N
     with serving("--api-key-env", "THE_KEY", THE_KEY="s3cret") as server:
         url, headers = server.url(), {"Authorization": "Bearer s3cret"}
         assert httpx.post(f"{url}/v1/completions", json=ENDLESS).status_code == 401
-        body = ENDLESS | {"max_tokens": 200, "stream": True}
+        body = ENDLESS | {"max_tokens": 80, "stream": True}
         post = httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60)
         with post as response:
             lines = response.iter_lines()

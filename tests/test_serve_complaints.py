@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +21,7 @@ from talkers import CALL, WEATHER, talker, talking_tokenizer
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.prefixes import PrefixCache
+from mlxspec.decode.reader import BETWEEN_S
 from mlxspec.serve.core.worker import Step
 
 BREAKS = "\a"  # where the target would write it, its scores are no numbers
@@ -34,6 +36,7 @@ REPLIES = (
 )
 SO, CALLS, STOPS, UNICODE, BROKEN, LONG = "012345"  # a prompt's last digit chooses the reply
 FIXED = {"speculative": {"draft_tokens": 3}}
+MANY = 16  # tokens: a pass over more of them reads a prompt
 CAP = 120_000  # bytes of the prefix cache
 
 
@@ -41,7 +44,7 @@ class Watched(nn.Module):
     """A model whose passes are counted and can be held up, and whose scores break at a token.
 
     passes, fed: passes, and the tokens of a row in them. threads: those that ran them. held: set
-    while a pass waits for `go_on`.
+    while a pass waits for `go_on`. reads_s: the seconds that a pass over a prompt takes at least.
     """
 
     def __init__(self, inner: nn.Module, breaks: int) -> None:
@@ -50,6 +53,7 @@ class Watched(nn.Module):
         self.breaks = breaks
         self.passes = self.fed = 0
         self.threads: set[str] = set()
+        self.reads_s = 0.0
         self.held = threading.Event()
         self._open = threading.Event()
         self._left = 0
@@ -69,6 +73,8 @@ class Watched(nn.Module):
         if self._left < 0 and not self._open.is_set():
             self.held.set()
             assert self._open.wait(WAIT_S)
+        if tokens.shape[1] > MANY:
+            time.sleep(self.reads_s)
         self.passes += 1
         self.fed += tokens.shape[1]
         self.threads.add(threading.current_thread().name)
@@ -139,6 +145,7 @@ def module() -> Iterator[Talks]:
 def talks(module: Talks) -> Iterator[Talks]:
     module.server.calls.clear()
     yield module
+    module.target.reads_s = 0.0
     module.target.go_on()
     wait_for(module.server.is_idle)
 
@@ -241,6 +248,7 @@ def test_03_one_thread_uses_the_device(talks: Talks, monkeypatch: pytest.MonkeyP
 def test_04_a_client_that_goes_away_frees_its_row_within_a_round(
     talks: Talks, prompt: str, passes: int, *, stream: bool
 ) -> None:
+    talks.target.reads_s = BETWEEN_S / 2  # so that a step reads one piece
     talks.target.hold(passes)  # in the prompt, or in the text
     with sent(talks.server, asked(prompt, stream=stream)):
         assert talks.target.held.wait(WAIT_S)
@@ -275,6 +283,7 @@ def test_06_others_wait_for_one_piece_of_a_long_prompt_at_most(talks: Talks) -> 
     steps: list[Step] = []
     watchers = talks.server.service.worker.watchers
     watchers.append(steps.append)
+    talks.target.reads_s = BETWEEN_S / 2  # so that a step reads one piece
     talks.beside(asked(LONG, **FIXED), asked("y " * 1500 + SO, **FIXED))
     watchers.remove(steps.append)
     while_read = []

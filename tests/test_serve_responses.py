@@ -12,11 +12,14 @@ import pytest
 from servers import WAIT_S, Served
 from talkers import CALL, WEATHER
 
+from mlxspec.calling import Called
+from mlxspec.conversations import ToolCall
 from mlxspec.decode.batch import Batch
-from mlxspec.metrics import Generation, SpeculationStats
+from mlxspec.metrics import Event, Generation, Logprob, Piece, Place, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.openai.responses import usage
 from mlxspec.serve.openai.responses_body import LOGPROBS, Body
+from mlxspec.serve.protocol.parts import Parts
 from mlxspec.spelling import Spelling
 
 PROMPT = "def fibonacci(n):"
@@ -195,6 +198,31 @@ def test_log_probabilities_stand_with_their_message(chatting: openai.OpenAI) -> 
     with chatting.responses.stream(**asked("Reply 3", tools=[TOOL], include=[LOGPROBS])) as stream:
         _, message = stream.get_final_response().output
     assert [one.token for one in message.content[0].logprobs] == [*"and more"]
+
+
+def test_log_probabilities_follow_their_text_over_calls() -> None:
+    """All of it in one round: a text, two calls in one block, and a text."""
+    calls = tuple(ToolCall("weather", "{}", str(at)) for at in range(2))
+    places: tuple[Place, ...] = ("reasoning", "text", "text", "call", "call", "text", "text")
+    logprobs = tuple(Logprob(at, -0.5, place=place) for at, place in enumerate(places))
+    pieces = (
+        Piece("hm", from_draft=True, reasoning=True),
+        Piece("so", from_draft=True),
+        Called("", from_draft=True, calls=calls),
+        Piece("and more", from_draft=True),
+    )
+    parts = Parts()
+    changes = [*parts.add(Event(pieces=pieces, logprobs=logprobs, finish_reason="stop"))]
+    told = [(part.kind, [one.token for one in part.logprobs]) for part in parts.all]
+    assert told == [
+        ("reasoning", []),
+        ("text", [1, 2]),
+        ("call", []),
+        ("call", []),
+        ("text", [5, 6]),
+    ]
+    grown = [one.token for change in changes for one in change.logprobs]
+    assert grown == [1, 2, 5, 6]
 
 
 def test_log_probabilities_are_told_to_those_who_ask(client: openai.OpenAI) -> None:

@@ -246,6 +246,17 @@ def test_every_request_is_logged_once_and_looks_are_not() -> None:
         assert not any(word in said for word in ("fibonacci", "s3cret", "wr0ng", "secret"))
 
 
+def test_prompts_and_texts_are_logged_where_that_is_asked_for() -> None:
+    with served(talks, log_texts=True) as server, server.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": "Köln 0", "max_tokens": 40}).json()
+        client.post("/v1/completions", json={"prompt": 1})
+        written, wrong = server.calls
+        assert written.as_dict()["prompts"] == ["Köln 0"]
+        assert written.as_dict()["texts"] == [answer["choices"][0]["text"]]
+        assert '"Köln 0"' in written.in_words()
+        assert "prompts" not in wrong.as_dict()
+
+
 def test_a_round_that_does_not_end_is_told_once_and_its_end_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

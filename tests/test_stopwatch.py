@@ -99,3 +99,13 @@ def test_a_session_calls_no_round_fair_for_which_something_was_built(monkeypatch
         session.step()
     fair = [one for _, one in told]
     assert fair == [False, False, True, True, True, False, False, True, True]
+
+
+def test_a_round_that_waited_took_the_time_between_two_readings() -> None:
+    watch = Stopwatch()
+    assert watch.took(Marks(0.0, 0.0, 1.0, 0.9, waited=True), fair=True) is None
+    assert watch.took(Marks(1.5, 0.4, 3.0, 0.1, waited=True), fair=True) == 2.0
+    assert watch.took(Marks(3.5, 0.1, 4.5, 0.9, waited=True), fair=False) is None
+    assert watch.took(Marks(4.9, 0.1, 6.0, 0.9, waited=True), fair=True) == 1.5
+    watch.stop()
+    assert watch.took(Marks(6.5, 0.1, 9.0, 0.9, waited=True), fair=True) is None

@@ -17,6 +17,7 @@ BENCHES = {
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
     "scales": "How long is a token with quantised weights, by the type of their scales?",
     "serve": "How fast is `mlxspec serve`, beside `mlx_lm.server` on the same weights?",
+    "turns": "How long does a chat wait for the first token of an answer, turn by turn?",
 }
 
 

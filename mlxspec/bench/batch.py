@@ -4,7 +4,8 @@
     scripts/bench_batch --rows 1 --rows 4 --count 5 --json FILE
 
 Every contender decodes the same prompts greedily to the same number of tokens, all of them at a
-time or, `serial`, one after the other. They take turns. A run that warms up is not counted, nor two
+time or, `serial`, one after the other. mlx-lm has the same weights as it loads them, which mlxspec
+may lay out in another order. They take turns. A run that warms up is not counted, nor two
 of `auto`, which begins each with what the one before has shown.
 A speed is tokens of all texts over the whole time, prefill included; ratios are taken turn by turn,
 and a median is quoted with the interval that 95% of resampled medians fall into.
@@ -36,7 +37,11 @@ from mlxspec.decode.prefixes import PrefixCache
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO, DEFAULT_PAIR
 from mlxspec.device import machine
+from mlxspec.models.caches.original import Model
+from mlxspec.pairs.folders import fetch
 from mlxspec.pairs.loading import load
+from mlxspec.pairs.models import load_folder
+from mlxspec.pairs.table import find_pair
 
 ROWS = (1, 2, 4, 8, 16)
 THEIRS, PLAIN, SERIAL = "mlx-lm", "plain", "serial"
@@ -46,13 +51,17 @@ Texts = list[list[int]]
 Contender = Callable[[Texts], Texts]
 
 
-def contenders(engine: Engine, max_tokens: int) -> dict[str, Contender]:
-    """The ways to decode prompts, by name; each returns the tokens of every text."""
+def contenders(engine: Engine, as_loaded: Model, max_tokens: int) -> dict[str, Contender]:
+    """The ways to decode prompts, by name; each returns the tokens of every text.
+
+    Args:
+        as_loaded: the engine's target, as mlx-lm loads it.
+    """
 
     def theirs(prompts: Texts) -> Texts:
         rows = len(prompts)
         generator = BatchGenerator(
-            engine.target, completion_batch_size=rows, prefill_batch_size=min(rows, 8)
+            as_loaded, completion_batch_size=rows, prefill_batch_size=min(rows, 8)
         )
         texts: dict[int, list[int]] = {
             uid: [] for uid in generator.insert(prompts, [max_tokens] * rows)
@@ -84,9 +93,8 @@ def contenders(engine: Engine, max_tokens: int) -> dict[str, Contender]:
     }
 
 
-def measured(engine: Engine, prompts: Texts, count: int, max_tokens: int) -> dict[str, Any]:
+def measured(ways: dict[str, Contender], prompts: Texts, count: int) -> dict[str, Any]:
     """Tokens per second of every contender, turn by turn, and whether all wrote the same."""
-    ways = contenders(engine, max_tokens)
     ways[AUTO](prompts)  # what it learns in one run, it uses in the next
     texts = {name: decode(prompts) for name, decode in ways.items()}
     speeds: dict[str, list[float]] = {name: [] for name in ways}
@@ -115,20 +123,22 @@ def ratio(above: list[float], below: list[float]) -> list[float]:
 
 
 def joining_share(engine: Engine, prompts: Texts, rows: int) -> float:
-    """The share of the time that joining and leaving take, at SHORT tokens a text."""
-    spent = 0.0
+    """The share of the time that joining and leaving take, at SHORT tokens a text.
+
+    Of each the median counts, because another program may come between.
+    """
     join, leave = Lane.join, Lane.leave
+    spent: dict[Any, list[float]] = {join: [], leave: []}
 
     def timed(change: Callable[..., None]) -> Callable[..., None]:
         def call(lane: Lane, *arguments: Any) -> None:
-            nonlocal spent
             if lane.tracks:
                 mx.eval(lane.state)
             started = time.perf_counter()
             change(lane, *arguments)
             if lane.tracks:
                 mx.eval(lane.state)
-            spent += time.perf_counter() - started
+            spent[change].append(time.perf_counter() - started)
 
         return call
 
@@ -141,7 +151,8 @@ def joining_share(engine: Engine, prompts: Texts, rows: int) -> float:
         engine.generate_many(many, max_rows=rows, **options)
     finally:
         Lane.join, Lane.leave = join, leave  # type: ignore[method-assign]
-    return spent / (time.perf_counter() - started)
+    took_s = time.perf_counter() - started
+    return sum(len(one) * median(one) for one in spent.values()) / took_s
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -172,17 +183,20 @@ def main(
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Compare many texts at a time with mlx-lm's batch generator."""
-    engine = load(pair, compiled=True)
+    folders = fetch(find_pair(pair))
+    engine = load(pair, compiled=True, folders=folders)
+    as_loaded = load_folder(folders.target).model
     engine.prefixes = PrefixCache(0)  # prompts stand in it several times, and are to be read
     for draft_tokens in (AUTO, 0):
         engine.build_kernels(GREEDY, draft_tokens, beside=True)
     code = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
+    ways = contenders(engine, as_loaded, max_tokens)
     kinds = {"code": code, "prose": list(PROSE) * 4}
     found = []
     for number in track(rows or ROWS, "decoding", transient=True):
         for kind, texts in kinds.items():
             prompts = [engine.encode(text) for text in texts[:number]]
-            figures = measured(engine, prompts, count, max_tokens)
+            figures = measured(ways, prompts, count)
             joining = joining_share(engine, prompts, number)
             found.append({"rows": number, "kind": kind, "joining": joining, **figures})
     result = {

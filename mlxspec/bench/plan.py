@@ -163,6 +163,16 @@ def planned(
     return (*(groups if settings.types != NO_TYPES else ()), *_merged(others))
 
 
+def without_systems(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """The groups for a model that has no place for a system message."""
+    plain = (one for one in groups if one.system == "none")
+    others = (
+        replace(one, questions=tuple(name for name in one.questions if name != "system"))
+        for one in plain
+    )
+    return tuple(one for one in others if one.questions)
+
+
 def main_of(arms: Sequence[Configuration]) -> Configuration:
     """The configuration that is compared with plain decoding under other conditions."""
     return next((arm for arm in arms if arm.name == AUTO), arms[-1])

@@ -128,10 +128,13 @@ def main(
     chosen = find_pair(pair)
     folders = fetch(chosen)
     ours, theirs, drafted = free_port(), free_port(), free_port()
+    # As many texts at a time as there are clients; the other server takes up to 32.
+    rows = str(max(clients or CLIENTS))
+    served = ["-m", "mlxspec", "serve", "--pair", pair, "--max-rows", rows]
     target = ["-m", "mlx_lm", "server", "--model", str(folders.target), "--port"]
     draft = ["--draft-model", str(next(iter(folders.drafts.values())))]
     commands = {
-        OURS: (["-m", "mlxspec", "serve", "--pair", pair, "--port", str(ours)], "/ready", ours),
+        OURS: ([*served, "--port", str(ours)], "/ready", ours),
         THEIRS: ([*target, str(theirs)], "/v1/models", theirs),
         DRAFTED: ([*target, str(drafted), *draft], "/v1/models", drafted),
     }

@@ -159,7 +159,7 @@ def _prepared(
     from mlxspec.bench.arms import own_arms
     from mlxspec.bench.environment import concerns, environment
     from mlxspec.bench.measuring import Run
-    from mlxspec.bench.plan import configurations, planned
+    from mlxspec.bench.plan import configurations, planned, without_systems
     from mlxspec.decode.alone import drafters_of
     from mlxspec.text import is_raw
 
@@ -170,9 +170,9 @@ def _prepared(
     usual = {"template_args": dict(pair.template_args)} if pair.template_args else {}
     arms = own_arms(engine, chosen, usual, compiled=models.compiled)
     groups = planned(settings, chosen, prompts)
-    if is_raw(engine.tokenizer, False) and any(one.system != "none" for one in groups):
+    if is_raw(engine.tokenizer, False) and settings.systems != ("none",):
         display.note("the model has no chat template: system prompts are left out")
-        groups = tuple(one for one in groups if one.system == "none")
+        groups = without_systems(groups)
     if not groups:
         raise UsageError(
             "There is nothing to measure.",
@@ -217,10 +217,11 @@ def _finish(
 ) -> bool:
     """Write the files, and print the tables unless stdout has the results.
 
-    False where the targets were asked for, and one is missed.
-
     Args:
         show: prints them; None prints those of a run.
+
+    Returns:
+        False where the targets were asked for, and one is missed.
     """
     from mlxspec.bench.targets import targets
 

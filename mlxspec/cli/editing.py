@@ -9,7 +9,7 @@ import typer
 from mlxspec.cli.checking import show_check
 from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import NameArgument
-from mlxspec.defaults import AUTO, HISTORY
+from mlxspec.defaults import AUTO, HISTORY, MTP
 from mlxspec.errors import UsageError
 from mlxspec.pairs.table import Pair, default_pair, user_table
 
@@ -21,7 +21,7 @@ def add_pair(
     ],
     draft: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATH_OR_REPO|history", help="A draft of it; repeatable."),
+        typer.Option(metavar="PATH_OR_REPO|mtp|history", help="A draft of it; repeatable."),
     ] = None,
     draft_tokens: Annotated[
         str | None,
@@ -85,7 +85,7 @@ def _location(given: str) -> str:
     from pathlib import Path
 
     path = Path(given).expanduser()
-    return str(path.resolve()) if given and path.is_dir() and given != HISTORY else given
+    return str(path.resolve()) if given and path.is_dir() and given not in (HISTORY, MTP) else given
 
 
 def _count(text: str) -> int | str:

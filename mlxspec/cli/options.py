@@ -133,10 +133,10 @@ class ModelOptions:
     draft: Annotated[
         list[str] | None,
         _model(
-            metavar="PATH_OR_REPO|history",
-            help="A draft in place of the pair's; repeatable, the fastest is used. `history` "
-            "proposes what followed in the text so far and needs no model. Installed drafters go "
-            "by name.",
+            metavar="PATH_OR_REPO|mtp|history",
+            help="A draft in place of the pair's; repeatable, the fastest is used. `mtp` is the "
+            "layer that the target was trained with. `history` proposes what followed in the text "
+            "so far and needs no model. Installed drafters go by name.",
         ),
     ] = None
     models: Annotated[

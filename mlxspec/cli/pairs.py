@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mlxspec.pairs.overview import Overview
     from mlxspec.pairs.stock import Held
 
-_COLUMNS = 72  # that the table of what was learned needs
-_ROOMY = 72  # from which the list has wider gaps
+_COLUMNS = 58  # that the table of what was learned needs
+_ROOMY = 72  # from which tables have wider gaps
 
 pairs_app = typer.Typer(
     cls=Group, help="The table of model pairs: find, check, download.", no_args_is_help=True
@@ -162,7 +162,8 @@ def show_pair(
         show_memory(memory, out)
     for record in kept:
         out.show("", _setting(record))
-        out.console(least=_COLUMNS).print(_learned(record))
+        console = out.console(least=_COLUMNS)
+        console.print(_learned(record, roomy=console.width >= _ROOMY))
         if record.recommendation is not None:
             out.show(str(record.recommendation), style="bold")
 
@@ -237,7 +238,7 @@ def _setting(record: Record) -> str:
     )
 
 
-def _learned(record: Record) -> Table:
+def _learned(record: Record, *, roomy: bool) -> Table:
     """The measurements of a record: a row for each number of draft tokens that was tried."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -248,8 +249,9 @@ def _learned(record: Record) -> Table:
         "draft tokens",
         "takes",
         "last accepted",
-        box=SIMPLE_HEAD,
-        padding=(0, 1),
+        box=SIMPLE_HEAD if roomy else None,
+        padding=(0, 1) if roomy else (0, 1, 0, 0),
+        pad_edge=roomy,
     )
     for column in table.columns[2:]:
         column.justify = "right"

@@ -26,6 +26,7 @@ from mlxspec.metrics import Tell
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
+    from mlxspec.cascade.upstreams import Upstream
     from mlxspec.cli.board import Board
     from mlxspec.decode.engine import Engine
     from mlxspec.serve.core.settings import Settings
@@ -66,6 +67,9 @@ class ServerOptions:
             help="After Ctrl-C or SIGTERM, let texts that are being written end for so long.",
         ),
     ] = 30.0
+    log_texts: Annotated[
+        bool, _server("--log-texts", help="Log prompts and what was written to them too.")
+    ] = False
     template_arg: TemplateArgOption = None
     max_rows: Annotated[
         int, _limits(min=1, max=32, help="The most texts that are written at a time.")
@@ -126,6 +130,7 @@ class ServerOptions:
 
     def store(self, tell: Tell) -> Store | None:
         """Where pasts outlast the server, if they are to."""
+        from mlxspec.control import places
         from mlxspec.serve.core.store import Store
 
         if self.cache_dir is None:
@@ -134,7 +139,9 @@ class ServerOptions:
             raise UsageError(
                 "--cache-dir keeps nothing with --cache-gb 0.", hint="Leave one of them out."
             )
-        return Store(expanded(self.cache_dir), tell)
+        folder = expanded(self.cache_dir)
+        places.note(places.Place(folder, int(self.cache_gb * 1e9)), tell)
+        return Store(folder, tell)
 
     def settings(self, pair: Pair, usual: Mapping[str, Any]) -> Settings:
         """The settings of a server with these options."""
@@ -152,6 +159,7 @@ class ServerOptions:
             max_prompt_tokens=self.max_prompt_tokens,
             max_choices=self.max_choices,
             max_body_bytes=self.max_body_mb * 2**20,
+            log_texts=self.log_texts,
         )
 
 
@@ -199,6 +207,8 @@ def serve(
         service = Service(settings, worker, board.called)
         process = Server(service, listening, server.drain_s)
         board.follow(service)
+        if settings.upstream is not None:
+            board.log(_upstream_in_words(settings.upstream.client.upstream, settings.routing))
         with handed_to(process.tell_to_end):
             worker.start()
             process.serve_until_told()
@@ -209,6 +219,13 @@ def serve(
         if worker.failure is not None:
             raise worker.failure
         preparing.remember()
+
+
+def _upstream_in_words(upstream: Upstream, strategy: str) -> str:
+    """Which prompts leave this machine, and where they go."""
+    whose = {"local": "requests that ask for it", "upstream": "all requests"}
+    of = whose.get(strategy, "requests whose answer a rule doubts")
+    return f"prompts of {of} go to the upstream {upstream.name}, {upstream.base_url}"
 
 
 class _Preparing:

@@ -25,9 +25,9 @@ from mlxspec.control.controller import (
     Controller,
     Rest,
 )
-from mlxspec.control.estimates import SIZES, Knowledge
-from mlxspec.control.offers import TextOffers
-from mlxspec.control.policy import ENDLESS, Outlook, Plan, planned
+from mlxspec.control.estimates import TEXT, Knowledge
+from mlxspec.control.following import SURE, Expected, Following
+from mlxspec.control.policy import ENDLESS, Outlook, Plan
 from mlxspec.control.surface import Surface
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.parked import Parked
@@ -44,7 +44,7 @@ GRACE_ROUNDS = 64
 # The share of an expected gain that may be spent on trying it; and the share of the time that may
 # be spent on trying what is not expected to gain, while nothing gains and while something does;
 # where nothing was tried yet, this many plain rounds may be besides.
-SURE, SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.5, 0.7, 0.005, 0.02, 7.0
+SURER, EXPLORING, EXPLORING_ON, FIRST_STAKE = 0.7, 0.005, 0.02, 6.5
 # The share of a trial's time that is taken to be lost; and rounds after one, until it is read.
 RISK, PAUSE = 0.5, 2
 
@@ -71,11 +71,13 @@ class BatchController(Controller):
         self._elapsed = 0.0  # at this number of rows, in plain rounds
         self._plain = 0  # rounds without proposals that were timed
         self._pause = 0  # the round before which no other trial begins
-        self._missed = dict.fromkeys(SIZES, 0.0)  # gains, for lack of a graph, in plain rounds
+        self._following = Following(common.graded)
         self._surface = Surface(known)
+        self._rounds = {
+            name: [Choice(name, k) for k in COUNTS if k <= count] for name, count in most.items()
+        }
         super().__init__(most, known.get(rows))
         self._acceptance = {name: common.acceptance[name] for name in self._most}
-        self._texts = TextOffers(common.graded, hope=1.0)  # finding out costs more than a round
         self._rests = {name: Rest(0) for name in ("", *most)}
         self.reckon_with(known)
 
@@ -98,24 +100,29 @@ class BatchController(Controller):
         self._outlook = outlook
         self._rank()
         model = self.choose(length)
-        plan = self._following(model, offers, miss=True) or self._beside(model, offers)
+        plan = self._following.plan(self._expected(model), self._asked(offers))
         self._elapsed += self._cost(model)
         self._common.elapsed += self._cost(model)
         return plan
 
+    def listens(self) -> bool:
+        """Whether the texts are to be asked for their offers: less and less often while in vain."""
+        return self._following.listens()
+
     def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
-        """Whether the next round would take any of these offers, text by text."""
-        model = self._trial if self._left else self._current
-        if self._following(model, offers) is not None:
-            return True
-        return any(one not in (model, PLAIN) for one in self._beside(model, offers).rows)
+        """Whether it pays to wait for what these offers will be, text by text."""
+        return self._following.wants(self._expected(self._current), self._asked(offers))
+
+    def _asked(self, offers: Sequence[Sequence[Offer]]) -> Sequence[Sequence[Offer]]:
+        """The offers that a round may take: none on trial, or before a plain one was timed."""
+        return [[] for _ in offers] if self._left or self._costs.plain_s is None else offers
 
     def kept(self, choice: Choice, accepted: int) -> None:
         if choice.drafter in self._most:
             count = choice.draft_tokens
             self._acceptance[choice.drafter].add(count, accepted, beside=self._rows)
         elif choice.drafter:
-            self._texts.add(choice, accepted)
+            self._following.kept(choice, accepted)
 
     def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
         if self._left or not self._knows(choice):  # on trial: its cost is what is to be found out
@@ -148,47 +155,6 @@ class BatchController(Controller):
             brings=brings,
         )
 
-    # --- what texts take of their own ---------------------------------------------------------
-
-    def _beside(self, model: Choice, offers: Sequence[Sequence[Offer]]) -> Plan:
-        """A round of the model, in which texts take their own offers where those promise more."""
-        rows = [model] * len(offers)
-        if model.draft_tokens and any(offers):
-            here = self._acceptance[model.drafter].tokens()[model.draft_tokens]
-            taken = [self._texts.best(of_row, model.draft_tokens) for of_row in offers]
-            if sum(max(tokens, here) for _, tokens in taken) > HYSTERESIS * here * len(offers):
-                rows = [one if tokens > here else model for one, tokens in taken]
-        return planned(model, rows)
-
-    def _following(
-        self, model: Choice, offers: Sequence[Sequence[Offer]], *, miss: bool = False
-    ) -> Plan | None:
-        """A round that follows the texts alone; None where it is no better.
-
-        Args:
-            miss: note what is missed where its graph would have to be built first. It is built
-                once as much was missed as that takes.
-        """
-        if not any(offers) or self._costs.plain_s is None or self._left:
-            return None
-        here = self._tokens(model)
-        value = sum(max(self._texts.best(one, model.draft_tokens)[1], here) for one in offers)
-        rate = value / self._cost(model)
-        following = self._texts.following(offers, rate * HYSTERESIS)
-        if following is None:
-            return None
-        plan = planned(PLAIN, following)
-        # Each K is a graph: shorter proposals are filled up.
-        size = next(size for size in SIZES if size >= plan.whole.draft_tokens)
-        whole = replace(plan.whole, draft_tokens=size)
-        if self._outlook.is_new(whole) and self._missed[size] < self._price:
-            if miss:
-                brings = sum(self._texts.brings(one) for one in plan.rows)
-                gain = brings / rate - self._texts.cost(size)
-                self._missed[size] += SURE * max(gain, 0.0)
-            return None
-        return plan._replace(whole=whole)
-
     # --- what is expected ---------------------------------------------------------------------
 
     @property
@@ -209,11 +175,22 @@ class BatchController(Controller):
             curve = self._curves[name] = self._costs.curve(name, most)
             tokens = self._acceptance[name].tokens()
             self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
-        self._texts.rank(self._costs)
+        self._following.rank(self._costs)
 
-    def took(self, choice: Choice, seconds: float) -> None:
+    def _expected(self, choice: Choice) -> Expected:
+        tokens, cost = self._tokens(choice), self._cost(choice)
+        return Expected(choice, tokens, cost, self._price, self._outlook.is_new)
+
+    def took(self, choice: Choice, seconds: float, *, waited: bool = False) -> None:
         self._plain += not choice.draft_tokens
-        self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
+        payer, plain_s = self._payer(choice), self._costs.plain_s
+        if waited and payer != TEXT and plain_s is not None:
+            # Its cost is that of rounds that are dispatched ahead, as it is as a rule.
+            if self._costs.knows(payer, choice.draft_tokens) or choice == PLAIN:
+                self._following.waited(seconds / plain_s, self._cost(choice))
+                return
+            seconds = max(seconds - self._following.wait * plain_s, plain_s)
+        self._costs.add(payer, choice.draft_tokens, seconds)
 
     def _cost(self, choice: Choice) -> float:
         return self._curves[choice.drafter][choice.draft_tokens] if choice.draft_tokens else 1.0
@@ -224,7 +201,7 @@ class BatchController(Controller):
     def _options(self, name: str = "") -> Iterator[Choice]:
         """All rounds in which that model drafts, or any."""
         for one in [name] if name else self._most:
-            yield from (Choice(one, k) for k in COUNTS if k <= self._most[one])
+            yield from self._rounds[one]
 
     def _knows(self, choice: Choice) -> bool:
         return self._costs.knows(choice.drafter, choice.draft_tokens)
@@ -300,16 +277,16 @@ class BatchController(Controller):
         return (SURER if self._tried(choice.drafter) else SURE) * gain > self._stake(choice)
 
     def _is_foreseen(self, choice: Choice) -> bool:
-        """Whether its cost and its worth were measured in other rounds."""
+        """Whether its cost and its worth were measured in other rounds, of half as many rows."""
         rows = self._rows * (choice.draft_tokens + 1)
-        return self._acceptance[choice.drafter].tried and (
-            self._surface.reaches(rows) or self._tried(choice.drafter)
-        )
+        known = [one.draft_tokens for one in self._options(choice.drafter) if self._knows(one)]
+        near = bool(known) and 2 * max(known) >= choice.draft_tokens - 1
+        return self._acceptance[choice.drafter].tried and (near or self._surface.reaches(rows))
 
     def _is_affordable(self, choice: Choice) -> bool:
         """Whether it may be better than what is done now, and a little time pays for trying it."""
         rows = self._rows * (choice.draft_tokens + 1)
-        if choice.draft_tokens > 1 and rows > TILE and not self._is_foreseen(choice):
+        if choice.draft_tokens > 1 and rows > TILE:
             return False
         may_gain = self._hopeful(choice) > self._rate(self._current) * HYSTERESIS
         return may_gain and self._has_budget(self._stake(choice))

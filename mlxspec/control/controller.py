@@ -114,6 +114,10 @@ class Controller:
         choice = self.choose(length, of_row)
         return Plan(choice, (choice,))
 
+    def listens(self) -> bool:
+        """True: the offers of one text take little time."""
+        return True
+
     def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
         """Whether the next round would be one of these offers."""
         return any(self._taken(of_row) is not None for of_row in offers)
@@ -126,7 +130,7 @@ class Controller:
         elif choice.drafter:
             self._texts.add(choice, accepted)
 
-    def took(self, choice: Choice, seconds: float) -> None:
+    def took(self, choice: Choice, seconds: float, *, waited: bool = False) -> None:
         """Record that a round took `seconds`, more than 0."""
         self._costs.add(self._payer(choice), choice.draft_tokens, seconds)
         self._rank()

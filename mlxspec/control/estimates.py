@@ -81,7 +81,7 @@ class Learned:
         if rows > 1:
             alone = {name: replace(one, costs=()) for name, one in self.at(length).items()}
             return alone | self.beside.get(rows, Learned()).at(length)
-        there = _class_of(length)
+        there = length_class(length)
         nearest = min(self.by_length, key=lambda one: abs(one - there), default=there)
         return self.by_length.get(nearest, {})
 
@@ -93,11 +93,12 @@ class Learned:
         if rows > 1:
             self.beside.setdefault(rows, Learned()).learn(length, known)
         elif known:
-            there = _class_of(length)
+            there = length_class(length)
             self.by_length = self.by_length | {there: self.by_length.get(there, {}) | known}
 
 
-def _class_of(length: int) -> int:
+def length_class(length: int) -> int:
+    """The place in `LENGTH_CLASSES` of texts of so many tokens."""
     return bisect_left(LENGTH_CLASSES, length)
 
 

@@ -34,8 +34,12 @@ class TextOffers:
         """Record that a round kept, or would have kept, `accepted` of a text's proposals."""
         self._of_grade(choice.drafter, choice.grade).add(choice.draft_tokens, accepted)
 
-    def rank(self, costs: Costs) -> None:
-        """Reckon with the costs as they are known now."""
+    def rank(self, costs: Costs, wait: float = 0.0) -> None:
+        """Reckon with the costs as they are known now.
+
+        Args:
+            wait: what such a round takes beside its pass, in plain rounds, before any was timed.
+        """
         known = costs.measured(TEXT)
         reach = next((size for size in SIZES if size >= max(known + 1, FIRST_TEXT)), SIZES[-1])
         curve = costs.curve(TEXT, reach)
@@ -43,6 +47,8 @@ class TextOffers:
             curve[known:] = [
                 curve[known] + self._hope * (cost - curve[known]) for cost in curve[known:]
             ]
+        else:
+            curve[1:] = [cost + wait for cost in curve[1:]]
         self._curve = curve
 
     def best(self, offers: Sequence[Offer], most: int) -> tuple[Choice, float]:

@@ -98,14 +98,21 @@ class Policy(Protocol):
     ) -> Plan:
         """The next round of several texts, the longest of `length` tokens, and their offers."""
 
+    def listens(self) -> bool:
+        """Whether the texts are to be asked for their offers at all: that takes time."""
+
     def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
         """Whether the next round would take one of these offers, text by text."""
 
     def kept(self, choice: Choice, accepted: int) -> None:
         """Record that a round kept `accepted` proposals, or would have kept those from the text."""
 
-    def took(self, choice: Choice, seconds: float) -> None:
-        """Record that a round took `seconds`, more than 0."""
+    def took(self, choice: Choice, seconds: float, *, waited: bool = False) -> None:
+        """Record that a round took `seconds`, more than 0.
+
+        Args:
+            waited: it was dispatched only once the round before it was read.
+        """
 
     def built(self, seconds: float) -> None:
         """Record that a round had to be built first, which took `seconds`."""
@@ -137,7 +144,9 @@ def planned(model: Choice, rows: Sequence[Choice]) -> Plan:
     drafter, most = "", max((one.draft_tokens for one in rows), default=0)
     if any(one.draft_tokens and one.drafter == model.drafter for one in rows):
         drafter, most = model.drafter, min(most, model.draft_tokens)
-    fitting = tuple(replace(one, draft_tokens=min(one.draft_tokens, most)) for one in rows)
+    fitting = tuple(
+        one if one.draft_tokens <= most else replace(one, draft_tokens=most) for one in rows
+    )
     whole = max(fitting, key=lambda one: one.draft_tokens, default=PLAIN)
     return Plan(replace(whole, drafter=drafter) if drafter else whole, fitting)
 
@@ -172,13 +181,16 @@ class FixedPolicy:
     ) -> Plan:
         return planned(self.current, [self.choose(length, of_row) for of_row in offers])
 
+    def listens(self) -> bool:
+        return True
+
     def wants(self, offers: Sequence[Sequence[Offer]]) -> bool:
         return any(self._taken(of_row) is not None for of_row in offers)
 
     def kept(self, choice: Choice, accepted: int) -> None:
         """Nothing is learned."""
 
-    def took(self, choice: Choice, seconds: float) -> None:
+    def took(self, choice: Choice, seconds: float, *, waited: bool = False) -> None:
         """Nothing is learned."""
 
     def built(self, seconds: float) -> None:

@@ -152,6 +152,8 @@ class Batch:
         events: list[tuple[Row, Event]] = []
         while self._may_read:
             events += self._read_piece()
+            for lane in self._lanes:
+                lane.interrupted()
             if time.perf_counter() >= until:
                 break
         return events
@@ -308,7 +310,7 @@ class Batch:
             track.notes.append(UNLIKE)
         lane = Lane(
             rounds,
-            self._maker.policies(request, rounds),
+            self._maker.policies_beside(request, rounds),
             rounds_for=lambda method: self._maker.rounds_for(method, request),
             shared=True,
         )

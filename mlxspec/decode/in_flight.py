@@ -17,6 +17,7 @@ class InFlight(NamedTuple):
     tracks: the texts that take part, by row. plan: its rows are the choices of `tracks`.
     synced: the texts whose draft model has read all before it, and reads along.
     fair: whether its time includes no building that later rounds do not need.
+    waited: whether it was dispatched only once the round before it was read.
     dispatched_s, dispatching_s: see `Marks`.
     """
 
@@ -25,6 +26,7 @@ class InFlight(NamedTuple):
     synced: tuple[Track, ...]
     result: mx.array
     fair: bool
+    waited: bool
     parked: Parked | None
     dispatched_s: float
     dispatching_s: float

@@ -116,6 +116,10 @@ class Lane:
         self._slots.leave(track)
         self._changed()
 
+    def interrupted(self) -> None:
+        """Note that something else took time since the last round."""
+        self._stopwatch.stop()
+
     def clear(self) -> list[Track]:
         """Let all texts go, and drop the state; returns them."""
         tracks = self.tracks
@@ -181,10 +185,10 @@ class Lane:
             for row, track in enumerate(one.tracks)
             if track is not None and track in self._slots.tracks
         ]
-        marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s)
+        marks = Marks(one.dispatched_s, one.dispatching_s, read_s, read_s - asked_s, one.waited)
         took = self._stopwatch.took(marks, fair=one.fair)
         if took is not None:
-            self.policy.took(one.plan.whole, took)
+            self.policy.took(one.plan.whole, took, waited=one.waited)
         return committed
 
     def _commit(self, track: Track, one: InFlight, row: int, result: list[int]) -> Committed:
@@ -251,14 +255,20 @@ class Lane:
 
         if not any(may(track) for track in rows):
             return Plan(PLAIN, (PLAIN,) * len(rows))
-        offers = [track.offers() if track is not None else [] for track in rows]
-        length = max(len(track.text) for track in rows if track is not None)
+        moving = [track for track in rows if track is not None]
+        # What the texts offer follows what is known of them.
+        offers = [[] if self._in_flight else track.offers(len(rows)) for track in moving]
+        length = max(len(track.text) for track in moving)
         if len(rows) == 1:
             choice = self.policy.choose(length, offers[0])
             plan = Plan(choice, (choice,))
         else:
             bound = max(map(self.bound, self.tracks))
             plan = self.policy.plan(length, offers, self.ahead.outlook(bound))
+            chosen = iter(plan.rows)
+            plan = plan._replace(
+                rows=tuple(PLAIN if track is None else next(chosen) for track in rows)
+            )
         most = [track.draft_tokens if track is not None and may(track) else 0 for track in rows]
         rows_cut = [_cut(one, count) for one, count in zip(plan.rows, most, strict=True)]
         if rows_cut == list(plan.rows):
@@ -271,8 +281,11 @@ class Lane:
         follows = any(
             one.draft_tokens and one.drafter not in self.rounds.drafters for one in latest.plan.rows
         )
-        offers = [track.offers() if track is not None else [] for track in self._slots.tracks]
-        return follows or self.policy.wants(offers)
+        rows = len(self._slots.tracks)
+        return follows or (
+            self.policy.listens()
+            and self.policy.wants([track.offers(rows) for track in self.tracks])
+        )
 
     # --- dispatching --------------------------------------------------------------------------
 
@@ -290,6 +303,7 @@ class Lane:
             self._in_flight[:] = [one._replace(fair=False) for one in self._in_flight]
         moving = [track for track in rows if track is not None]
         synced = tuple(track for track in moving if self._catching_up.syncs(track, name))
+        waited = self._depth > 1 and not self._in_flight
         begun_s = time.perf_counter()
         result = self._slots.run(shape, given)
         built_s = time.perf_counter()
@@ -301,7 +315,9 @@ class Lane:
         chose = count == 0 and not all(track.is_first for track in moving)
         parked = self.policy.parked() if chose else None
         self._in_flight.append(
-            InFlight(tuple(rows), plan, synced, result, fair, parked, now_s, now_s - built_s)
+            InFlight(
+                tuple(rows), plan, synced, result, fair, waited, parked, now_s, now_s - built_s
+            )
         )
         for track, one in zip(rows, plan.rows, strict=True):
             if track is not None:

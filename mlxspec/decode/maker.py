@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
-from mlxspec.control.estimates import Learned
+from mlxspec.control.estimates import Learned, length_class
 from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Policy
 from mlxspec.decode.prefixes import Keeper, PrefixCache, identity_of_owner
@@ -50,6 +51,7 @@ class Maker:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._controllers: dict[Any, Controllers] = {}
 
     def session(self, request: Request) -> Session:
         rounds = self._parts.rounds.of(request)
@@ -85,6 +87,19 @@ class Maker:
             return Controllers(most, self._parts.learned, len(request.tokens))
         fixed = FixedPolicy(most, request.draft_tokens)
         return lambda rows: fixed
+
+    def policies_beside(self, request: Request, rounds: FusedRound) -> Callable[[int], Policy]:
+        """The same for the texts of a batch: what one batch found out, the next one begins with."""
+        if not request.auto:
+            return self.policies(request, rounds)
+        # A batch belongs to one thread, and so do those that share its policies.
+        names = frozenset(rounds.drafters)
+        key = (threading.get_ident(), names, length_class(len(request.tokens)))
+        if key not in self._controllers:
+            made = self.policies(request, rounds)
+            assert isinstance(made, Controllers)
+            self._controllers[key] = made
+        return self._controllers[key]
 
     def learn(self, length: int, policy: Policy, rows: int = 1) -> None:
         """Let later texts begin with what the rounds of one of `length` tokens have shown."""

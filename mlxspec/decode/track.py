@@ -16,6 +16,8 @@ from mlxspec.drafters.text_drafters import TextDrafters
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import Logprob, PrefillProgress, RoundStats
 
+WIDEST = 64  # rows of a pass; offers of texts that share rounds are no longer than fits
+
 
 @dataclass(frozen=True)
 class Committed:
@@ -67,6 +69,7 @@ class Track:
             most=request.draft_tokens,
             tell=self.notes.append,
         )
+        self._models = frozenset(rounds.drafters)
         self.is_first = True  # its next round needs the target alone
         self._texts = TextDrafters(texts, rounds.sampler.vocabulary, self.notes.append)
         self._told = 0  # how many tokens the text drafters have read
@@ -111,16 +114,21 @@ class Track:
 
     # --- proposals from the text --------------------------------------------------------------
 
-    def offers(self) -> list[Offer]:
-        """The offers of the text drafters after the text that is known."""
+    def offers(self, rows: int = 1) -> list[Offer]:
+        """The offers of the text drafters after the text that is known.
+
+        Args:
+            rows: of its rounds, which decide how long an offer may be where K is not fixed.
+        """
         # Reading a prompt takes a while, and the first round need not wait for that.
         if self._told == 0 or self.draft_tokens == 0:
             return []
-        return list(self._texts.proposals(self.draft_tokens))
+        most = max(WIDEST // rows - 1, 1) if self.request.auto else self.draft_tokens
+        return list(self._texts.proposals(min(self.draft_tokens, most)))
 
     def proposed(self, choice: Choice) -> tuple[int, ...]:
         """The tokens of a choice that a text drafter offers; none if that is a model's."""
-        if not self.offers():
+        if choice.drafter in self._models or not (choice.draft_tokens and self.offers()):
             return ()
         offered = self._texts.proposals(self.draft_tokens).items()
         found = (tokens for offer, tokens in offered if offer.drafter == choice.drafter)

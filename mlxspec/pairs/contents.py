@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from textwrap import shorten
 from typing import Any
 
-from mlxspec.drafters.heads.recognition import kind_of
+from mlxspec.drafters.heads.recognition import kind_of, other_head
 from mlxspec.errors import LoadError
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
@@ -69,7 +69,13 @@ def require_complete(
         _require_no_other_format(name or str(folder), names)
     if not folder.is_dir():  # the folder of a repository of which nothing was downloaded
         raise _no_model(name)
-    is_head = kind_of(read_json(folder / CONFIG)) is not None
+    config = read_json(folder / CONFIG)
+    is_head = kind_of(config) is not None
+    if not is_head and (other := other_head(config)):
+        raise LoadError(
+            f"{name or folder} is a head of {other}, which cannot be used here.",
+            hint="Use a head of DFlash or DSpark for this target, or a draft model.",
+        )
     found = [path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)]
     if not (is_head or any(path.exists() for path in found)):
         raise incomplete(min(found, default=folder / "tokenizer.json"))

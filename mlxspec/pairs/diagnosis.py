@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from huggingface_hub import constants, get_token
 
 from mlxspec._version import __version__
-from mlxspec.control import records
+from mlxspec.control import places, records
 from mlxspec.device import machine, memory, power
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import MlxspecError
@@ -57,6 +57,7 @@ def diagnosis() -> list[Line]:
         ("power", _power),
         ("table", _table),
         ("tuning", _tuning),
+        ("prefixes", _prefixes),
         ("servers", _servers),
     )
     return [line for what, check in checks for line in _guarded(what, check)]
@@ -171,12 +172,24 @@ def _tuning() -> Iterator[Line]:
         return
     current = {name: version(name) for name in ("mlx", "mlx-lm")}
     old = [one for one in kept if {"mlx": one.setting.mlx, "mlx-lm": one.setting.mlx_lm} != current]
-    words = f"{len(kept)} records in {records.file()}" if kept else "nothing was learned yet"
+    count = f"{len(kept)} record{'' if len(kept) == 1 else 's'}"
+    words = f"{count} in {records.file()}" if kept else "nothing was learned yet"
     if old:
         hint = "`mlxspec tune --pair NAME` measures anew."
         yield Line("!", "tuning", f"{words}, {len(old)} of another MLX", hint)
     else:
         yield Line("✓", "tuning", words)
+
+
+def _prefixes() -> Iterator[Line]:
+    """The pasts of prompts that servers have kept on disk."""
+    for place in places.known():
+        held = sum(path.stat().st_size for path in place.files)
+        cap = gigabytes(place.max_bytes)
+        words = f"{gigabytes(held)} of at most {cap} in {place.folder}"
+        over = held > place.max_bytes
+        hint = "The next server that uses it removes what is too much; it may be deleted as well."
+        yield Line("!" if over else "✓", "prefix cache", words, hint if over else "")
 
 
 def _servers() -> Iterator[Line]:

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes, load_model
 
+from mlxspec.drafters.heads.mtp_weights import is_of_layer
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.pairs.contents import CONFIG, in_one_line, read_json, weight_files
@@ -153,8 +154,12 @@ def _own_classes(folder: Path, file: str) -> tuple[Any, Any]:
 
 
 def _take(model: nn.Module, pairs: list[tuple[str, mx.array]], strict: bool = True) -> None:
-    """Load weights that are the model's parameters, all of them and no others."""
+    """Load weights that are the model's parameters, all of them and no others.
+
+    An MTP layer beside them is no part of the model, and left out.
+    """
     expected: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    pairs = [(name, one) for name, one in pairs if name in expected or not is_of_layer(name)]
     found = dict(pairs)
     missing, others = sorted(expected.keys() - found), sorted(found.keys() - expected)
     if missing:

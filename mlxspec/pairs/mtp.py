@@ -19,7 +19,11 @@ TARGETS = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 _SUFFIX = "_mtp"
 ABOUT = (CONFIG, INDEX)  # what tells whether a checkpoint has its layer, and where
 _BESIDE = "mtp*.safetensors"  # as some converters put it beside the files of a model
-_SAME = {"hidden_size": "hidden size", "num_hidden_layers": "layers", "vocab_size": "vocabulary"}
+_SAME = {
+    "hidden_size": "hidden size",
+    "num_hidden_layers": "number of layers",
+    "vocab_size": "vocabulary",
+}
 
 
 def tensors_of(folder: Path) -> dict[str, Path]:
@@ -120,8 +124,8 @@ def require_fit(config: Mapping[str, Any], target: Mapping[str, Any], place: str
     for key, words in _SAME.items():
         if key in text and text[key] != target.get(key):
             raise LoadError(
-                f"The MTP layer in {place} is of another model than the target: {words} "
-                f"{text[key]}, and not {target.get(key)}.",
+                f"The MTP layer in {place} is for another target: its {words} is {text[key]}, "
+                f"and this target's {target.get(key)}.",
                 hint="Give the layer of the same model, in any quantisation.",
             )
     count = text.get("mtp_num_hidden_layers", 1)

@@ -12,9 +12,10 @@ from huggingface_hub import scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from mlxspec.control.records import Record
-from mlxspec.defaults import HISTORY
+from mlxspec.defaults import DEFAULT_PAIR, HISTORY, MTP
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import MlxspecError
+from mlxspec.pairs import mtp
 from mlxspec.pairs.check import PREVIEW, config_of
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
@@ -70,7 +71,8 @@ def suggest(target: str, pairs: Iterable[Pair], records: Iterable[Record]) -> li
     if isinstance(mine.repository, Repository) and mine.state != "here":
         download(mine.repository, target, PREVIEW)
         mine = held("target", target)
-    known = [pair for pair in pairs if pair.name != "demo"]
+    # The embedded pair is too small to suit anything else.
+    known = [one for one in pairs if one.name != DEFAULT_PAIR or one.target == target]
     rates = _rates(target, records)
     found = [
         one
@@ -78,6 +80,9 @@ def suggest(target: str, pairs: Iterable[Pair], records: Iterable[Record]) -> li
         if (one := _judged(mine, draft, listed, rates.get(draft))) is not None
     ]
     found.sort(key=lambda one: one.rank)
+    if mine.folder is not None and mtp.is_target(mine.folder) and mtp.tensors_of(mine.folder):
+        own = "the layer that the target was trained with, among its own weights"
+        found.insert(0, Suggestion(MTP, False, True, 1.0, 0.0, rates.get(MTP), own))
     words = "needs no model; pays where text is quoted, edited or listed"
     return [*found, Suggestion(HISTORY, False, True, 1.0, 0.0, rates.get(HISTORY), words)]
 

@@ -254,7 +254,6 @@ CHECKS: dict[str, Callable[[Place, Any], Any]] = {
     "target": _location,
     "draft": _draft,
     "draft_tokens": _draft_tokens,
-    "draft_bits": _bits,
     "note": _string,
     "sampling": _sampling,
     "prompt": _words,
@@ -267,4 +266,5 @@ CHECKS: dict[str, Callable[[Place, Any], Any]] = {
     "adapter": _location,
     "revision": _string,
     "trust_remote_code": _flag,
+    "draft_bits": _bits,
 }

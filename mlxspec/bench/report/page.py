@@ -155,7 +155,8 @@ def _cells(row: Sequence[str], table: Table) -> Iterator[str]:
         if place < table.labels:
             yield tag("th", escape(text), scope="row", role="rowheader")
         else:
-            kind = "missing" if text == MISSING else _kind(place, table)
+            kinds = [_kind(place, table), "missing" if text == MISSING else None]
+            kind = " ".join(filter(None, kinds)) or None
             yield tag("td", escape(text), role="cell", class_=kind, data_name=name)
 
 

@@ -14,7 +14,7 @@ from mlxspec.drafters.heads.parameters import give
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.drafters.picks import Picks
 from mlxspec.errors import LoadError
-from mlxspec.models.caches.positional import FullLayer, RingLayer
+from mlxspec.models.caches.positional import FullLayer, Places, RingLayer
 from mlxspec.models.identity import digest_of
 from mlxspec.models.taps import Features
 
@@ -60,8 +60,8 @@ class BlockHead:
         kept: mx.array | None,
     ) -> Past:
         context = self._backbone.context([features[name] for name in self._names])
-        both = zip(self._backbone.layers, past, strict=True)
-        return [layer.self_attn.taught(one, context, position) for layer, one in both]
+        places, both = Places(position), zip(self._backbone.layers, past, strict=True)
+        return [layer.self_attn.taught(one, context, places) for layer, one in both]
 
     def propose(
         self,
@@ -76,8 +76,9 @@ class BlockHead:
         masks = mx.full((last.shape[0], first + count - 1), self._config.mask, mx.int32)
         rows = self._embedded(mx.concatenate([last, masks], axis=1))
         after: Past = []
+        places = Places(position)
         for layer, one in zip(self._backbone.layers, past, strict=True):
-            rows, one = layer(rows, one, position, length)
+            rows, one = layer(rows, one, places, length)
             after.append(one)
         rows = self._backbone.norm(rows[:, first:])
         self._pick(rows, last, picks)

@@ -56,55 +56,56 @@ class Attention(nn.Module):
         return self._rope(keys, offset=position), self._by_head(self.v_proj(rows))
 
     def taught(
-        self, layer: FullLayer | RingLayer, context: mx.array, position: mx.array
+        self, layer: FullLayer | RingLayer, context: mx.array, places: Places
     ) -> FullLayer | RingLayer:
-        """The past with rows of context [B, N, D] from `position` on."""
-        if isinstance(layer, RingLayer):
-            extra = max(context.shape[1] - layer.keys.shape[2], 0)  # which others would overwrite
-            context, position = context[:, extra:], position + extra
-        opened = layer.opened(Places(position), layer.keys.shape[2])
-        opened.update_and_fetch(*self.keys_and_values(context, position))
+        """The past with rows of context [B, N, D] at their places."""
+        extra = context.shape[1] - layer.keys.shape[2] if isinstance(layer, RingLayer) else 0
+        if extra > 0:  # others would overwrite the first ones
+            context, places = context[:, extra:], Places(places.offset + extra)
+        opened = layer.opened(places, layer.keys.shape[2])
+        opened.update_and_fetch(*self.keys_and_values(context, places.offset))
         return opened.layer
 
     def __call__(
-        self, rows: mx.array, layer: FullLayer | RingLayer, position: mx.array, length: int
+        self, rows: mx.array, layer: FullLayer | RingLayer, places: Places, length: int
     ) -> tuple[mx.array, FullLayer | RingLayer]:
         """The block's rows [B, N, D], and the past with its keys and values behind the context.
 
         They stay there unseen: nothing from `position` on is context, and the round's own rows are
         written over them.
         """
+        position = places.offset
         queries = self.q_norm(self._by_head(self.q_proj(rows)))
         queries = self._rope(queries, offset=position)
-        opened = layer.opened(Places(position), length)
+        opened = layer.opened(places, length)
         keys, values = opened.update_and_fetch(*self.keys_and_values(rows, position))
-        places = _places(opened.layer, keys.shape[2], position + rows.shape[1] - 1)
+        held = _held(opened.layer, keys.shape[2], position + rows.shape[1] - 1)
         mixed = mx.fast.scaled_dot_product_attention(
             queries,
             keys,
             values,
             scale=self._config.head_dim**-0.5,
-            mask=self._seen(places, position, rows.shape[1]),
+            mask=self._seen(held, position, rows.shape[1]),
         )
         batch, _, count, _ = mixed.shape
         return self.o_proj(mixed.swapaxes(1, 2).reshape(batch, count, -1)), opened.layer
 
-    def _seen(self, places: mx.array, position: mx.array, count: int) -> mx.array:
+    def _seen(self, held: mx.array, position: mx.array, count: int) -> mx.array:
         """Boolean [B, 1, 1 or N, entries]: which entries each row of a block sees.
 
         Args:
-            places: int32 [B or 1, entries], the position of each entry.
+            held: int32 [B or 1, entries], the position of each entry.
         """
         last = (position + count - 1)[:, None, None, None]
-        places = places[:, None, None]
-        seen = (places >= 0) & (places <= last)
+        held = held[:, None, None]
+        seen = (held >= 0) & (held <= last)
         if self._window is None and not self._is_causal:
             return seen
         own = (position[:, None] + mx.arange(count))[:, None, :, None]
         if self._is_causal:
-            seen = seen & (places <= own)
+            seen = seen & (held <= own)
         if self._window is not None:
-            seen = seen & (mx.abs(own - places) < self._window)
+            seen = seen & (mx.abs(own - held) < self._window)
         return seen
 
     def _by_head(self, rows: mx.array) -> mx.array:
@@ -159,13 +160,13 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.eps)
 
     def __call__(
-        self, rows: mx.array, past: FullLayer | RingLayer, position: mx.array, length: int
+        self, rows: mx.array, past: FullLayer | RingLayer, places: Places, length: int
     ) -> tuple[mx.array, FullLayer | RingLayer]:
         after = past
 
         def attended(block: mx.array) -> mx.array:
             nonlocal after
-            mixed, after = self.self_attn(block, past, position, length)
+            mixed, after = self.self_attn(block, past, places, length)
             return mixed
 
         rows = rows + self._within("attention_conv", self.input_layernorm(rows), attended)
@@ -286,7 +287,7 @@ class Backbone(nn.Module):
         return self.hidden_norm(self.fc(joined))  # type: ignore[no-any-return]
 
 
-def _places(layer: Any, entries: int, last: mx.array) -> mx.array:
+def _held(layer: Any, entries: int, last: mx.array) -> mx.array:
     """The position of each entry of a past whose last is `last`, int32 [B]: int32 [B or 1, n]."""
     slots = mx.arange(entries)[None]
     if isinstance(layer, FullLayer):

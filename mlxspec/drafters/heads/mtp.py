@@ -23,9 +23,7 @@ from mlxspec.models.caches.positional import FullCache, FullLayer, Places
 from mlxspec.models.identity import digest_of
 from mlxspec.models.taps import Features
 
-MOST = (
-    3  # tokens of a proposal; fewer of them are accepted the further they are from a true feature
-)
+MOST = 3  # tokens of a proposal: the further from a true feature, the fewer are accepted
 
 
 class MtpLayer(nn.Module):

@@ -167,7 +167,7 @@ def _require_fit(weights: Mapping[str, mx.array], trunk: Trunk, place: str) -> N
     own = weights["fc.weight"].shape[0]
     if own != trunk.hidden_size:
         raise LoadError(
-            f"The MTP layer in {place} has a hidden size of {own:,}, and the target one of "
-            f"{trunk.hidden_size:,}.",
+            f"The MTP layer in {place} is for another target: its hidden size is {own}, and this "
+            f"target's {trunk.hidden_size}.",
             hint="Give the layer of the same model, in any quantisation.",
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Kind = Literal["dflash", "dspark", "mtp"]
+_OTHERS = {"eagle3": "EAGLE-3", "eagle": "EAGLE", "medusa": "Medusa", "hydra": "Hydra"}
 
 
 def kind_of(config: Mapping[str, Any]) -> Kind | None:
@@ -19,14 +20,7 @@ def kind_of(config: Mapping[str, Any]) -> Kind | None:
         return "mtp"
     own = config.get("dflash_config")
     own = own if isinstance(own, Mapping) else {}
-    named = " ".join(
-        str(one)
-        for one in (
-            config.get("speculators_model_type", ""),
-            own.get("projector_type", ""),
-            *_listed(config.get("architectures")),
-        )
-    ).lower()
+    named = f"{_names_in(config)} {own.get('projector_type', '')}".lower()
     taps = {"target_layer_ids", "aux_hidden_state_layer_ids"} & {*config, *own}
     has_markov = bool(taps) and bool(config.get("markov_rank") or own.get("markov_rank"))
     if "dspark" in named or has_markov:
@@ -35,5 +29,14 @@ def kind_of(config: Mapping[str, Any]) -> Kind | None:
     return "dflash" if own or "dflash" in named else None
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def other_head(config: Mapping[str, Any]) -> str | None:
+    """The name of a head of a kind that cannot be made; None where a configuration is of none."""
+    named = _names_in(config).lower()
+    return next((words for name, words in _OTHERS.items() if name in named), None)
+
+
+def _names_in(config: Mapping[str, Any]) -> str:
+    """The names by which a configuration tells what it is of."""
+    classes = config.get("architectures")
+    names = [config.get("speculators_model_type", "")]
+    return " ".join(map(str, names + (classes if isinstance(classes, list) else [])))

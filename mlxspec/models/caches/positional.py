@@ -178,8 +178,8 @@ class FullCache(_Lasting[FullLayer]):
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write rows [B, heads, N, dimension] at `offset`; return all that may be attended."""
         self.layer = FullLayer(
-            _write(self.layer.keys, keys, self._places),
-            _write(self.layer.values, values, self._places),
+            written(self.layer.keys, keys, self._places),
+            written(self.layer.values, values, self._places),
         )
         return self.keys_and_values()
 
@@ -233,7 +233,7 @@ class QuantizedCache(_Lasting[QuantizedLayer]):
     def _written(self, parts: Quantized, rows: mx.array) -> Quantized:
         new = mx.quantize(rows, group_size=self.group_size, bits=self.bits)
         packed, scales, biases = (
-            _write(part, row, self._places) for part, row in zip(parts, new, strict=True)
+            written(part, row, self._places) for part, row in zip(parts, new, strict=True)
         )
         return packed, scales, biases
 
@@ -272,7 +272,7 @@ class RingCache(_Opened[RingLayer]):
         return self._size - SPARE
 
 
-def _write(buffer: mx.array, rows: mx.array, places: Places) -> mx.array:
+def written(buffer: mx.array, rows: mx.array, places: Places) -> mx.array:
     """The buffer with rows [B, heads, N, dimension] written at their places."""
     batch = buffer.shape[0]
     if batch == 1:

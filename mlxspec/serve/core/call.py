@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,12 +30,13 @@ class Asked(Protocol):
 
 @dataclass(eq=False)
 class Call:
-    """A request and its answer. Neither prompts nor texts nor keys are in it.
+    """A request and its answer. No key is in what is told of it.
 
     name: tells it from others; the header `x-request-id` of its answer. path: without its query.
     route: the path that the application knows, once one was found.
     status: of the answer; 0 before that begins. texts: those that were asked for.
     decision: who answered, where an upstream might have.
+    decode: makes text of token ids, where prompts and what was written are to be told too.
     """
 
     method: str = ""
@@ -44,6 +47,7 @@ class Call:
     seconds: float = 0.0
     texts: list[Asked] = field(default_factory=list)
     decision: Decision | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
     begun_s: float = field(default_factory=time.perf_counter)
 
     def end(self) -> None:
@@ -68,6 +72,11 @@ class Call:
             }
         if self.decision is not None:
             values["routing"] = self.decision.as_counted()
+        if told := self._told():
+            values |= {
+                "prompts": [prompt for prompt, _ in told],
+                "texts": [text for _, text in told],
+            }
         return values
 
     def in_words(self) -> str:
@@ -84,6 +93,8 @@ class Call:
             whose = "its answer" if self.decision.author == "upstream" else "the local answer"
             asked = "asked" if self.decision.spilled_over else "not asked"
             parts.append(f"{self.decision.upstream} {asked}, {whose}")
+        for read, written in self._told():
+            parts += [json.dumps(read, ensure_ascii=False), json.dumps(written, ensure_ascii=False)]
         return " · ".join(parts)
 
     @property
@@ -94,6 +105,14 @@ class Call:
     @property
     def written_tokens(self) -> int:
         return sum(len(one.row.generation.tokens) for one in self.texts if one.row is not None)
+
+    def _told(self) -> list[tuple[str, str]]:
+        """The prompt of each text as the model read it, and what it wrote, marks and all."""
+        if self.decode is None:
+            return []
+        rows = [(one.request.tokens, one.row) for one in self.texts]
+        written = [(read, row.generation.tokens if row is not None else ()) for read, row in rows]
+        return [(self.decode(read), self.decode(tokens)) for read, tokens in written]
 
     def _speculated(self) -> tuple[int, int]:
         """The tokens that were proposed, and those of them that were kept."""

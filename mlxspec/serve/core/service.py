@@ -142,6 +142,11 @@ class Service:
             )
         return request
 
+    def require_open(self) -> None:
+        """Raise Refusal where the server takes no more requests."""
+        if self.draining:
+            raise unready("is shutting down")
+
     @contextmanager
     def written(
         self, requests: Sequence[Request], call: Call | None = None
@@ -154,8 +159,7 @@ class Service:
         Raises:
             Refusal: too many wait, or the server is shutting down or stuck.
         """
-        if self.draining:
-            raise unready("is shutting down")
+        self.require_open()
         if (stuck := self._stuck()) is not None:
             raise unready(stuck)
         if self._free() < len(requests):
@@ -163,6 +167,9 @@ class Service:
         tickets = [Ticket(request, self.worker.cancel, call) for request in requests]
         if call is not None:
             call.texts += tickets
+            tokenizer = self.engine.tokenizer
+            if self.settings.log_texts and tokenizer is not None:
+                call.decode = tokenizer.decode
         for ticket in tickets:
             self.worker.ask(ticket)
         try:

@@ -31,6 +31,7 @@ class Settings:
         max_body_bytes: of a request.
         upstream: another host that may be asked, and when; None where there is none.
         routing: the strategy of requests that name none; see `protocol.routing`.
+        log_texts: whether the log has prompts, and what was written.
         stuck_s: seconds without a round after which the server no longer calls itself ready.
     """
 
@@ -46,4 +47,5 @@ class Settings:
     max_body_bytes: int = MAX_BODY_BYTES
     upstream: Policy | None = None
     routing: Strategy = LOCAL
+    log_texts: bool = False
     stuck_s: float = 60.0

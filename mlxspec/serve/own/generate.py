@@ -61,9 +61,12 @@ def _answer(service: Asked, generations: list[Generation]) -> dict[str, Any]:
     stats, decode_s = generation.speculation, generation.timing.decode_s
     count, measured, plain_s = _usual_count(stats), service.worker.measured, service.watch.plain_s()
     halves = measured.halves.get(count) if measured is not None else None
+    speedup = None
+    if plain_s and decode_s and stats.rounds:  # another host's answer has no rounds
+        speedup = len(generation.tokens) * plain_s / decode_s
     metrics = {
         "acceptance_rate": stats.acceptance_rate,
-        "speedup": len(generation.tokens) * plain_s / decode_s if plain_s and decode_s else None,
+        "speedup": speedup,
         "K": count,
         "tokens_per_round": stats.tokens_per_round,
         "draft_s": halves.draft_s if halves is not None else None,

@@ -142,12 +142,11 @@ def may_call(choice: Any) -> bool:
 
 def _require_draft(service: Service, name: str | None) -> None:
     """Refuse a draft that the server does not have: it is not loaded for one request."""
-    if name is None or name == service.settings.about.get("draft"):
-        return
+    draft = service.settings.about.get("draft")
     known = [*service.engine.drafts, *service.engine.heads]
-    if known == [name]:
+    if name is None or name == draft or known == [name]:
         return
-    have = f"It drafts with {', '.join(known)}." if known else "It has no draft model."
+    have = f"It drafts with {draft or ', '.join(known)}." if known else "It has no draft model."
     raise Refusal(
         400,
         f"speculative.draft_model is {name!r}, which this server cannot choose for one request. "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
 from typing import Any, Literal, NamedTuple
 
 from mlxspec.calling import Called
@@ -50,7 +50,7 @@ class Parts:
     def __init__(self) -> None:
         self.all: list[Part] = []
         self._open: Part | None = None
-        self._untold: deque[Logprob] = deque()  # text may lag behind its tokens
+        self._untold: list[Logprob] = []  # text may lag behind its tokens
 
     def add(self, event: Event) -> Iterator[Change]:
         """The changes that an event brings; the last event ends every part."""
@@ -82,22 +82,21 @@ class Parts:
         if part.kind != "text":
             return []
         if not part.logprobs:
-            self._pass(lambda place: place != "text")
-        told = self._pass(lambda place: place == "text")
+            self._untold = [*dropwhile(lambda one: one.place != "text", self._untold)]
+        told = [*takewhile(lambda one: one.place == "text", self._untold)]
+        del self._untold[: len(told)]
         part.logprobs += told
         return told
 
-    def _pass(self, of: Callable[[Place], bool]) -> list[Logprob]:
-        """Take the next ones from places of this kind."""
-        taken = []
-        while self._untold and of(self._untold[0].place):
-            taken.append(self._untold.popleft())
-        return taken
+    def _skip_call(self) -> None:
+        """Let those go that stand in a call, and before it in no text that was told."""
+        if any(one.place == "call" for one in self._untold):
+            from_it = dropwhile(lambda one: one.place != "call", self._untold)
+            self._untold = [*dropwhile(lambda one: one.place == "call", from_it)]
 
     def _call(self, call: ToolCall) -> Iterator[Change]:
         yield from self._begin("call", call)
-        self._pass(lambda place: place != "call")
-        self._pass(lambda place: place == "call")
+        self._skip_call()
         yield from self._grow("call", call.arguments)
         yield from self._end()
 

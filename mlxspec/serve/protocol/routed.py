@@ -30,7 +30,7 @@ class Routed:
     """A text as a ticket has it, whose events come once it is decided that they stay.
 
     Raises:
-        Refusal: there is no room for the local answer.
+        Refusal: there is no room for the local answer, or the server is shutting down.
     """
 
     def __init__(self, service: Service, request: Request, route: Route, call: Call) -> None:
@@ -44,6 +44,7 @@ class Routed:
         self._asked: Future[Reply] | None = None
         self._deciding: Deciding | None = None
         self._decided: Decided | None = None
+        service.require_open()
         if route.strategy == "upstream":
             self._asked = route.policy.client.begin(route.question(request))
         else:

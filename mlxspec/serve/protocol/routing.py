@@ -10,8 +10,9 @@ from mlxspec.cascade.cascade import Policy
 from mlxspec.cascade.client import Question
 from mlxspec.conversations import Message, messages_of
 from mlxspec.decode.request import Request
+from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Tell
-from mlxspec.serve.core.refusal import Refusal
+from mlxspec.serve.core.refusal import Refusal, refusal_of
 from mlxspec.serve.core.service import Service
 from mlxspec.serve.core.settings import LOCAL, Strategy
 from mlxspec.serve.protocol.fields import Routing
@@ -76,13 +77,25 @@ def route_of(
             raise _refused("strategy", f"is {strategy}, and {why}. Ask for local, or leave it out")
         tell(f"the local model answers alone, because {why}")
         return None
-    usual = service.with_usual(options)
+    try:
+        turns = _turns(service.with_usual(options))
+    except MlxspecError as error:
+        raise refusal_of(error) from error
+    most = options.get("max_tokens", service.settings.max_tokens)
+    return Route(_with(own, policy), strategy, turns, most)
+
+
+def _turns(usual: Mapping[str, Any]) -> list[Message]:
+    """The conversation of a request, with the system's message.
+
+    Raises:
+        PromptError: it is none.
+    """
     messages = usual.get("messages")
     turns = [{"role": "user", "content": usual["prompt"]}] if messages is None else list(messages)
     if usual.get("system") is not None:
         turns.insert(0, {"role": "system", "content": usual["system"]})
-    most = options.get("max_tokens", service.settings.max_tokens)
-    return Route(_with(own, policy), strategy, list(messages_of(turns)), most)
+    return list(messages_of(turns))
 
 
 def _with(own: Routing, usual: Policy) -> Policy:

@@ -1,0 +1,35 @@
+"""The benchmark of heads: its object is what it says, and its table shows all of it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from mlxspec.bench import heads
+from mlxspec.bench.heads import COUNTS, KINDS, measure, show
+from mlxspec.errors import UsageError
+
+
+def test_rounds_stand_beside_their_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "COUNTS", COUNTS[:1])
+    monkeypatch.setattr(heads, "ROUNDS", 8)
+    result = measure("tiny", "bf16", 1, ["qwen3"], compiled=False)
+    (target,) = result["targets"]
+    assert set(target["heads"]) == set(KINDS)
+    for rows in target["heads"].values():
+        for row in rows:
+            bare = row["block_ms"] + row["target_ms"] + row["context_ms"]
+            assert row["round_ms"] > 0
+            assert 0.2 < row["round_over_bare"] * bare / row["round_ms"] < 5
+    assert [row["draft_tokens"] for row in target["model"]] == [0, 1]
+    shown = io.StringIO()
+    show(result, Console(file=shown, width=120))
+    assert all(word in shown.getvalue() for word in (*KINDS, "model", "qwen3", "/ bare"))
+
+
+def test_what_does_not_exist_is_one_error() -> None:
+    for arguments in (("huge", "bf16", 1), ("tiny", "bf16", 1, ["bert"]), ("tiny", "3bits", 1)):
+        with pytest.raises(UsageError, match="There is no"):
+            measure(*arguments)
