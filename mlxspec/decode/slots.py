@@ -158,7 +158,6 @@ class Slots:
     def _write(self, row: int, one: RoundState) -> None:
         """Put the state of one row into another's place."""
         whole, self._state = self.state, None
-        mx.eval(one)  # the host takes twice as long over one graph of both
         whole = self.rounds.grown(whole, self.rounds.capacity(one))
         drafts = whole.drafts | {
             name: placed(whole.drafts[name], past, row)
