@@ -23,6 +23,8 @@ from mlxspec.drafters.heads.head import HeadDrafter
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.caches.layers import grow
+from mlxspec.models.caches.positional import UNBOUNDED
+from mlxspec.models.followers import room_of
 from mlxspec.models.taps import Taps
 from mlxspec.sampling import noise, verify
 from mlxspec.sampling.logprobs import with_logprobs
@@ -140,6 +142,11 @@ class FusedRound:
         drafter = self.drafters[name]
         assert isinstance(drafter, ModelDrafter)
         return drafter
+
+    def room(self, state: RoundState) -> int:
+        """The number of positions that the target has room for, and the heads with it."""
+        heads = (past for name, past in state.drafts.items() if self.drafters[name].follows)
+        return min(state.capacity, *map(room_of, heads), UNBOUNDED)
 
     def grown(self, state: RoundState, capacity: int) -> RoundState:
         """`state` with room for `capacity` tokens with the target, and the drafters that follow."""
