@@ -1,10 +1,18 @@
-"""The text of the embedded pair: the Python standard library's source, as tokens and as prompts."""
+"""The text of the embedded pair: Python source, as tokens and as prompts.
+
+It is the standard library, a part of which is held out, and the packages of
+`demo_pair_packages.txt` without their tests.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import random
+import subprocess
+import sys
 import sysconfig
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +27,19 @@ CONTEXT = 1024
 HELD_OUT_PERCENT = 4
 # Tables of data rather than code: nothing in them can be learned.
 SKIPPED_FOLDERS = {"site-packages", "encodings", "pydoc_data", "__pycache__", "bad_coding"}
+# Of packages: code of others that they carry along, and what says the same again and again.
+SKIPPED_PARTS = {
+    "tests",
+    "test",
+    "testing",
+    "migrations",
+    "locale",
+    "vendored",
+    "_vendor",
+    "extern",
+}
+LONGEST_FILE = 200_000  # bytes; longer ones are tables
+PACKAGES = Path(__file__).with_name("demo_pair_packages.txt")
 # Words with one leading character, short digit runs, punctuation runs, line ends, indentation.
 # A line end is never part of the token before it: a prompt may well end just there.
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -40,6 +61,31 @@ class Corpus:
             [p for p in files if _is_held_out(p.relative_to(root))],
             root,
         )
+
+
+def wheels(folder: Path) -> list[Path]:
+    """The packages' wheels, downloaded unless `folder` has them."""
+    if not (folder / "complete").exists():
+        wanted = ["--no-deps", "--only-binary=:all:", "--python-version=3.12", "-r", str(PACKAGES)]
+        systems = [
+            f"--platform={s}" for s in ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
+        ]
+        pip = [sys.executable, "-m", "pip", "download", "-q", "-d", str(folder)]
+        subprocess.run([*pip, *wanted, *systems], check=True)
+        (folder / "complete").touch()
+    return sorted(folder.glob("*.whl"))
+
+
+def sources(wheel: Path) -> Iterator[str]:
+    """The text of a package's modules, without tests and without tables."""
+    with zipfile.ZipFile(wheel) as archive:
+        for entry in sorted(archive.infolist(), key=lambda e: e.filename):
+            parts = entry.filename.split("/")
+            skipped = SKIPPED_PARTS & set(parts) or any(p.startswith("test_") for p in parts)
+            if entry.filename.endswith(".py") and entry.file_size < LONGEST_FILE and not skipped:
+                text = archive.read(entry).decode("utf-8", errors="replace")
+                if text.strip() and "\ufffd" not in text:
+                    yield text
 
 
 def _readable(path: Path) -> bool:
@@ -85,30 +131,49 @@ def train_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> PreTrained
     return fast
 
 
-def token_stream(
-    tokenizer: PreTrainedTokenizerFast, files: list[Path], cache: Path
-) -> torch.Tensor:
-    """All files' tokens in one int64 vector, each file closed by the end-of-text token.
-
-    The library's own tests are half of its text; everything else counts twice.
-    """
+def token_stream(tokenizer: PreTrainedTokenizerFast, texts: list[str], cache: Path) -> torch.Tensor:
+    """All texts' tokens in one int32 vector, each text closed by the end-of-text token."""
     if cache.exists():
-        return torch.from_numpy(np.load(cache).astype(np.int64))
-    order = [p for p in files for _ in range(1 if "test" in p.parts else 2)]
+        return torch.from_numpy(np.load(cache).astype(np.int32))
+    stream: list[np.ndarray] = []
+    for start in range(0, len(texts), 256):
+        batch = tokenizer.backend_tokenizer.encode_batch_fast(texts[start : start + 256])
+        stream += [np.array([*one.ids, tokenizer.eos_token_id], dtype=np.uint16) for one in batch]
+    np.save(cache, np.concatenate(stream))
+    return token_stream(tokenizer, [], cache)
+
+
+def library_texts(files: list[Path], *, often: int) -> list[str]:
+    """Files of the standard library: all but its own tests, half of it, count `often` times."""
+    order = [p for p in files for _ in range(1 if "test" in p.parts else often)]
     random.Random(SEED).shuffle(order)
-    ids: list[int] = []
-    for path in order:
-        ids += tokenizer.encode(path.read_text(encoding="utf-8")) + [tokenizer.eos_token_id]
-    stream = np.array(ids, dtype=np.uint16)
-    np.save(cache, stream)
-    return torch.from_numpy(stream.astype(np.int64))
+    return [path.read_text(encoding="utf-8") for path in order]
+
+
+def train_texts(corpus: Corpus, folder: Path) -> list[str]:
+    """What the pair is trained on, in random order, without copies of what is held out."""
+    held_out = {line for path in corpus.held_out for line in _long_lines(path.read_text("utf-8"))}
+    texts = library_texts(corpus.train, often=3)
+    for wheel in wheels(folder):
+        texts += [t for t in sources(wheel) if not _is_copy(_long_lines(t), held_out)]
+    random.Random(SEED).shuffle(texts)
+    return texts
+
+
+def _long_lines(text: str) -> set[str]:
+    return {line.strip() for line in text.splitlines() if len(line.strip()) > 40}
+
+
+def _is_copy(lines: set[str], held_out: set[str]) -> bool:
+    return len(lines & held_out) > 0.2 * len(lines)
 
 
 def windows(stream: torch.Tensor, step: int, batch: int, length: int) -> torch.Tensor:
     """`batch` random windows of `length + 1` tokens, a function of the seed and `step` alone."""
     generator = torch.Generator().manual_seed(SEED * 1_000_003 + step)
     starts = torch.randint(0, len(stream) - length - 1, (batch,), generator=generator)
-    return torch.stack([stream[s : s + length + 1] for s in starts.tolist()])
+    places = starts.to(stream.device)[:, None] + torch.arange(length + 1, device=stream.device)
+    return stream[places].long()
 
 
 # --- prompts for measurements ---------------------------------------------------------------

@@ -10,7 +10,8 @@ from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
 from mlxspec.bench.acceptance import Task, measure
-from mlxspec.bench.loops import looping, loops
+from mlxspec.bench.functions import parses, whole_functions
+from mlxspec.bench.loops import loops, sense
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
@@ -118,7 +119,9 @@ def test_acceptance_is_counted_by_kind_and_drafter(engine):
 
 def test_texts_do_not_loop_with_the_pairs_own_sampling(engine, greedy):
     # Of these, half loop greedily; `python -m mlxspec.bench.loops` counts all 64.
-    assert len(looping(engine, PROMPTS[:COUNT], dict(find_pair("demo").sampling))) <= 1
+    found = sense(engine, PROMPTS[:COUNT], dict(find_pair("demo").sampling))
+    assert len(found.looping) <= 1
+    assert found.parsed >= 0.6 * found.functions
     assert sum(loops(one.tokens[:120], one.text) for one in greedy) >= 3
 
 
@@ -136,7 +139,17 @@ def test_a_loop_is_a_line_or_a_phrase_more_than_three_times_in_a_row(tokens, tex
     assert loops(tokens, text) == expected
 
 
-@pytest.mark.parametrize("prompt", ["def fibonacci(n):", "class Stack:"])
+def test_a_function_is_whole_where_a_line_of_its_indentation_follows():
+    first = "x\n    def f(\n        a,\n    ):\n        return (\n    def g():\n        pass\n"
+    text = first + "\ny = 1\ndef h():\n"
+    functions = list(whole_functions(text))
+    assert functions == ["def f(\n    a,\n):\n    return (", "def g():\n    pass\n"]
+    assert [parses(one) for one in functions] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["    def __init__(self, items):", "class Queue(list):\n    def push(self, item):"]
+)
 def test_writes_something_like_python(engine, prompt):
     text = engine.generate(prompt, max_tokens=120).text
     lines = [line for line in text.splitlines() if line.strip()]

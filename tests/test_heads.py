@@ -32,8 +32,8 @@ from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
 
 COUNT = 24
-# Of full attention, windows, a recurrence, and on mlx-lm's own caches.
-KINDS = ("llama", "gemma3_text", "qwen3_next", "llama4")
+# Of full attention, windows, a recurrence beside attention and alone, and on mlx-lm's own caches.
+KINDS = ("llama", "gemma3_text", "qwen3_next", "mamba2", "llama4")
 CONFIGS = {
     "DFlash": Z_LAB,
     "a window": SLIDING,

@@ -11,7 +11,7 @@ BENCHES = {
     "heads": "How long is a round with a trained head, beside its bare forwards and a model's?",
     "load": "What becomes of a server's answers when many clients come, leave, and read slowly?",
     "long": "How much do long prompts and long texts cost?",
-    "loops": "How many texts of a pair repeat themselves?",
+    "loops": "How many texts of a pair repeat themselves, and do its functions parse?",
     "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
     "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
     "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",

@@ -1,9 +1,10 @@
-"""How many texts of a pair loop, greedily and with the pair's own sampling values.
+"""How many texts of a pair loop, and how many of its functions parse, greedily and sampled.
 
     python -m mlxspec.bench.loops                  # the embedded pair, 64 held-out prompts
     python -m mlxspec.bench.loops --count 16 --json FILE
 
-A text loops where a line, or a phrase of 5 tokens, stands more than 3 times in a row.
+A text loops where a line, or a phrase of 5 tokens, stands more than 3 times in a row. A function
+counts where the text writes its body to the end; sampling is with the pair's own values.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import json
 from collections.abc import Sequence
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
+from mlxspec.bench.functions import parses, whole_functions
 from mlxspec.bench.rounds import PROMPTS
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR
@@ -42,15 +44,24 @@ def loops(tokens: Sequence[int], text: str) -> bool:
     return False
 
 
-def looping(engine: Engine, prompts: Sequence[str], params: dict[str, float]) -> list[int]:
-    """The numbers of the prompts whose texts of 120 tokens loop; each prompt is its own seed."""
-    found = []
+class Sense(NamedTuple):
+    """What was counted: the numbers of the prompts whose texts loop, and of functions."""
+
+    looping: list[int]
+    functions: int
+    parsed: int
+
+
+def sense(engine: Engine, prompts: Sequence[str], params: dict[str, float]) -> Sense:
+    """Of texts of 120 tokens; each prompt is its own seed."""
+    looping, functions = [], []
     for seed, prompt in enumerate(track(prompts, "decoding", transient=True)):
         sampling = sampling_params(params, seed=seed)
         result = engine.generate(prompt, max_tokens=120, sampling=sampling)
         if loops(result.tokens, result.text):
-            found.append(seed)
-    return found
+            looping.append(seed)
+        functions += [parses(one) for one in whole_functions(result.text)]
+    return Sense(looping, len(functions), sum(functions))
 
 
 def main(
@@ -58,7 +69,7 @@ def main(
     count: Annotated[int, typer.Option(min=1, help="How many of the prompts.")] = 64,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
-    """Count the texts that loop, greedily and with the pair's own sampling values."""
+    """Count loops and functions, greedily and with the pair's own sampling values."""
     console, engine = Console(), load(pair)
     entries = islice(json.loads(PROMPTS.read_text()), count)
     prompts = [entry["text"] for entry in entries]
@@ -66,8 +77,12 @@ def main(
     for values in ({}, dict(find_pair(pair).sampling)):
         engine.build_kernels(SamplingParams() if not values else sampling_params(values))
         name = ", ".join(sampling_params(values).in_words())
-        result[name] = looping(engine, prompts, values)
-        console.print(f"{name}: {len(result[name])} of {len(prompts)} texts loop")
+        found = sense(engine, prompts, values)
+        result[name] = found._asdict()
+        console.print(
+            f"{name}: {len(found.looping)} of {len(prompts)} texts loop, "
+            f"{found.parsed} of {found.functions} functions parse"
+        )
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
 

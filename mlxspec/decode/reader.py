@@ -13,6 +13,7 @@ from mlxspec.decode.round import FusedRound
 from mlxspec.decode.state import RoundState
 from mlxspec.defaults import MAX_DRAFT_TOKENS
 from mlxspec.device import lengths
+from mlxspec.device.memory import watched
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.heads.head import Heads
 from mlxspec.metrics import TARGET, PrefillProgress, Tell, silent
@@ -69,10 +70,11 @@ class Reader:
         # The next round feeds the target the last token.
         read = tokens[:-1]
         piece_s = BETWEEN_S if beside else alone_s()
-        # Rounds make the room that they need.
-        capacity = max(self._request.capacity, len(read))
+        # Rounds make the room that they need, but a head proposes past its text before they do.
+        room = lengths.reserved(len(tokens) + MAX_DRAFT_TOKENS) if self._rounds.heads else len(read)
+        capacity = max(self._request.capacity, room)
         caches, pasts = yield from self._target_read(self._read_by_target(read, capacity), piece_s)
-        return RoundState(
+        state = RoundState(
             position=mx.array([len(tokens) - 1], mx.int32),
             last_two=mx.array([[tokens[max(len(tokens) - 2, 0)], tokens[-1]]], mx.int32),
             recent=_recent(tokens, self._rounds.sampler),
@@ -81,6 +83,9 @@ class Reader:
             target=self._target.adopt(caches, len(read), capacity),
             drafts=pasts,
         )
+        with watched("reading the prompt"):
+            mx.eval(state)  # it is written beside others sooner than as a part of one graph
+        return state
 
     def draft(
         self, name: str, tokens: Sequence[int], start: int, *, at_once: bool = True

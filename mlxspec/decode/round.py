@@ -141,6 +141,12 @@ class FusedRound:
         assert isinstance(drafter, ModelDrafter)
         return drafter
 
+    def room(self, state: RoundState) -> int:
+        """The number of positions that the target has room for, and the heads with it."""
+        heads = self.heads
+        rooms = (heads[name].room(past) for name, past in state.drafts.items() if name in heads)
+        return min((state.capacity, *rooms))
+
     def grown(self, state: RoundState, capacity: int) -> RoundState:
         """`state` with room for `capacity` tokens with the target, and the drafters that follow."""
         drafts = {
@@ -149,12 +155,6 @@ class FusedRound:
             if self.drafters[name].follows
         }
         return state._replace(target=grow(state.target, capacity), drafts=state.drafts | drafts)
-
-    def capacity(self, state: RoundState) -> int:
-        """The number of positions that the target and all heads have room for."""
-        heads = self.heads
-        rooms = (heads[name].room(past) for name, past in state.drafts.items() if name in heads)
-        return min((state.capacity, *rooms))
 
     def fitted(self, state: RoundState) -> RoundState:
         """`state` from other rounds of the same models, with what these look at and no more."""

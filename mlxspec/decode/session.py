@@ -80,7 +80,7 @@ class Session:
         count = self.draft_tokens if draft_tokens is None else draft_tokens
         bound = self._lane.bound(self._track) + rounds * (count + 1)
         length = lengths.attended(bound)
-        room = max(lengths.reserved(length), self.rounds.capacity(self._lane.state))
+        room = max(lengths.reserved(length), self.rounds.room(self._lane.state))
         state = self.rounds.grown(self._lane.state, room)
         for name in self.drafted:
             past = self.rounds.drafters[name].grown(state.drafts[name], room)

@@ -103,7 +103,7 @@ class Slots:
     def room_for(self, bounds: Mapping[Track, int]) -> int:
         """Make room with the target for texts of these lengths; returns the entries to attend."""
         length = lengths.attended(max(bounds.values()))
-        if length > self.rounds.capacity(self.state):
+        if length > self.rounds.room(self.state):
             self._state = self.rounds.grown(self.state, lengths.reserved(length))
         return length
 
@@ -158,8 +158,7 @@ class Slots:
     def _write(self, row: int, one: RoundState) -> None:
         """Put the state of one row into another's place."""
         whole, self._state = self.state, None
-        mx.eval(one)  # the host takes twice as long over one graph of both
-        whole = self.rounds.grown(whole, self.rounds.capacity(one))
+        whole = self.rounds.grown(whole, self.rounds.room(one))
         drafts = whole.drafts | {
             name: placed(whole.drafts[name], past, row)
             if name in whole.drafts

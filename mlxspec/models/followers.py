@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from mlxspec.models.caches.positional import FullLayer, RingLayer
+from mlxspec.models.caches.positional import UNBOUNDED, FullLayer, RingLayer
 from mlxspec.models.taps import Features
 
 Leaf = FullLayer | RingLayer | mx.array
@@ -77,6 +77,12 @@ def leaves(past: Any) -> list[Leaf]:
 def grown(past: Any, capacity: int) -> Any:
     """A past with room for `capacity` positions in each of its layers."""
     return changed(past, lambda leaf: leaf if isinstance(leaf, mx.array) else leaf.grown(capacity))
+
+
+def room_of(past: Any) -> int:
+    """The number of positions that all layers of a past have room for."""
+    layers = (leaf for leaf in leaves(past) if not isinstance(leaf, mx.array))
+    return min((layer.capacity for layer in layers), default=UNBOUNDED)
 
 
 def typed(like: Any, past: Any) -> Any:

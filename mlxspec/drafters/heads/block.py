@@ -42,6 +42,8 @@ class BlockHead:
         self._backbone = backbone
         self._trunk = trunk
         self._places = None if ids is None else _inverse(ids, config.vocabulary)
+        if not hasattr(backbone, "embed_tokens"):
+            trunk.scale  # noqa: B018 (it takes a pass, for which there is no time in a round)
         self._names = [trunk.tap(layer) for layer in config.taps]
         self.taps: Sequence[str] = tuple(self._names)
         self.most = config.most

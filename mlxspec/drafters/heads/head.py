@@ -9,8 +9,7 @@ from uuid import uuid4
 import mlx.core as mx
 
 from mlxspec.drafters.picks import Picks
-from mlxspec.models.caches.positional import UNBOUNDED
-from mlxspec.models.followers import grown, leaves, typed
+from mlxspec.models.followers import grown, room_of, typed
 from mlxspec.models.taps import Features
 
 
@@ -101,8 +100,7 @@ class HeadDrafter:
 
     def room(self, past: Any) -> int:
         """The number of positions of a text that a past has room for."""
-        layers = (leaf for leaf in leaves(past) if not isinstance(leaf, mx.array))
-        return min((layer.capacity - self._block for layer in layers), default=UNBOUNDED)
+        return room_of(past) - self._block
 
     def propose(
         self,

@@ -76,14 +76,14 @@ class Trunk:
     def embedded(self, tokens: mx.array) -> mx.array:
         """What the first layer reads, [..., D]: some targets scale their embedding."""
         rows = self.raw(tokens)
-        return rows if self._scale == 1 else rows * mx.array(self._scale, rows.dtype)
+        return rows if self.scale == 1 else rows * mx.array(self.scale, rows.dtype)
 
     def logits(self, hidden: mx.array) -> mx.array:
         """The output layer's logits, [..., V], without what the target does to them after it."""
         return self._output(hidden)  # type: ignore[no-any-return]
 
     @cached_property
-    def _scale(self) -> float:
+    def scale(self) -> float:
         """What the embedding is multiplied with before the first layer; seen in a pass."""
         tokens = mx.array([[0, 1]], mx.int32)
         tap = self.tap(-1)
