@@ -419,11 +419,18 @@ def test_high_acceptance_without_a_gain_is_explained(engine):
     for _ in run:
         pass
     stats = SpeculationStats(3, rounds=10, full_rounds=10, drafted=30, accepted=27)
+    stats.drafted_by_position, stats.accepted_by_position = [10, 10, 10], [10, 9, 8]
     for one in run.groups:
         series: Series = one.series["3"]
         series.speculation, series.seconds = [stats], 2.0
         series.splits = [(0.25, 0.7, 0.05)]
+        one.series["none"].speculation = [SpeculationStats(0, rounds=20)]
+        one.series["none"].seconds = 1.0
     cells = concluded(run).cells
+    three = next(one for one in cells if one.configuration == THREE)
+    assert three.acceptance is not None
+    assert three.acceptance.accepted_by_position == (20, 18, 16)  # of both groups
+    assert three.predicted == pytest.approx(3.7 * 0.05 / (0.2 * 0.95))
     (words,) = [
         one.words
         for one in remarks(cells, recommendation(cells), Drift(), [])
