@@ -319,7 +319,7 @@ def wanted(policy: Policy, offers: list[list[Offer]], wait: float, rounds: int) 
     return waits
 
 
-@pytest.mark.parametrize(("having", "wait", "often"), [(8, 0.2, True), (8, 5.0, False)])
+@pytest.mark.parametrize(("having", "wait", "often"), [(8, 0.2, True), (8, 20.0, False)])
 def test_texts_are_followed_where_that_brings_more_than_waiting_for_them_takes(
     having: int, wait: float, often: bool
 ) -> None:
