@@ -11,7 +11,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import adopt, capacity_of, grow, stack
-from mlxspec.models.caches.positional import FullCache, FullLayer
+from mlxspec.models.caches.positional import FullCache, FullLayer, Places
 
 
 def layer_of(batch: int, capacity: int = 12) -> FullLayer:
@@ -24,7 +24,7 @@ def layer_of(batch: int, capacity: int = 12) -> FullLayer:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_masks_are_those_of_mlx_lm(rows: int, window: int | None) -> None:
     offsets = [1, 5, 8]
-    cache = FullCache(layer_of(3), mx.array(offsets), length=12)
+    cache = FullCache(layer_of(3), Places(mx.array(offsets)), length=12)
     mask = np.array(cache.make_mask(rows, window_size=window))
     assert mask.shape == (3, 1, rows, 12)
     for row, offset in enumerate(offsets):
@@ -36,7 +36,7 @@ def test_masks_are_those_of_mlx_lm(rows: int, window: int | None) -> None:
 @pytest.mark.parametrize("offsets", [[4], [0, 9], [7, 2, 5]])
 def test_rows_are_written_where_they_belong(offsets: list[int]) -> None:
     old = layer_of(len(offsets))
-    cache = FullCache(old, mx.array(offsets), length=11)
+    cache = FullCache(old, Places(mx.array(offsets)), length=11)
     before = np.array(old.keys)
     new = mx.arange(len(offsets) * 2 * 3 * 3, dtype=mx.float32).reshape(len(offsets), 2, 3, 3)
     keys, values = cache.update_and_fetch(new, new + 100)

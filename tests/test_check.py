@@ -19,7 +19,7 @@ from mlxspec.decode.rounds import Rounds
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.device import memory, power
 from mlxspec.metrics import Progress
-from mlxspec.pairs import diagnosis, stock
+from mlxspec.pairs import diagnosis, servers, stock
 from mlxspec.pairs.check import check
 from mlxspec.pairs.diagnosis import Line
 from mlxspec.pairs.suggest import family, suggest
@@ -173,7 +173,11 @@ def test_the_command_prints_the_lines_of_a_table(models, tmp_path, invoke):
     shown = invoke("pairs", "suggest", "mine", "--models", str(table), "--json").json
     assert [one["draft"] for one in shown["drafts"]] == [str(models["draft"]), "history"]
     embedded = invoke("pairs", "suggest", "demo", "--json").json["drafts"]
-    assert [one["draft"] for one in embedded] == ["package:demo/draft", "history"]
+    assert [one["draft"] for one in embedded] == [
+        "package:demo/draft",
+        "package:demo/head",
+        "history",
+    ]
 
 
 def test_ctrl_c_ends_a_suggestion_that_measures_and_shows_what_is_known(
@@ -258,13 +262,13 @@ def test_the_doctor_names_a_table_and_records_that_cannot_be_used(monkeypatch, t
 
 
 def test_a_server_is_named_by_its_models(models, monkeypatch):
-    monkeypatch.setattr(diagnosis, "SERVERS", {1: "nothing"})
+    monkeypatch.setattr(servers, "KNOWN", {1: "nothing"})
     assert lines(diagnosis._servers) == []
     with serving(Hub({}, {})) as hub:
         port = int(hub.endpoint.rpartition(":")[2])
-        monkeypatch.setattr(diagnosis, "SERVERS", {port: "a hub"})
+        monkeypatch.setattr(servers, "KNOWN", {port: "a hub"})
         (line,) = lines(diagnosis._servers)
-    assert line.words == "something answers, perhaps a hub"
+    assert line.words == "a hub: failed, it has nothing at /v1/models (404)"
     assert json.dumps(line.as_dict())
 
 

@@ -57,7 +57,9 @@ def test_pairs_of_every_size_and_family_are_shipped():
 
 
 def test_every_repository_says_where_its_claim_comes_from_and_which_mac_it_is_for():
-    for pair in list(load_pairs().values())[1:]:
+    for pair in load_pairs().values():
+        if "embedded" in pair.tags:
+            continue
         assert pair.source, pair.name
         assert sum(tag.endswith("gb") for tag in pair.tags) == 1, pair.name
         (memory,) = (int(tag[:-2]) for tag in pair.tags if tag.endswith("gb"))

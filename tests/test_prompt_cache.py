@@ -288,7 +288,7 @@ def comes_to_nothing(path: Path, why: str, *, replaced: bool) -> None:
         (lambda content: content.replace(b"[1,", b"[2,"), "is damaged: its header makes no sense"),
         (lambda content: content.replace(b"F32", b"X32"), "is damaged: its header makes no sense"),
         (lambda content: content.replace(b"F32", b"I32"), "is damaged: its checksum is another"),
-        (lambda content: content.replace(b"cache 3", b"cache 9"), "is of another version"),
+        (lambda content: content.replace(b"cache 4", b"cache 9"), "is of another version"),
     ],
 )
 def test_a_damaged_file_is_told_and_replaced(

@@ -137,8 +137,12 @@ def test_much_that_others_wrote_is_read_in_pieces(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("row_s", [0.5e-3, 2e-3, 20e-3])
-def test_others_wait_for_a_piece_of_a_newcomer_at_most(row_s: float) -> None:
+def test_others_wait_for_a_piece_of_a_newcomer_at_most(
+    row_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every text that is written gets its round between two pieces, and a piece takes 0.1 s."""
+    # A piece takes no time here, and as many as fit into a step's time would be read in it.
+    monkeypatch.setattr("mlxspec.decode.batch.BETWEEN_S", 0.0)
     engine = Engine(model("llama"), compiled=False)
     engine.models[0].pace = Planted(row_s, row_s)
     batch = engine.batch(max_rows=4)

@@ -13,7 +13,7 @@ from mlxspec.models.prefill import CHUNK
 
 # Of what is counted: how far the sum may be off, and what other programs want to move in.
 HEADROOM = 0.1
-_HELD = 0.75  # of a past that is copied layer by layer: what is not freed yet at the worst time
+_HELD = 0.3
 USUAL_CONTEXT = 8192  # tokens that a sum is for where nobody names a number
 
 IN_WORDS: Mapping[Kind, str] = {
