@@ -134,7 +134,7 @@ def test_groups_take_turns_with_each_other(engine):
 
 def test_time_ends_what_never_settles(engine):
     speeds = {"none": 10.0, "3": lambda turn: 10.0 + 7 * (turn % 5)}
-    run, _, _ = made_run(engine, speeds, minutes=0.001, precision=1e-5)
+    run, _, _ = made_run(engine, speeds, minutes=1e-6, precision=1e-5)
     for _ in run:
         pass
     results = concluded(run)
