@@ -211,6 +211,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "demo_pair")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "mlxspec" / "demo")
+    report = REPOSITORY / "docs" / "results" / "demo_pair_training.json"
+    parser.add_argument("--report", type=Path, default=report)
     return parser.parse_args()
 
 
@@ -226,7 +228,7 @@ def text_of(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, Tenso
         train_on = train_texts(corpus, work / "wheels")
         held_out = library_texts(corpus.held_out, often=2)
         prompts = json.dumps(held_out_prompts(corpus, 64), indent=1)
-        (work / "held_out_prompts.json").write_text(prompts + "\n")
+        (REPOSITORY / "mlxspec/bench/held_out_prompts.json").write_text(prompts + "\n")
     text = token_stream(tokenizer, train_on, work / "train.npy")
     return tokenizer, text, token_stream(tokenizer, held_out, work / "held_out.npy")
 
@@ -276,8 +278,8 @@ def main() -> None:
             "held_out_perplexity": round(math.exp(loss), 3),
         }
         tokenizer.save_pretrained(options.out / name)
-    report_file = options.out / "training.json"
-    report_file.write_text(json.dumps(report, indent=2) + "\n")
+    options.report.parent.mkdir(parents=True, exist_ok=True)
+    options.report.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 
 

@@ -87,6 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Retry-After", retry_after)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")  # or the next request takes a connection that ends
         self.end_headers()
         self.wfile.write(body)
 
