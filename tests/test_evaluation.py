@@ -230,7 +230,8 @@ def test_each_prompt_is_answered_once(tmp_path: Path) -> None:
         first = gathering(tmp_path, far)
         steps = list(first)
         assert [(one.done, one.total) for one in steps] == [(0, 3), (1, 3), (2, 3)]
-        assert [body["messages"][1]["content"] for body in far.bodies] == ["a", "b", "c"]
+        sent = [body["messages"][1]["content"] for body in far.bodies]
+        assert sorted(sent) == ["a", "b", "c"]  # two are asked at a time
         assert far.bodies[0]["messages"][0] == {"role": "system", "content": "Be brief."}
         assert far.bodies[0]["max_tokens"] == 1000
         again = gathering(tmp_path, far, write=None)  # type: ignore[arg-type]
@@ -251,9 +252,12 @@ def test_what_failed_is_asked_for_by_the_next_evaluation(tmp_path: Path) -> None
     with misbehaving("answer", "400", "answer") as far:
         first = gathering(tmp_path, far)
         list(first)
-        assert [case.fault for case in first.cases] == [None, "refuses the request (400)", None]
+        (refused,) = [case for case in first.cases if case.fault is not None]
+        assert refused.fault == "refuses the request (400)"
         assert len(list(gathering(tmp_path, far))) == 1
-        assert [body["messages"][1]["content"] for body in far.bodies] == ["a", "b", "c", "b"]
+        *sent, last = [body["messages"][1]["content"] for body in far.bodies]
+        assert sorted(sent) == ["a", "b", "c"]  # two are asked at a time
+        assert last == refused.prompt
 
 
 def test_an_upstream_that_says_when_is_asked_again_then(tmp_path: Path) -> None:

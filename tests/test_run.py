@@ -24,6 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.prefixes import PrefixCache
+from mlxspec.decode.round import FusedRound
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.metrics import Event, Generation, Piece, SpeculationStats
 from mlxspec.params import SamplingParams
@@ -402,3 +404,46 @@ def test_statistics_as_plain_values() -> None:
     assert values["speculation"]["accepted_by_position"] == [2, 1, 1]
     assert values["speculation"]["acceptance_rate"] == round(4 / 6, 4)
     assert values["speculation"]["tokens_per_round"] == round(7 / 3, 4)
+
+
+# --- an interrupt -------------------------------------------------------------------------------
+
+
+def interrupt_after(rounds: int, patch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C come while the round behind that many is built, and another holds its state."""
+    run, left = FusedRound.run, iter(range(rounds))
+
+    def interrupted(self: FusedRound, *given: Any, **options: Any) -> Any:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(self, *given, **options)
+
+    patch.setattr(FusedRound, "run", interrupted)
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 4])
+def test_an_interrupted_run_keeps_its_text(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(rounds, monkeypatch)
+    engine = engine_of(range(60))
+    engine.prefixes = PrefixCache(1 << 20)
+    run = engine.stream(PROMPT, max_tokens=50, draft_tokens=2)
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+    run.close()
+    count = len(run.generation.tokens)
+    assert run.generation.tokens == list(range(count))
+    assert count >= rounds - 1  # one was in flight
+    monkeypatch.undo()
+    assert engine.generate(PROMPT, max_tokens=50, draft_tokens=2).tokens == list(range(50))
+
+
+def test_an_interrupted_batch_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt_after(6, monkeypatch)
+    batch = engine_of(range(60)).batch(max_rows=2)
+    rows = [batch.add(PROMPT, max_tokens=50, draft_tokens=2) for _ in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        list(iter(batch.step, []))
+    batch.close()
+    for row in rows:
+        assert row.generation.tokens == list(range(len(row.generation.tokens)))
+        assert row.generation.finish_reason == "interrupted"

@@ -111,6 +111,10 @@ class Lane:
         self._slots.join(track, state)
         self._changed()
 
+    def keep(self, track: Track) -> None:
+        """Let the past of a text outlast it; the text stays."""
+        self._slots.keep(track)
+
     def leave(self, track: Track) -> None:
         """Let a text go; its row is free at once."""
         self._slots.leave(track)

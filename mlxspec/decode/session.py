@@ -124,5 +124,5 @@ class Session:
     def close(self) -> None:
         """Let what was read outlast the text, where that is wanted and not done yet."""
         if self._lane.tracks:
-            self._track.leave(self._lane.state, row=0)
+            self._lane.keep(self._track)
         self._track.close()

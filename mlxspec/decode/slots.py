@@ -68,15 +68,20 @@ class Slots:
         if self._state is not None:
             self._state = rounds.fitted(self._state)
 
+    def keep(self, track: Track) -> None:
+        """Let the past of a text outlast it, unless an interrupt in a round took the state away."""
+        if self._state is not None:
+            track.leave(self._state, self.tracks.index(track))
+
     def leave(self, track: Track) -> None:
         """Free a text's row."""
+        self.keep(track)
         row = self.tracks.index(track)
-        track.leave(self.state, row)
         self.tracks[row] = None
-        if any(track is not None for track in self.tracks):
-            self._reset(row)
-        else:
+        if all(track is None for track in self.tracks):
             self.clear()
+        elif self._state is not None:
+            self._reset(row)
 
     def shrink(self) -> bool:
         """Note a round, and do with half the rows once half of them were free for PATIENCE rounds.
