@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import model, prompt_of
 
+from mlxspec import load
 from mlxspec.models.layout import lay_out
 from mlxspec.models.rotary import shared_angles
 
@@ -40,6 +41,14 @@ def test_a_model_says_the_same_with_its_weights_laid_out() -> None:
     embedding = next(one for one in target.modules() if isinstance(one, nn.Embedding))
     assert strides(embedding.weight)[0] == 4
     assert mx.array_equal(target(tokens), before)
+
+
+@LINUX
+def test_a_head_is_laid_out_as_it_is_loaded() -> None:
+    engine = load("demo-head", compiled=False)
+    layer = engine.heads["head"].module.layers[0]  # type: ignore[attr-defined]
+    for product in (layer.self_attn.q_proj, layer.mlp.down_proj):
+        assert strides(product.weight)[0] == 4
 
 
 @LINUX

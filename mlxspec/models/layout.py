@@ -15,11 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlxspec.device.kernels import on_cpu
-from mlxspec.models.caches.original import Model
 
 
-def lay_out(model: Model) -> None:
-    """Let the float32 weights of a model's linear layers lie transposed, those with a bias apart.
+def lay_out(model: nn.Module) -> None:
+    """Let float32 weights of linear layers of a model or head lie transposed, but beside a bias.
 
     Neither shapes nor values change. A table of embeddings may be the last layer too, and is taken
     for one. Does nothing where it would gain nothing, as on a GPU and on a Mac.

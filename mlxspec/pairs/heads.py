@@ -9,6 +9,7 @@ from mlxspec.drafters.heads.recognition import Kind, kind_of
 from mlxspec.drafters.heads.trunk import Trunk
 from mlxspec.errors import LoadError, UsageError
 from mlxspec.models.caches.original import Model
+from mlxspec.models.layout import lay_out
 from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json
 from mlxspec.pairs.weights import index_error, missing_file, readings
@@ -38,8 +39,13 @@ def load_head(kind: Kind, folder: Path, target: Model, bits: int | None = None) 
     """
     if bits is not None and bits not in BITS:
         raise UsageError(f"A head cannot be quantised to {bits} bits.", hint="Use 4 or 8.")
-    if kind == "mtp":
-        return mtp.head_in(folder, target, bits)
+    head = mtp.head_in(folder, target, bits) if kind == "mtp" else _made(kind, folder, target, bits)
+    lay_out(head.module)
+    return head
+
+
+def _made(kind: Kind, folder: Path, target: Model, bits: int | None) -> TrainedHead:
+    """A head of a folder's configuration, with its weights by either of their names."""
     config, trunk = read_json(folder / CONFIG), Trunk(target)
     first: LoadError | None = None
     for weights in readings(folder):

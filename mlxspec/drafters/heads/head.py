@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.followers import grown, room_of, typed
+from mlxspec.models.rotary import shared_angles
 from mlxspec.models.taps import Features
 
 
@@ -111,7 +112,8 @@ class HeadDrafter:
         count: int,
         length: int,
     ) -> Any:
-        return self._head.propose(past, last_two, position, picks, count, length + self._block)
+        with shared_angles():
+            return self._head.propose(past, last_two, position, picks, count, length + self._block)
 
     def commit(
         self,
@@ -121,7 +123,8 @@ class HeadDrafter:
         position: mx.array,
         kept: mx.array | None,
     ) -> Any:
-        return self._head.commit(past, tokens, features, position, kept)
+        with shared_angles():
+            return self._head.commit(past, tokens, features, position, kept)
 
 
 class Heads:
