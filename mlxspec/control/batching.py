@@ -71,6 +71,7 @@ class BatchController(Controller):
         self._elapsed = 0.0  # at this number of rows, in plain rounds
         self._plain = 0  # rounds without proposals that were timed
         self._pause = 0  # the round before which no other trial begins
+        self._tries = False  # whether the round that was planned last is on trial
         self._following = Following(common.graded)
         self._surface = Surface(known)
         self._rounds = {
@@ -115,7 +116,8 @@ class BatchController(Controller):
 
     def _asked(self, offers: Sequence[Sequence[Offer]]) -> Sequence[Sequence[Offer]]:
         """The offers that a round may take: none on trial, or before a plain one was timed."""
-        return [[] for _ in offers] if self._left or self._costs.plain_s is None else offers
+        on_trial = self._tries or self._left
+        return [[] for _ in offers] if on_trial or self._costs.plain_s is None else offers
 
     def kept(self, choice: Choice, accepted: int) -> None:
         if choice.drafter in self._most:
@@ -125,7 +127,7 @@ class BatchController(Controller):
             self._following.kept(choice, accepted)
 
     def pays(self, choice: Choice, drafted: int, texts: int) -> bool:
-        if self._left or not self._knows(choice):  # on trial: its cost is what is to be found out
+        if self._tries or not self._knows(choice):  # its cost is what is to be found out
             return True
         brings = (self._tokens(choice) - 1) * drafted / texts
         return 1 + brings > self._cost(choice)
@@ -217,7 +219,14 @@ class BatchController(Controller):
 
     def _time(self, choice: Choice) -> float:
         """The time of all that is ahead, in plain rounds."""
-        return self._ahead / self._rate(choice) + self._price * self._outlook.is_new(choice)
+        return self._ahead / self._rate(choice) + self._entry(choice)
+
+    def _entry(self, choice: Choice) -> float:
+        """What comes before such a round, in plain rounds: building it, and its draft's reading."""
+        plain_s = self._costs.plain_s
+        reading_s = self._outlook.reading_s(choice.drafter) if choice.drafter else 0.0
+        reading = reading_s / plain_s if plain_s else 0.0
+        return self._price * self._outlook.is_new(choice) + reading
 
     # --- what is done -------------------------------------------------------------------------
 
@@ -235,6 +244,7 @@ class BatchController(Controller):
         return best
 
     def _next_trial(self) -> Choice | None:
+        self._tries = False
         if not self._left:
             if self._round < self._pause or not self._outlook.left:
                 return None
@@ -248,6 +258,7 @@ class BatchController(Controller):
             self._undo = replace(self._rests[trial.drafter])
             self._rests[trial.drafter].tried(self._round)
         self._left -= 1
+        self._tries = True
         return self._trial
 
     def _promising(self) -> Choice | None:
@@ -267,7 +278,7 @@ class BatchController(Controller):
     def _stake(self, choice: Choice) -> float:
         """What a trial takes and may lose, in plain rounds."""
         rounds = TRIAL_ROUNDS * self._cost(choice)
-        return self._price * self._outlook.is_new(choice) + RISK * rounds
+        return self._entry(choice) + RISK * rounds
 
     def _pays(self, choice: Choice) -> bool:
         """Whether a round's expected gain over what is ahead pays for trying it."""
@@ -310,7 +321,7 @@ class BatchController(Controller):
             if name == self._current.drafter or (name and not self._tried(name)):
                 continue
             best = self._best(name)
-            price = self._price * self._outlook.is_new(best)
+            price = self._entry(best)
             # What an earlier run has kept may be wrong, and many batches end before a retry.
             unseen = not name and self._plain < TRIAL_ROUNDS and self._round >= FIRST_RETRY
             due = unseen or self._round >= self._next_retry(name)

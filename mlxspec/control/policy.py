@@ -73,14 +73,16 @@ class Outlook(NamedTuple):
     """What is ahead of several texts.
 
     left: the rounds that they may go on for. is_new: whether a round of that drafter and K would
-        have to be built first, which takes as long as several rounds.
+        have to be built first, which takes as long as several rounds. reading_s: the seconds for
+        which that drafter would have to read first what others wrote, as far as is known.
     """
 
     left: float
     is_new: Callable[[Choice], bool]
+    reading_s: Callable[[str], float]
 
 
-ENDLESS = Outlook(inf, lambda _: False)
+ENDLESS = Outlook(inf, lambda _: False, lambda _: 0.0)
 
 
 class Policy(Protocol):

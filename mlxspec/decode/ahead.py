@@ -26,7 +26,7 @@ class Ahead:
 
     def outlook(self, bound: int) -> Outlook:
         """The outlook where no text is longer than `bound` tokens before the next round."""
-        return Outlook(self._left(), lambda choice: self._is_new(choice, bound))
+        return Outlook(self._left(), lambda choice: self._is_new(choice, bound), self._reading_s)
 
     def _left(self) -> float:
         """The rounds for which there are as many rows; 0 where more rows come next."""
@@ -35,6 +35,11 @@ class Ahead:
             return 0.0 if len(tracks) == self._slots.count < self.most else inf
         lefts = sorted((track.left for track in tracks), reverse=True)
         return lefts[min(self._slots.count // 2, len(lefts) - 1)]
+
+    def _reading_s(self, name: str) -> float:
+        """The seconds that a drafter would read for, text by text, before it drafts for all."""
+        tracks = [track for track in self._slots.tracks if track is not None]
+        return sum(track.drafts.lag_s(name, track.text) for track in tracks)
 
     def _is_new(self, choice: Choice, bound: int) -> bool:
         """Whether a round of several rows would have to be built first."""

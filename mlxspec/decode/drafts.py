@@ -135,6 +135,13 @@ class Drafts:
             return True
         return before != name if before is not None else self._has_missed(name, text)
 
+    def lag_s(self, name: str, text: Sequence[int]) -> float:
+        """The seconds for which a drafter would have to read; 0 where that is not known."""
+        if name not in self.models:
+            return 0.0
+        pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
+        return (pace.reading_s(tokens, BETWEEN_S) or 0.0) if tokens else 0.0
+
     def permit(
         self, name: str, text: Sequence[int], policy: Policy, left_s: float, texts: int
     ) -> Permit:
