@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 from typing import Any
 
@@ -20,6 +21,7 @@ from mlxspec.defaults import MODEL
 from mlxspec.drafters.history import History
 from mlxspec.errors import BrokenOutput, MlxspecError, OutOfMemory, UsageError
 from mlxspec.metrics import Event
+from mlxspec.models.pace import Pace
 from mlxspec.params import KVQuantization, Penalties, SamplingParams
 
 COUNT = 24
@@ -314,3 +316,16 @@ def test_a_batch_begins_with_what_the_one_before_has_found_out() -> None:
         policies.append(next(iter(batch._lanes)).policy)
         finish(batch)
     assert policies[0] is policies[1]
+
+
+def test_what_a_draft_reads_between_rounds_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what a round takes beyond its own time, where its draft had to catch up first."""
+    engine, prompts = engine_of(), [prompt_of(40, 1), prompt_of(30, 2)]
+    engine.learned.learn(9, {MODEL: Knowledge((1.0, 0.9), (0.9, 0.9))}, rows=2)
+    seen: list[tuple[int, int, float]] = []
+    monkeypatch.setattr(Pace, "caught_up", lambda self, *one: seen.append(one))
+    started = time.perf_counter()
+    for _ in range(3):  # the first rounds are built, and not timed
+        engine.generate_many(prompts, max_tokens=12, draft_tokens="auto")
+    assert (68, 2) in [(rows, texts) for rows, texts, _ in seen]  # both prompts but two tokens each
+    assert sum(seconds for *_, seconds in seen) < time.perf_counter() - started

@@ -131,3 +131,15 @@ def test_pieces_have_a_size_even_where_the_largest_were_slow_by_chance() -> None
         pace.took(rows, seconds)
     for budget in (0.001, 0.4, 100.0):
         assert pace.rows(budget, first=32, strict=False) in SIZES
+
+
+def test_what_a_text_missed_takes_as_long_as_was_seen_last() -> None:
+    pace = Pace()
+    assert pace.lag_s(8) == 0
+    pace.took(8, 1.0)  # the first one builds
+    pace.took(8, 0.08)
+    assert pace.lag_s(8) == pytest.approx(0.2)  # and as much as 12 rows for the text itself
+    pace.caught_up(28, texts=1, seconds=0.8)
+    assert pace.lag_s(8) == pytest.approx(0.4)
+    pace.caught_up(16, texts=2, seconds=0.0)
+    assert pace.lag_s(8) == pytest.approx(0.2)

@@ -153,6 +153,16 @@ def planned(model: Choice, rows: Sequence[Choice]) -> Plan:
     return Plan(replace(whole, drafter=drafter) if drafter else whole, fitting)
 
 
+def limited(plan: Plan, most: Sequence[int]) -> Plan:
+    """The plan in which no text has more proposals than its own limit."""
+    counts = [min(one.draft_tokens, limit) for one, limit in zip(plan.rows, most, strict=True)]
+    rows = [
+        replace(one, draft_tokens=count) if count else PLAIN
+        for one, count in zip(plan.rows, counts, strict=True)
+    ]
+    return plan if rows == list(plan.rows) else planned(plan.whole, rows)
+
+
 class FixedPolicy:
     """The same K in every round.
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from mlxspec.control.policy import Permit, Plan, Policy, planned
-from mlxspec.decode.in_flight import InFlight
+from mlxspec.decode.in_flight import CaughtUp, InFlight
 from mlxspec.decode.reader import BETWEEN_S
 from mlxspec.decode.slots import Slots
 from mlxspec.decode.track import Track
@@ -51,18 +51,32 @@ class CatchingUp:
         self.forget_if_left_out(name)
         return permit
 
-    def read(self, permits: dict[Track, Permit], name: str) -> None:
+    def read(self, permits: dict[Track, Permit], name: str) -> CaughtUp:
         """Let a draft model read on, for as long as the other texts may wait."""
-        until = time.perf_counter() + BETWEEN_S
+        begun_s = time.perf_counter()
+        tokens = texts = 0
         for track, permit in permits.items():
-            if permit is Permit.ALL or (permit is Permit.PIECE and time.perf_counter() < until):
+            spent_s = time.perf_counter() - begun_s
+            if permit is Permit.ALL or (permit is Permit.PIECE and spent_s < BETWEEN_S):
+                missed = track.drafts.missed(name, track.text)
                 past = self._slots.past(track, name)
                 after = track.drafts.caught_up(
                     past, name, track.text, self.policy, self._left_s(track), self._texts
                 )
                 if after is not None and after is not past:
                     self._slots.put(track, name, after)
+                if name in track.drafts.names:
+                    tokens += missed - track.drafts.missed(name, track.text)
+                    texts += 1
         self.forget_if_left_out(name)
+        return CaughtUp(name, tokens, texts, begun_s)
+
+    def took(self, one: InFlight, read_s: float) -> None:
+        """Learn what a reading took, from the round behind it, which was read at `read_s`."""
+        caught, round_s = one.caught_up, self.policy.seconds(one.plan.whole)
+        if caught is not None and caught.texts and one.fair and round_s is not None:
+            pace = self._slots.rounds.model(caught.name).cached.pace
+            pace.caught_up(caught.tokens, caught.texts, read_s - caught.begun_s - round_s)
 
     def forget_if_left_out(self, name: str) -> None:
         """Let the policy never choose a drafter again that its text has no more."""

@@ -136,11 +136,11 @@ class Drafts:
         return before != name if before is not None else self._has_missed(name, text)
 
     def lag_s(self, name: str, text: Sequence[int]) -> float:
-        """The seconds for which a drafter would have to read; 0 where that is not known."""
+        """The seconds for which a drafter would have to read what it missed."""
         if name not in self.models:
             return 0.0
-        pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
-        return (pace.reading_s(tokens, BETWEEN_S) or 0.0) if tokens else 0.0
+        tokens = self.missed(name, text)
+        return self._rounds.model(name).cached.pace.lag_s(tokens) if tokens else 0.0
 
     def permit(
         self, name: str, text: Sequence[int], policy: Policy, left_s: float, texts: int
@@ -254,7 +254,7 @@ class Drafts:
     def _need(
         self, name: str, text: Sequence[int], policy: Policy, left_s: float, texts: int
     ) -> Need:
-        pace, tokens = self._rounds.model(name).cached.pace, self._unread_tokens(name, text)
+        pace, tokens = self._rounds.model(name).cached.pace, self.missed(name, text)
         return Need(
             cost_s=pace.reading_s(tokens, BETWEEN_S),
             piece_s=pace.piece_s(tokens, BETWEEN_S),
@@ -265,7 +265,7 @@ class Drafts:
             left_s=left_s / texts,
         )
 
-    def _unread_tokens(self, name: str, text: Sequence[int]) -> int:
+    def missed(self, name: str, text: Sequence[int]) -> int:
         """How many tokens a model has to read before its next round."""
         end = len(text) - 2
         if name in self._readings:

@@ -11,6 +11,18 @@ from mlxspec.decode.track import Track
 from mlxspec.parked import Parked
 
 
+class CaughtUp(NamedTuple):
+    """What a draft model has read before a round: so many tokens, of so many texts.
+
+    begun_s: when it began, by `time.perf_counter`.
+    """
+
+    name: str
+    tokens: int
+    texts: int
+    begun_s: float
+
+
 class InFlight(NamedTuple):
     """What the host knows of the round.
 
@@ -19,6 +31,7 @@ class InFlight(NamedTuple):
     fair: whether its time includes no building that later rounds do not need.
     waited: whether it was dispatched only once the round before it was read.
     dispatched_s, dispatching_s: see `Marks`.
+    caught_up: what was read before it, in the same evaluation; None where nothing was.
     """
 
     tracks: tuple[Track | None, ...]
@@ -30,3 +43,4 @@ class InFlight(NamedTuple):
     parked: Parked | None
     dispatched_s: float
     dispatching_s: float
+    caught_up: CaughtUp | None

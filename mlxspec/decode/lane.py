@@ -8,25 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import reduce
 from typing import cast
 
 import mlx.core as mx
 
-from mlxspec.control.policy import Permit, Plan, Policy, planned
+from mlxspec.control.policy import Permit, Plan, Policy, limited
 from mlxspec.control.stopwatch import Marks, Stopwatch
 from mlxspec.decode.ahead import Ahead
 from mlxspec.decode.catching_up import CatchingUp
 from mlxspec.decode.doing import Doing
 from mlxspec.decode.given import given_of
-from mlxspec.decode.in_flight import InFlight
+from mlxspec.decode.in_flight import CaughtUp, InFlight
 from mlxspec.decode.round import BROKEN, FusedRound
 from mlxspec.decode.slots import Slots
 from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Committed, Track
 from mlxspec.device.memory import watched
-from mlxspec.drafters.proposals import PLAIN, Choice
+from mlxspec.drafters.proposals import PLAIN
 from mlxspec.errors import BrokenOutput
 from mlxspec.metrics import RoundStats
 from mlxspec.params import Method
@@ -182,6 +181,7 @@ class Lane:
             results = cast(list[list[int]], one.result.tolist())
             read_s = time.perf_counter()
         del self._in_flight[0]
+        self._catching_up.took(one, read_s)
         took_s = read_s - one.dispatched_s + one.dispatching_s
         self._catching_up.first_s = self._catching_up.first_s or took_s
         committed = [
@@ -239,7 +239,7 @@ class Lane:
             self._shrink()
         rows = [one if one is not None and self._moves(one) else None for one in self._slots.tracks]
         plan = self._chosen or self._planned(rows)
-        name = plan.whole.drafter
+        name, caught_up = plan.whole.drafter, None
         if behind := self._catching_up.behind(plan, rows):
             permits = {track: self._catching_up.permit(track, name) for track in behind}
             if any(one in (Permit.ALL, Permit.PIECE) for one in permits.values()):
@@ -247,10 +247,10 @@ class Lane:
                     self._chosen = plan
                     return False
                 self._stopwatch.stop()
-                self._catching_up.read(permits, name)
+                caught_up = self._catching_up.read(permits, name)
         self._chosen = None
         ready = self._catching_up.ready(plan, rows) if name in self.rounds.drafters else plan
-        self._send(ready, rows)
+        self._send(ready, rows, caught_up)
         return True
 
     def _planned(self, rows: Sequence[Track | None]) -> Plan:
@@ -274,10 +274,7 @@ class Lane:
                 rows=tuple(PLAIN if track is None else next(chosen) for track in rows)
             )
         most = [track.draft_tokens if track is not None and may(track) else 0 for track in rows]
-        rows_cut = [_cut(one, count) for one, count in zip(plan.rows, most, strict=True)]
-        if rows_cut == list(plan.rows):
-            return plan
-        return planned(plan.whole, rows_cut)
+        return limited(plan, most)
 
     def _wants_text(self) -> bool:
         """Whether the next round is better chosen once the result in flight is known."""
@@ -293,7 +290,7 @@ class Lane:
 
     # --- dispatching --------------------------------------------------------------------------
 
-    def _send(self, plan: Plan, rows: Sequence[Track | None]) -> None:
+    def _send(self, plan: Plan, rows: Sequence[Track | None], caught_up: CaughtUp | None) -> None:
         name, count = plan.whole.drafter, plan.whole.draft_tokens
         bounds = {track: self.bound(track) + count for track in self.tracks}
         length = self._slots.room_for(bounds)
@@ -320,18 +317,21 @@ class Lane:
         parked = self.policy.parked() if chose else None
         self._in_flight.append(
             InFlight(
-                tuple(rows), plan, synced, result, fair, waited, parked, now_s, now_s - built_s
+                tuple(rows),
+                plan,
+                synced,
+                result,
+                fair,
+                waited,
+                parked,
+                now_s,
+                now_s - built_s,
+                caught_up,
             )
         )
         for track, one in zip(rows, plan.rows, strict=True):
             if track is not None:
                 track.chose(one)
-
-
-def _cut(choice: Choice, most: int) -> Choice:
-    """A choice of at most `most` tokens."""
-    count = min(choice.draft_tokens, most)
-    return replace(choice, draft_tokens=count) if count else PLAIN
 
 
 def _united(one: Method, other: Method) -> Method:

@@ -11,6 +11,8 @@ SIZES = (1, 8, 32, 128, 512)
 SLOWER, LONGER = 1.25, 3.0
 # What is left of a time with every new text. A machine that was busy once is then no slow one.
 AGED = 0.9
+# The rows as whose reading counts what else a text takes when it is read between rounds.
+BESIDE = 12
 
 
 class Pace:
@@ -23,6 +25,7 @@ class Pace:
     def __init__(self) -> None:
         self._passes_s: dict[int, float] = {}
         self._is_warm = False
+        self._missed_row_s: float | None = None
 
     @property
     def pass_s(self) -> float | None:
@@ -76,6 +79,23 @@ class Pace:
         """
         size = self.rows(piece_s, first=1)
         return self._passes_s[size] * rows / size if size in self._passes_s else None
+
+    def caught_up(self, rows: int, texts: int, seconds: float) -> None:
+        """Record that reading `rows` that were missed, of so many texts, took `seconds` in all."""
+        row_s = max(seconds, 0.0) / (rows + BESIDE * texts)
+        before = row_s if self._missed_row_s is None else self._missed_row_s
+        self._missed_row_s = (before + row_s) / 2
+
+    def lag_s(self, rows: int) -> float:
+        """About the seconds in which `rows` of one text that were missed are read between rounds.
+
+        Until that was seen, a row takes as long as in the largest piece that was timed.
+        """
+        row_s = self._missed_row_s
+        if row_s is None:
+            largest = max(self._passes_s, default=1)
+            row_s = self._passes_s.get(largest, 0.0) / largest
+        return (rows + BESIDE) * row_s
 
     def _hoped_s(self, size: int) -> float:
         """The seconds of a piece: as timed, or at best about as many as the nearest one's imply."""
