@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from secrets import token_hex
+from stat import S_IMODE
+from typing import BinaryIO
 
 from mlxspec.errors import UsageError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Open a new file for bytes that takes the place of `path` once the block ends.
 
     Where the block raises, or the machine stops, the old file stays as it was. Where `path` is a
-    link, the link stays and its target is replaced.
+    link, the link stays and its target is replaced. An old file's permissions stay.
+
+    Args:
+        private: whether a file that was not there is for its owner alone.
 
     Raises:
         OSError: it cannot be written.
     """
     path = path.resolve()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix="mlxspec-", delete=False) as new:
+    new = path.with_name(f"mlxspec-{token_hex(8)}")
+    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600 if private else 0o666)
+    with os.fdopen(descriptor, "w+b") as file:
         try:
-            yield cast(BinaryIO, new)
-            new.flush()
-            os.fsync(new.fileno())
-            Path(new.name).replace(path)
+            with suppress(FileNotFoundError):
+                new.chmod(S_IMODE(path.stat().st_mode))
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            new.replace(path)
         except BaseException:
-            Path(new.name).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             raise
 
 

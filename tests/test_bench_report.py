@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from stat import S_IMODE
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +23,7 @@ from mlxspec.bench.report.page import html
 from mlxspec.bench.report.plots import NARROW, WIDE, Forest, Lines, Point, Spot, Stacks
 from mlxspec.bench.report.writing import write_report
 from mlxspec.bench.results import Drift, Remark, of_json, read
+from mlxspec.files import replacing
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -73,12 +76,23 @@ def said(plot, width=WIDE):
 
 def test_a_report_is_three_files_and_the_results_are_read_again(tmp_path):
     made = results()
-    written = write_report(made, tmp_path / "new" / "folder")
+    before = os.umask(0o027)
+    try:
+        written = write_report(made, tmp_path / "new" / "folder")
+        with replacing(tmp_path / "private", private=True):
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.name: S_IMODE(path.stat().st_mode) for path in written}
+    assert modes == dict.fromkeys(("results.json", "report.md", "report.html"), 0o640)
+    assert S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+    written[0].chmod(0o604)
     assert [one.name for one in written] == ["results.json", "report.md", "report.html"]
     assert read(written[0]) == made
     assert written[1].read_text() == markdown(made)
     assert written[2].read_text() == html(made)
     write_report(replace(made, finished=False), tmp_path / "new" / "folder")
+    assert S_IMODE(written[0].stat().st_mode) == 0o604  # as its owner left it
     assert "not finished" in written[2].read_text()
 
 

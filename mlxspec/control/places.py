@@ -51,7 +51,7 @@ def note(place: Place, tell: Tell) -> None:
     latest = dict([*noted.items(), (name, place.max_bytes)][-_MOST:])
     try:
         file().parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file()) as new:
+        with replacing(file(), private=True) as new:
             new.write(json.dumps(latest).encode())
     except OSError as error:
         tell(f"{file()} cannot be written: {error.strerror}; `mlxspec doctor` will not show it")

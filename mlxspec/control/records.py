@@ -187,7 +187,7 @@ def _numbers(values: list[Any]) -> tuple[float, ...]:
 
 def _write(kept: list[Record]) -> None:
     content = {"format": FORMAT, "records": [as_dict(record) for record in kept]}
-    with replacing(file()) as new:
+    with replacing(file(), private=True) as new:
         new.write(json.dumps(content, indent=1).encode())
 
 
