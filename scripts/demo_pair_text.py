@@ -7,6 +7,7 @@ It is the standard library, a part of which is held out, and the packages of
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import subprocess
 import sys
@@ -179,15 +180,26 @@ def windows(stream: torch.Tensor, step: int, batch: int, length: int) -> torch.T
 # --- prompts for measurements ---------------------------------------------------------------
 
 
-def held_out_prompts(corpus: Corpus, count: int) -> list[dict[str, str]]:
+def write_prompts(corpus: Corpus, path: Path) -> None:
+    """Write the held-out beginnings among those that `mlxspec bench` has, and leave the others."""
+    lines = [line for line in path.read_text("utf-8").splitlines() if '"file"' not in line]
+    lines[:0] = map(json.dumps, held_out_prompts(corpus, 64))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def held_out_prompts(corpus: Corpus, count: int) -> list[dict[str, object]]:
     """`count` beginnings of 8–24 lines from held-out files, each from a place of its own."""
     rng = random.Random(SEED)
-    prompts = []
+    prompts: list[dict[str, object]] = []
     while len(prompts) < count:
         path = rng.choice(corpus.held_out)
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         start, size = rng.randrange(len(lines)), rng.randint(8, 24)
         text = "".join(lines[start : start + size]).rstrip()
         if 200 <= len(text) <= 1200:
-            prompts.append({"file": path.relative_to(corpus.root).as_posix(), "text": text})
+            name = f"python-{len(prompts) + 1}"
+            file = path.relative_to(corpus.root).as_posix()
+            prompts.append(
+                {"question_id": name, "category": "python", "turns": [text], "file": file}
+            )
     return prompts

@@ -32,12 +32,12 @@ from demo_pair_text import (
     CONTEXT,
     SEED,
     Corpus,
-    held_out_prompts,
     library_texts,
     token_stream,
     train_texts,
     train_tokenizer,
     windows,
+    write_prompts,
 )
 from demo_pair_training import (
     Phase,
@@ -227,8 +227,7 @@ def text_of(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, Tenso
         tokenizer = train_tokenizer(corpus, options.vocab_size, work / "tokenizer")
         train_on = train_texts(corpus, work / "wheels")
         held_out = library_texts(corpus.held_out, often=2)
-        prompts = json.dumps(held_out_prompts(corpus, 64), indent=1)
-        (REPOSITORY / "mlxspec/bench/held_out_prompts.json").write_text(prompts + "\n")
+        write_prompts(corpus, REPOSITORY / "mlxspec/bench/prompts/beginnings.jsonl")
     text = token_stream(tokenizer, train_on, work / "train.npy")
     return tokenizer, text, token_stream(tokenizer, held_out, work / "held_out.npy")
 

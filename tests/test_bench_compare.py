@@ -393,7 +393,9 @@ def test_history_is_a_table_with_sparklines(tmp_path):
 
 
 def test_a_report_is_written_of_results(tmp_path):
-    done = bench("report", saved(tmp_path / "a", results()), tmp_path / "new")
+    printed = bench("report", saved(tmp_path / "a", results()), "-").stdout
+    done = bench("report", tmp_path / "a", tmp_path / "new")
+    assert printed == (tmp_path / "new" / "report.md").read_text()
     assert done.output.split() == [
         str(tmp_path / "new" / name) for name in ("results.json", "report.md", "report.html")
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,12 +15,16 @@ from test_bench_run import concluded, made_run
 from upstreams import KEY, Misbehaving, misbehaving
 
 from mlxspec.bench import peers
-from mlxspec.bench.arms import Asked, Clock, Place, own_arms
+from mlxspec.bench.arms import Asked, Place, own_arms
 from mlxspec.bench.cells import Configuration
 from mlxspec.bench.clients import free_port
-from mlxspec.bench.mlx_lm_arm import MlxLmArm, mlx_lm_arms
+from mlxspec.bench.measuring import Run
+from mlxspec.bench.mlx_lm_arm import mlx_lm_arms, rounds_of
 from mlxspec.bench.peers import Lost, ServerArm, model_of, server_arms
-from mlxspec.bench.plan import PLAIN
+from mlxspec.bench.plan import NO_TYPES, PLAIN, Settings, configurations, planned
+from mlxspec.bench.prompt_sets import shipped
+from mlxspec.bench.report import tables
+from mlxspec.bench.summing import Series
 from mlxspec.cli.bench_peers import PeerOptions
 from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
@@ -114,7 +119,7 @@ def test_a_sample_is_counted_by_the_servers_usage() -> None:
         assert sample.tokens_per_second is not None
         behind_s = (100 - first) / sample.tokens_per_second
         assert 0.04 < behind_s <= sample.total_s - sample.ttft_s
-        told = arm.result([sample], [], {"none": [sample]})
+        told = arm.result(Series([sample]), [], {"none": [sample]})
         assert (told.status, told.counted_by, told.model) == ("measured", "usage", "far")
         assert told.words == "it had 99% of the prompts in its cache"
 
@@ -125,7 +130,7 @@ def test_without_usage_our_tokenizer_counts_and_it_is_said() -> None:
         sample = arm.write(ASKED, PLACE).sample
         assert one.bodies[0]["prompt"] == "ab cd"  # no chat template, so a plain completion
         assert sample.tokens == len(TOKENIZER.encode(one.text, add_special_tokens=False))
-        told = arm.result([sample], ["it broke off its answer."], {})
+        told = arm.result(Series([sample]), ["it broke off its answer."], {})
         assert told.counted_by == "tokenizer"
         assert told.words == (
             "1 of 2 texts are lost: it broke off its answer; "
@@ -264,12 +269,16 @@ def test_mlx_lm_writes_the_same_text_plain_and_with_the_draft(engine: Engine) ->
     others = mlx_lm_arms(arms)
     assert [one.name for one in others] == ["mlx-lm", "mlx-lm 2"]
     own = arms["none"].write(ASKED, PLACE)
+    told = []
     for other in others:
         written = other.write(ASKED, PLACE)
         assert written.texts == own.texts
         assert written.sample.tokens == own.sample.tokens
         assert written.sample.prompt_tokens == own.sample.prompt_tokens
-    plain, drafted = (one.result([own.sample], [], {"none": [own.sample]}) for one in others)
+        series = Series()
+        series.add(written)
+        told.append(other.result(series, [], {"none": [own.sample]}))
+    plain, drafted = told
     assert (plain.name, plain.configuration, plain.acceptance) == ("mlx-lm", "none", None)
     assert drafted.configuration == "2"
     assert drafted.acceptance is not None
@@ -284,14 +293,51 @@ def test_mlx_lm_drafts_at_its_own_k_and_never_with_other_tokens(engine: Engine) 
     assert [one.draft_tokens for one in mlx_lm_arms(own_arms(alone, [PLAIN], {}))] == [0]
 
 
-def test_rounds_of_mlx_lm_are_counted_whole(engine: Engine) -> None:
-    arm = MlxLmArm(own_arms(engine, [PLAIN], {})["none"], 3)
-    arm._count([True, True, False, False, True, False, True, True])  # the last round was cut
-    sample = Clock().sample(PLACE, prompt="a0", prompt_tokens=1)
-    found = arm.result([sample], [], {}).acceptance
-    assert found is not None
-    assert (found.rounds, found.drafted, found.accepted) == (3, 9, 3)
+def test_rounds_of_mlx_lm_are_counted_whole() -> None:
+    # The last round was cut.
+    found = rounds_of([True, True, False, False, True, False, True, True], 3)
+    assert (found.full_rounds, found.drafted, found.accepted) == (3, 9, 3)
     assert found.tokens_per_round == 2
+    assert found.accepted_by_position == [2, 1, 0]
+
+
+def test_texts_side_by_side_are_those_alone(engine: Engine, server: Served) -> None:
+    words = ["ab cd", "some other words", "a"]
+    asked = replace(ASKED, messages=[[{"role": "user", "content": one}] for one in words])
+    plain = own_arms(engine, [PLAIN], {})["none"]
+    own = plain.write_beside(asked, PLACE)
+    theirs, drafted = mlx_lm_arms({"none": plain})
+    (far,) = server_arms([server.url], CHAT_TOKENIZER, target="demo")
+    assert (theirs.beside, drafted.beside, far.beside) == (True, False, True)
+    for other in (theirs, far):
+        written = other.write_beside(asked, PLACE)
+        assert written.texts == own.texts
+        assert written.sample.tokens == own.sample.tokens == sum(map(len, own.tokens))
+        assert written.sample.prompt_tokens == own.sample.prompt_tokens
+        assert written.sample.tokens_per_second == pytest.approx(
+            written.sample.tokens / written.sample.total_s, rel=0.1
+        )
+
+
+def test_other_programs_take_part_under_every_condition(engine: Engine) -> None:
+    settings = Settings(types=NO_TYPES, rows=(2,), contexts=(40,), max_tokens=8)
+    chosen = configurations(["2", "serial:2"], ["model"])
+    arms = own_arms(engine, chosen, {})
+    groups, prompts = planned(settings, chosen, shipped()), shipped()[:3]
+    run = Run(arms, groups, prompts, settings, peers=mlx_lm_arms(arms), tell=lambda _: None)
+    for _ in run:
+        if all(one.turns for one in run.groups):
+            break
+    found = {(one.configuration, one.question, one.row): one for one in concluded(run).peers}
+    assert set(found) == {
+        ("none", "context", "40"),
+        ("2", "context", "40"),
+        ("none", "rows", "2"),
+    }
+    assert all(one.status == "measured" for one in found.values())
+    beside = found["none", "rows", "2"]
+    assert all(sample.tokens <= 16 for sample in beside.samples)
+    assert tables.titled(beside) == "mlx-lm, plain; 2 texts side by side"
 
 
 # --- options ----------------------------------------------------------------------------

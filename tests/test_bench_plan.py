@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -113,6 +114,25 @@ def test_all_arms_meet_on_each_type_and_two_of_them_elsewhere():
         (("rows",), "none", 0.0, 0, 2),
     ]
     assert len({one.in_words() for one in groups}) == len(groups)
+
+
+def test_without_types_all_arms_meet_under_the_other_conditions():
+    arms = configurations(["3", "serial:3", "cold:auto", "auto"], DRAFTERS)
+    serial, cold = arms[2:4]
+    assert serial.serial
+    assert (cold.cold, cold.auto) == (True, True)
+    settings = Settings(contexts=(64,), rows=(2,), types=NO_TYPES)
+    context, rows = planned(settings, arms, FEW)
+    assert [arm.name for arm in context.arms] == ["none", "3", "cold:auto", "auto"]
+    assert [arm.name for arm in rows.arms] == ["none", "3", "cold:auto", "auto", "serial:3"]
+    first, *_, last = planned(replace(settings, types=()), arms, FEW)
+    assert serial not in first.arms
+    assert [arm.name for arm in last.arms] == ["none", "auto", "serial:3"]
+    with pytest.raises(UsageError, match="serial says nothing here") as caught:
+        planned(Settings(), arms, FEW)
+    assert "--rows" in caught.value.hint
+    with pytest.raises(UsageError, match="cold says nothing here"):
+        configurations(["cold:3"], DRAFTERS)
 
 
 def test_one_value_holds_for_everything_and_asks_nothing():

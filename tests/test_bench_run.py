@@ -19,6 +19,7 @@ from mlxspec.bench.plan import PLAIN, Group, Settings, configurations, planned
 from mlxspec.bench.prompt_sets import Prompt
 from mlxspec.bench.results import Drift, Peer, of_json
 from mlxspec.bench.summing import Series, is_settled, speedup_of
+from mlxspec.control.estimates import Learned
 from mlxspec.decode.engine import Engine
 from mlxspec.drafters.history import History
 from mlxspec.errors import MlxspecError, OutOfMemory
@@ -220,6 +221,8 @@ def test_a_text_that_differs_is_counted_and_said(engine):
 class Elsewhere:
     """A peer that fails in some turns."""
 
+    beside = False
+
     def __init__(self, name, failing):
         self.name, self._failing = name, failing
         self.asked: list[int] = []
@@ -231,7 +234,8 @@ class Elsewhere:
         arm = Made(PLAIN, None, 5.0, [])
         return arm.write(asked, place)
 
-    def result(self, samples, errors, ours):
+    def result(self, series, errors, ours):
+        samples = series.samples
         return Peer(
             name=self.name,
             status="measured" if samples else "failed",
@@ -312,6 +316,36 @@ def test_sampled_texts_are_compared_where_the_seed_decides_them(engine):
     relaxed = cells["sampling", "0.9", "relaxed:3"]
     assert (relaxed.identical, relaxed.exact) == (None, False)
     assert cells["sampling", "0.9", "none"].rule == "coupled"
+
+
+def test_a_cold_start_knows_nothing_and_leaves_nothing(engine):
+    arms = own_arms(engine, configurations(["auto", "cold:auto"], ("model",)), {}, compiled=False)
+    asked = Asked(prompt="a0", messages=[[{"role": "user", "content": "ab"}]] * 3, max_tokens=12)
+    engine.learned = Learned()
+    begun = []
+    run = engine.run
+    engine.run = lambda request: begun.append(dict(engine.learned.by_length)) or run(request)
+    try:
+        for name in ("cold:auto", "auto", "cold:auto"):
+            arms[name].write(asked, Place(0, 0, 0.0))
+            begun.append(dict(engine.learned.by_length))
+    finally:
+        del engine.run
+    assert [bool(one) for one in begun] == [False, False, False, True, False, True]
+
+
+def test_texts_one_after_the_other_share_no_round(engine):
+    arms = own_arms(engine, configurations(["3", "serial:3"], ("model",)), {}, compiled=False)
+    asked = Asked(prompt="a0", messages=[[{"role": "user", "content": "ab"}]] * 3, max_tokens=12)
+    rows = []
+    batch = engine.batch
+    engine.batch = lambda most: rows.append(most) or batch(most)
+    try:
+        both = [arms[name].write_beside(asked, Place(0, 0, 0.0)) for name in ("3", "serial:3")]
+    finally:
+        del engine.batch
+    assert rows == [3, 1]
+    assert both[0].tokens == both[1].tokens
 
 
 def test_long_prompts_and_texts_side_by_side(engine):

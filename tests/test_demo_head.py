@@ -9,20 +9,20 @@ import pytest
 
 import mlxspec
 from mlxspec import load
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.drafters.heads.block_layers import Attention
 from mlxspec.models.caches.positional import Places
 from mlxspec.pairs.table import Pair
 
 DEMO = Path(mlxspec.__file__).parent / "demo"
-PROMPTS = json.loads((DEMO.parent / "bench" / "held_out_prompts.json").read_text())[:4]
+PROMPTS = beginnings("python")[:4]
 
 
 def kept(head: Path, count: int = 3) -> float:
     """The acceptance rate of greedy rounds after held-out prompts."""
     engine = load(Pair("demo-head", str(DEMO / "target"), (str(head),)))
     runs = [
-        engine.generate(one["text"], draft_tokens=count, max_tokens=48, ignore_eos=True)
-        for one in PROMPTS
+        engine.generate(one, draft_tokens=count, max_tokens=48, ignore_eos=True) for one in PROMPTS
     ]
     (name,) = engine.heads
     assert all(set(run.speculation.by_source) == {name} for run in runs)

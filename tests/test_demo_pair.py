@@ -1,6 +1,5 @@
 """The embedded pair against mlx-lm on the same weights, and what its figures rest on."""
 
-import json
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mlxspec import SamplingParams, load
 from mlxspec.bench.acceptance import Task, measure
 from mlxspec.bench.functions import parses, whole_functions
 from mlxspec.bench.loops import loops, sense
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
@@ -20,10 +20,7 @@ from mlxspec.measure.acceptance import agreement
 from mlxspec.pairs.table import find_pair
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS = [
-    entry["text"]
-    for entry in json.loads((ROOT / "mlxspec/bench/held_out_prompts.json").read_text())
-]
+PROMPTS = beginnings("python")
 COUNT = 8
 TOKENS = 40
 K = 5

@@ -35,8 +35,8 @@ for program in sys.argv[1:]:
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         assert not ended.code
-from mlxspec.bench.rounds import PROMPTS
-print(len(PROMPTS.read_text()))
+from mlxspec.bench.prompt_sets import beginnings
+print(sum(map(len, beginnings("python"))))
 """
 
 

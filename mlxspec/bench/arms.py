@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxspec.bench.cells import Configuration, Ended, Sample
+from mlxspec.control.estimates import Learned
 from mlxspec.decode.alone import alone, drafters_of
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Request
@@ -75,7 +76,10 @@ class Arm(Protocol):
     def name(self) -> str: ...
 
     def write(self, asked: Asked, place: Place) -> Written:
-        """Write the texts. An error of a peer is its own business: it may raise MlxspecError."""
+        """Write one text. An error of a peer is its own business: it may raise MlxspecError."""
+
+    def write_beside(self, asked: Asked, place: Place) -> Written:
+        """Write the texts side by side."""
 
 
 @dataclass
@@ -185,17 +189,26 @@ class OwnArm:
         return [self.engine.request(messages=list(some), **options) for some in asked.messages]
 
     def write(self, asked: Asked, place: Place) -> Written:
-        """Write one text as a run, and several as a batch."""
-        requests = self.requests(asked)
-        return self._one(asked, requests[0], place)
+        """Write one text as a run."""
+        (request, *_) = self.requests(asked)
+        clock = Clock()
+        with self._knowing(), closing(self.engine.run(request)) as run:
+            for event in run:
+                clock.add(len(event.tokens))
+        written = [run.generation]
+        sample = clock.sample(place, **self._about(asked, written), ended=_ended(written))
+        speculation = run.generation.speculation
+        self._session = run.session
+        self._round_s = run.generation.timing.decode_s / max(speculation.rounds, 1)
+        return _written(sample, written, run.generation.timing.decode_s, request.sampling)
 
     def write_beside(self, asked: Asked, place: Place) -> Written:
         """Write the texts as a batch, also where there is one."""
         requests = self.requests(asked)
         mx.reset_peak_memory()
         clock = Clock()
-        batch = self.engine.batch(len(requests))
-        with closing(batch):
+        batch = self.engine.batch(1 if self.configuration.serial else len(requests))
+        with self._knowing(), closing(batch):
             rows = [batch.add(request) for request in requests]
             while not batch.done:
                 for row, event in batch.step():
@@ -208,18 +221,17 @@ class OwnArm:
         )
         return _written(sample, written, sample.total_s, requests[0].sampling)
 
-    def _one(self, asked: Asked, request: Request, place: Place) -> Written:
-        clock = Clock()
-        run = self.engine.run(request)
-        with closing(run):
-            for event in run:
-                clock.add(len(event.tokens))
-        written = [run.generation]
-        sample = clock.sample(place, **self._about(asked, written), ended=_ended(written))
-        speculation = run.generation.speculation
-        self._session = run.session
-        self._round_s = run.generation.timing.decode_s / max(speculation.rounds, 1)
-        return _written(sample, written, run.generation.timing.decode_s, request.sampling)
+    @contextmanager
+    def _knowing(self) -> Iterator[None]:
+        """A text begins with what earlier ones have shown, unless it is to begin cold."""
+        known = self.engine.learned
+        if self.configuration.cold:
+            self.engine.learned = Learned()
+        try:
+            yield
+        finally:
+            if self.configuration.cold:
+                self.engine.learned = known
 
     def split(self) -> tuple[float, float, float] | None:
         """Shares of drafting, verifying and the host in the rounds of the last text.

@@ -113,15 +113,47 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What is the same for all configurations that are compared.
+
+    Args:
+        prompt_type: empty where prompts of every type take turns.
+        system: the name of the system prompt, `none` without one.
+        context: tokens of the prompt, where they were made as long; 0 where prompts are as they
+            are.
+        rows: texts side by side.
+    """
+
+    prompt_type: str = ""
+    system: str = "none"
+    temperature: float = 0.0
+    context: int = 0
+    rows: int = 1
+
+    def of(self, question: Question) -> str:
+        """What a question asks about, in words; empty where it compares configurations."""
+        return {
+            "configs": "",
+            "prompts": self.prompt_type,
+            "system": self.system,
+            "sampling": f"{self.temperature:g}",
+            "context": str(self.context),
+            "rows": str(self.rows),
+        }[question]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """A way of decoding.
 
     Args:
-        name: as `--configs` spells it: none, 3, auto, history:5, block:3.
+        name: as `--configs` spells it: none, 3, auto, history:5, block:3, cold:auto, serial:auto.
         draft_tokens: K, the most where it is chosen round by round; 0 is plain decoding.
         auto: whether the drafter and K are chosen round by round.
         drafter: the one that alone proposes; empty where the pair's own do.
         rule: of verification; empty for the one that the temperature implies.
+        cold: whether each text begins with nothing learned from earlier ones.
+        serial: whether texts side by side are written one after the other.
     """
 
     name: str
@@ -129,6 +161,8 @@ class Configuration:
     auto: bool = False
     drafter: str = ""
     rule: str = ""
+    cold: bool = False
+    serial: bool = False
 
     @property
     def is_baseline(self) -> bool:
@@ -136,17 +170,12 @@ class Configuration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Cell(Conditions):
     """One configuration under one set of conditions.
 
     Args:
         question: the table that the cell belongs to. A sample that fits several questions is in a
             cell of each.
-        prompt_type: empty where prompts of every type take turns.
-        system: the name of the system prompt, `none` without one.
-        context: tokens of the prompt, where they were made as long; 0 where prompts are as they
-            are.
-        rows: texts side by side.
         rule: that verified, in full, such as `greedy`. exact: whether the text is distributed as
             the target's own under it.
         speedup: over the baseline under the same conditions; None for the baseline, and where
@@ -160,11 +189,6 @@ class Cell:
 
     question: Question
     configuration: Configuration
-    prompt_type: str = ""
-    system: str = "none"
-    temperature: float = 0.0
-    context: int = 0
-    rows: int = 1
     rule: str = "greedy"
     exact: bool = True
     samples: tuple[Sample, ...] = ()
@@ -179,11 +203,4 @@ class Cell:
     @property
     def row(self) -> str:
         """What tells the cell from the others of its question and configuration, in words."""
-        return {
-            "configs": self.configuration.name,
-            "prompts": self.prompt_type,
-            "system": self.system,
-            "sampling": f"{self.temperature:g}",
-            "context": str(self.context),
-            "rows": str(self.rows),
-        }[self.question]
+        return self.of(self.question) or self.configuration.name

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from mlxspec.bench import statistics
-from mlxspec.bench.cells import BASELINE, Cell, Question, Sample
+from mlxspec.bench.cells import BASELINE, Cell, Question
 from mlxspec.bench.environment import concerns
 from mlxspec.bench.group_run import GroupRun
 from mlxspec.bench.judging import recommendation, remarks
@@ -85,13 +84,26 @@ def _of_groups(question: Question, some: Sequence[GroupRun]) -> Iterator[Cell]:
 
 
 def _peers(run: Run) -> Iterator[Peer]:
-    ours: dict[str, list[Sample]] = defaultdict(list)
-    for one in run.groups:
-        if "configs" in one.group.questions:
-            for name, series in one.series.items():
-                ours[name] += series.samples
-    for peer in run.asked_peers:
-        yield peer.result(run.peer_samples[peer.name], run.peer_errors[peer.name], ours)
+    """Each program on prompts of all types, and under every other condition that it met."""
+    main = [one for one in run.groups if "configs" in one.group.questions]
+    asked: list[tuple[Question, list[GroupRun]]] = [("configs", main)] if main else []
+    asked += [
+        (question, [one])
+        for question in ORDER[2:]
+        for one in run.groups
+        if question in one.group.questions
+    ]
+    for question, some in asked:
+        ours = {
+            arm.name: joined(one.series[arm.name] for one in some).samples
+            for arm in some[0].group.arms
+        }
+        for peer in run.asked_peers:
+            series = joined(one.theirs[peer.name] for one in some)
+            errors = [error for one in some for error in one.errors[peer.name]]
+            if series.samples or errors or question == "configs":
+                found = peer.result(series, errors, ours)
+                yield replace(found, question=question, row=some[0].group.of(question))
 
 
 def drift_of(reference: Sequence[tuple[float, float]]) -> Drift:

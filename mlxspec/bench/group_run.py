@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from math import inf
 
@@ -15,6 +16,7 @@ class GroupRun:
     """A group's turns so far.
 
     series: by the name of an arm; a turn is added once all of its arms are over.
+    theirs: of other programs, and the errors of each. A text of theirs may be missing.
     finished: whether more turns would tell nothing more. left_out: steps that do not fit, and why.
     """
 
@@ -22,6 +24,8 @@ class GroupRun:
         self.group = group
         self.steps = steps_of(group, prompts)
         self.series = {arm.name: Series() for arm in group.arms}
+        self.theirs: defaultdict[str, Series] = defaultdict(Series)
+        self.errors: defaultdict[str, list[str]] = defaultdict(list)
         self.turns = 0
         self.taken_s = 0.0
         self.finished = False

@@ -28,7 +28,11 @@ def times(found: Speedup) -> str:
 
 def recommendation(cells: Sequence[Cell]) -> Recommendation | None:
     """The fastest configuration; plain decoding where none is faster beyond doubt."""
-    compared = [one for one in cells if one.question == "configs" and one.speedup]
+    compared = [
+        one
+        for one in cells
+        if one.question == "configs" and one.speedup and not one.configuration.cold
+    ]
     if not compared:
         return None
     best = max(compared, key=lambda one: _of(one).median)

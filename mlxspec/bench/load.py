@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from mlxspec.bench.clients import TIMEOUT, Answer, Process, free_port, quantile, serving, streamed
-from mlxspec.bench.rounds import PROMPTS
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 
@@ -167,7 +167,7 @@ def main(
     """Load a server, and count what goes wrong: nothing should."""
     port = free_port()
     options = ["--port", str(port), "--max-rows", str(rows), "--max-queue", str(streams)]
-    prompts = [entry["text"] for entry in json.loads(PROMPTS.read_text())][:12]
+    prompts = beginnings("python")[:12]
     with serving(["-m", "mlxspec", "serve", "--pair", pair, *options], "/ready", port) as server:
         figures = measured(server, streams, seconds, aborts, prompts)
     about = {"pair": pair, "machine": machine.about(), "streams": streams, "seconds": seconds}

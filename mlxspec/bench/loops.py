@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mlxspec.bench.functions import parses, whole_functions
-from mlxspec.bench.rounds import PROMPTS
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
@@ -71,8 +71,7 @@ def main(
 ) -> None:
     """Count loops and functions, greedily and with the pair's own sampling values."""
     console, engine = Console(), load(pair)
-    entries = islice(json.loads(PROMPTS.read_text()), count)
-    prompts = [entry["text"] for entry in entries]
+    prompts = beginnings("python")[:count]
     result: dict[str, Any] = {"machine": machine.about(), "pair": pair, "prompts": len(prompts)}
     for values in ({}, dict(find_pair(pair).sampling)):
         engine.build_kernels(SamplingParams() if not values else sampling_params(values))

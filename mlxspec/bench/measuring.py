@@ -15,6 +15,7 @@ from mlxspec.bench.group_run import GroupRun
 from mlxspec.bench.plan import Group, Settings
 from mlxspec.bench.prompt_sets import Prompt, Step, ledger, systems
 from mlxspec.bench.results import Peer
+from mlxspec.bench.summing import Series
 from mlxspec.errors import MlxspecError, PromptError
 from mlxspec.metrics import Progress, Tell
 
@@ -24,15 +25,21 @@ REFERENCE_SHARE = 0.1  # of the time, at most
 
 
 class PeerArm(Arm, Protocol):
-    """Another program that takes turns with the configurations, on prompts of each type."""
+    """Another program that takes turns with the configurations.
+
+    beside: whether it can write texts side by side.
+    """
+
+    @property
+    def beside(self) -> bool: ...
 
     def result(
-        self, samples: Sequence[Sample], errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
+        self, series: Series, errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
     ) -> Peer:
         """What came of it.
 
         Args:
-            samples: of the turns in which it answered. errors: of the others.
+            series: the turns in which it answered. errors: of the others.
             ours: the samples of every configuration in the same groups, by name.
         """
 
@@ -44,7 +51,7 @@ class Run:
 
     Args:
         arms: by the names of the groups' configurations. groups: see `plan.planned`.
-        peers: others, which take turns where all configurations do.
+        peers: others, which take turns with the configurations.
         tell: called with what a person should know meanwhile.
     """
 
@@ -61,8 +68,6 @@ class Run:
         self.groups = [GroupRun(group, prompts) for group in groups]
         self.settings = settings
         self.asked_peers, self.peers = tuple(peers), list(peers)
-        self.peer_samples: dict[str, list[Sample]] = {peer.name: [] for peer in peers}
-        self.peer_errors: dict[str, list[str]] = {peer.name: [] for peer in peers}
         self.reference: list[tuple[float, float]] = []
         self.is_over = False
         self._arms = arms
@@ -144,15 +149,15 @@ class Run:
                 self._write(one, arm, asked, 0)
                 arm.let_go()
             else:
-                self._try_peer(arm, asked)
+                self._try_peer(one, arm, asked)
 
-    def _try_peer(self, peer: Arm, asked: Asked) -> None:
+    def _try_peer(self, one: GroupRun, peer: Arm, asked: Asked) -> None:
         """Let a peer write once, and leave it out where it cannot."""
         try:
-            peer.write(asked, Place(0, 0, 0.0))
+            _writes(one, peer)(asked, Place(0, 0, 0.0))
         except MlxspecError as error:
-            self.peers = [one for one in self.peers if one is not peer]
-            self.peer_errors[peer.name].append(error.message)
+            self.peers = [other for other in self.peers if other is not peer]
+            one.errors[peer.name].append(error.message)
             self._tell(f"{peer.name} is left out: {error.message}")
 
     # --- turns ----------------------------------------------------------------------------
@@ -171,7 +176,7 @@ class Run:
                 written[arm.name] = self._write(one, arm, asked, turn)
                 self._split(one, arm, turn)
             else:
-                self._ask(arm, asked, turn)
+                self._ask(one, arm, asked, turn)
         self._add(one, step, written)
         one.taken_s += time.perf_counter() - started
         one.turns += 1
@@ -180,7 +185,8 @@ class Run:
 
     def _takers(self, one: GroupRun) -> list[Arm]:
         own: list[Arm] = [self._arms[arm.name] for arm in one.group.arms]
-        return own + list(self.peers if "configs" in one.group.questions else ())
+        beside = "rows" in one.group.questions
+        return own + [peer for peer in self.peers if peer.beside or not beside]
 
     def _progress_of(self, one: GroupRun, done: int, total: int, detail: str) -> Progress:
         return Progress(one.group.in_words(), done, total, self.left_s, detail)
@@ -245,8 +251,7 @@ class Run:
         gc.collect()  # what the text before held would count as this one's memory
         place = Place(turn, self._places, self.seconds)
         self._places += 1
-        beside = "rows" in one.group.questions
-        return arm.write_beside(asked, place) if beside else arm.write(asked, place)
+        return _writes(one, arm)(asked, place)
 
     def _split(self, one: GroupRun, arm: OwnArm, turn: int) -> None:
         """Time the parts of a round once behind each of the first two texts."""
@@ -256,28 +261,24 @@ class Run:
                 one.series[arm.name].splits.append(found)
         arm.let_go()
 
-    def _ask(self, peer: Arm, asked: Asked, turn: int) -> None:
+    def _ask(self, one: GroupRun, peer: Arm, asked: Asked, turn: int) -> None:
         """Let a peer write; what fails costs its sample, and not the run."""
         place = Place(turn, self._places, self.seconds)
         self._places += 1
         try:
-            self.peer_samples[peer.name].append(peer.write(asked, place).sample)
+            one.theirs[peer.name].add(_writes(one, peer)(asked, place))
         except MlxspecError as error:
-            self.peer_errors[peer.name].append(error.message)
+            one.errors[peer.name].append(error.message)
 
     def _add(self, one: GroupRun, step: Step, written: Mapping[str, Written]) -> None:
         """Add a whole turn: each text is held against the one of plain decoding."""
         plain = written[BASELINE]
         self._answers[one.group, step.id] = plain.texts[0]
         for name, new in written.items():
-            series = one.series[name]
             same = None
             if new is not plain and new.rule in ("greedy", "coupled"):
                 same = list(new.tokens) == list(plain.tokens)
-            series.samples.append(replace(new.sample, identical=same))
-            series.speculation += new.speculation
-            series.seconds += new.seconds
-            series.rule, series.exact = new.rule, new.exact
+            one.series[name].add(new, same)
 
     def _refer(self, *, warm: bool = False) -> None:
         """Decode the same text plainly once more, where that takes little of the time.
@@ -301,3 +302,8 @@ class Run:
         self._reference_s += self.seconds - started
         if sample.tokens_per_second:
             self.reference.append((started, sample.tokens_per_second))
+
+
+def _writes(one: GroupRun, arm: Arm) -> Callable[[Asked, Place], Written]:
+    """How an arm writes under a group's conditions."""
+    return arm.write_beside if "rows" in one.group.questions else arm.write

@@ -1,29 +1,33 @@
-"""mlx-lm in the same process and on the same weights, plain and with a draft."""
+"""mlx-lm in the same process and on the same weights, plain, with a draft, and side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm import stream_generate
-from mlx_lm.generate import GenerationResponse
+from mlx_lm.generate import BatchGenerator, GenerationResponse
 from mlx_lm.sample_utils import make_sampler
 
 from mlxspec.bench.arms import Asked, Clock, OwnArm, Place, Written
-from mlxspec.bench.cells import BASELINE, Acceptance, Sample
+from mlxspec.bench.cells import BASELINE, Ended, Sample
 from mlxspec.bench.peers import peer_of
 from mlxspec.bench.results import Peer
+from mlxspec.bench.summing import Series, acceptance_of
 from mlxspec.defaults import MODEL
+from mlxspec.metrics import RoundStats, SpeculationStats
 from mlxspec.pairs.loading import bytes_of
 
 NAME = "mlx-lm"
 USUAL = 3  # --num-draft-tokens of mlx_lm.generate
+READ_BESIDE = 8  # prompts that its batch generator reads side by side, as it does by itself
 
 
 class MlxLmArm:
-    """mlx-lm's `stream_generate` with the weights of an engine.
+    """mlx-lm's `stream_generate` with the weights of an engine, or its `BatchGenerator`.
 
     Args:
         own: plain decoding of ours: its requests have the prompt's tokens. draft_tokens: K, 0 for
@@ -32,9 +36,9 @@ class MlxLmArm:
 
     def __init__(self, own: OwnArm, draft_tokens: int = 0, spared_bytes: int = 0) -> None:
         self.draft_tokens = draft_tokens
+        self.beside = not draft_tokens  # its batch generator has no draft
         self._own = own
         self._spared = spared_bytes
-        self._rounds = self._accepted = 0
 
     @property
     def name(self) -> str:
@@ -43,33 +47,82 @@ class MlxLmArm:
     def write(self, asked: Asked, place: Place) -> Written:
         """Write one text, with the same sampling values; its random numbers are mlx-lm's own."""
         tokens = list(self._own.requests(asked)[0].tokens)
-        mx.random.seed(asked.seed)
-        mx.reset_peak_memory()
-        clock, ended, text, drafted = Clock(), "length", "", []
+        clock, text, drafted, ended = self._begun(asked), "", [], ""
         for one in self._stream(tokens, asked):
             if one.finish_reason != "stop":  # which comes with the token that ends the text
                 clock.add(1)
                 drafted.append(one.from_draft)
             text += one.text
             ended = one.finish_reason or ended
-        self._count(drafted)
-        sample = clock.sample(
-            place,
-            prompt=asked.prompt,
-            prompt_tokens=len(tokens),
-            peak_bytes=mx.get_peak_memory() - self._spared,
-            ended="stop" if ended == "stop" else "length",
+        sample = self._sample(clock, place, asked, len(tokens), stopped=ended == "stop")
+        counts = [rounds_of(drafted, self.draft_tokens)] if self.draft_tokens else []
+        return Written(sample=sample, texts=[text], speculation=counts, seconds=sample.total_s)
+
+    def write_beside(self, asked: Asked, place: Place) -> Written:
+        """Write the texts side by side, all of them at a time."""
+        prompts = [list(one.tokens) for one in self._own.requests(asked)]
+        tokenizer: Any = self._own.engine.tokenizer
+        clock = self._begun(asked)
+        stopped: list[bool] = []
+        generator = BatchGenerator(
+            self._own.engine.target,
+            stop_tokens=[[token] for token in tokenizer.eos_token_ids],
+            sampler=make_sampler(temp=asked.temperature),
+            completion_batch_size=len(prompts),
+            prefill_batch_size=min(len(prompts), READ_BESIDE),
         )
-        return Written(sample=sample, texts=[text], seconds=sample.total_s)
+        with closing(generator):
+            rows = generator.insert(prompts, [asked.max_tokens] * len(prompts))
+            texts: dict[int, list[int]] = {row: [] for row in rows}
+            while len(stopped) < len(rows):
+                written = generator.next_generated()
+                for one in written:
+                    if one.finish_reason != "stop":
+                        texts[one.uid].append(int(one.token))
+                    if one.finish_reason:
+                        stopped.append(one.finish_reason == "stop")
+                clock.add(sum(one.finish_reason != "stop" for one in written))
+        sample = self._sample(
+            clock, place, asked, sum(map(len, prompts)), stopped=all(stopped), overall=True
+        )
+        tokens = list(texts.values())
+        return Written(
+            sample=sample, texts=[tokenizer.decode(one) for one in tokens], tokens=tokens
+        )
+
+    def _begun(self, asked: Asked) -> Clock:
+        mx.random.seed(asked.seed)
+        mx.reset_peak_memory()
+        return Clock()
+
+    def _sample(
+        self,
+        clock: Clock,
+        place: Place,
+        asked: Asked,
+        prompt_tokens: int,
+        *,
+        stopped: bool,
+        overall: bool = False,
+    ) -> Sample:
+        ended: Ended = "stop" if stopped else "length"
+        return clock.sample(
+            place,
+            overall=overall,
+            prompt=asked.prompt,
+            prompt_tokens=prompt_tokens,
+            peak_bytes=mx.get_peak_memory() - self._spared,
+            ended=ended,
+        )
 
     def result(
-        self, samples: Sequence[Sample], errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
+        self, series: Series, errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
     ) -> Peer:
         configuration = str(self.draft_tokens) if self.draft_tokens else BASELINE
-        found = peer_of(NAME, configuration, samples, errors, ours)
-        if not samples:
+        found = peer_of(NAME, configuration, series.samples, errors, ours)
+        if not series.samples:
             return found
-        return replace(found, counted_by="tokens", acceptance=self._acceptance())
+        return replace(found, counted_by="tokens", acceptance=acceptance_of(series.speculation))
 
     def _stream(self, tokens: Sequence[int], asked: Asked) -> Iterator[GenerationResponse]:
         engine: Any = self._own.engine
@@ -85,23 +138,20 @@ class MlxLmArm:
             **options,
         )
 
-    def _count(self, drafted: Sequence[bool]) -> None:
-        """Count whole rounds: each ends with a token of the target's own."""
-        whole = max((at + 1 for at, one in enumerate(drafted) if not one), default=0)
-        self._rounds += sum(not one for one in drafted[:whole])
-        self._accepted += sum(drafted[:whole])
 
-    def _acceptance(self) -> Acceptance | None:
-        if not self.draft_tokens or not self._rounds:
-            return None
-        proposed = self._rounds * self.draft_tokens
-        return Acceptance(
-            rounds=self._rounds,
-            drafted=proposed,
-            accepted=self._accepted,
-            rate=self._accepted / proposed,
-            tokens_per_round=1 + self._accepted / self._rounds,
-        )
+def rounds_of(drafted: Sequence[bool], draft_tokens: int) -> SpeculationStats:
+    """The whole rounds of a text; each ends with a token of the target's own.
+
+    Args:
+        drafted: of each token, whether it was proposed.
+    """
+    counts, kept = SpeculationStats(draft_tokens), 0
+    for one in drafted:
+        kept += one
+        if not one:
+            counts.add(RoundStats(draft_tokens, kept, drafter=MODEL))
+            kept = 0
+    return counts
 
 
 def mlx_lm_arms(arms: Mapping[str, OwnArm]) -> list[MlxLmArm]:
@@ -113,6 +163,7 @@ def mlx_lm_arms(arms: Mapping[str, OwnArm]) -> list[MlxLmArm]:
     engine = own.engine
     found = [MlxLmArm(own, 0, sum(map(bytes_of, engine.drafts.values())))]
     if list(engine.drafts) == [MODEL] and MODEL not in engine.shared:
-        counts = sorted(int(name) for name in arms if name.isdecimal() and name != "0")
+        drafting = (arm.configuration for arm in arms.values() if arm.configuration.draft_tokens)
+        counts = sorted({one.draft_tokens for one in drafting if one.drafter in ("", MODEL)})
         found += [MlxLmArm(own, count) for count in counts or [USUAL]]
     return found

@@ -14,7 +14,7 @@ from mlxspec.bench.arms import Asked, Clock, Place, Written
 from mlxspec.bench.cells import BASELINE, Sample
 from mlxspec.bench.clients import Answer, streamed
 from mlxspec.bench.results import Peer
-from mlxspec.bench.summing import speed_of, speedup_of
+from mlxspec.bench.summing import Series, speed_of, speedup_of
 from mlxspec.errors import MlxspecError, UsageError
 from mlxspec.pairs.servers import Server, is_here, known, looked_at, root_of
 from mlxspec.text import is_raw
@@ -28,18 +28,23 @@ GIVEN_UP = 3  # failures one after the other behind which a server is asked no m
 CACHED = 0.5  # of the prompts, from which on a time to the first token is one of cached prompts
 
 
+Messages = Sequence[Mapping[str, str]]  # of a conversation
+
+
 class Lost(MlxspecError):
     """A peer gave no answer: one sample is lost, and not the run."""
 
 
 class ServerArm:
-    """A server that writes the same prompts, one at a time, as a stream.
+    """A server that writes the same prompts as a stream.
 
     Args:
         server: as it was found. model: that is asked for. name: of the arm. tokenizer: of our own
             pair, which counts where the server does not. key: that it is asked with, from the
             variable `key_env`.
     """
+
+    beside = True
 
     def __init__(
         self,
@@ -67,6 +72,13 @@ class ServerArm:
         Raises:
             Lost: there is none, or it broke off.
         """
+        return self._written(asked, asked.messages[:1], place)
+
+    def write_beside(self, asked: Asked, place: Place) -> Written:
+        """Ask for the texts at the same time; raises Lost where one is lost."""
+        return self._written(asked, asked.messages, place)
+
+    def _written(self, asked: Asked, messages: Sequence[Messages], place: Place) -> Written:
         if self.server.state != "running":
             raise Lost(f"{self.server.words}.", hint="Start it, or leave it out.")
         if self._failures >= GIVEN_UP:
@@ -74,18 +86,19 @@ class ServerArm:
                 f"it is asked no more, after {GIVEN_UP} failures one after the other.",
                 hint="See what it logs, and measure again.",
             )
-        path, body = self._request(asked)
-        answer = asyncio.run(self._asked(path, body))
+        answers = asyncio.run(self._answers(asked, messages))
         try:
-            self._require_whole(answer, path)
+            for answer in answers:
+                self._require_whole(answer)
         except Lost:
             self._failures += 1
             raise
         self._failures = 0
-        sample = self._sample(answer, asked, place)
-        return Written(sample=sample, texts=[answer.text], seconds=answer.total_s)
+        sample = self._sample(answers, asked, messages, place)
+        texts = [answer.text for answer in answers]
+        return Written(sample=sample, texts=texts, seconds=sample.total_s)
 
-    async def _asked(self, path: str, body: Mapping[str, Any]) -> Answer:
+    async def _answers(self, asked: Asked, some: Sequence[Messages]) -> list[Answer]:
         url = self.server.url
         async with httpx.AsyncClient(
             base_url=url,
@@ -94,15 +107,19 @@ class ServerArm:
             trust_env=not is_here(url),
             verify=url.startswith("https"),  # certificates take a while to load
         ) as client:
-            try:
-                async with asyncio.timeout(LONGEST_S):
-                    return await streamed(client, body, path=path)
-            except TimeoutError:  # it sends comments, which keep a connection, and no text
-                return Answer(fault="did not answer in time")
+            return await asyncio.gather(*(self._answer(client, asked, one) for one in some))
+
+    async def _answer(self, client: httpx.AsyncClient, asked: Asked, messages: Messages) -> Answer:
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                return await streamed(client, self._body(asked, messages), path=self._path)
+        except TimeoutError:  # it sends comments, which keep a connection, and no text
+            return Answer(fault="did not answer in time")
 
     def result(
-        self, samples: Sequence[Sample], errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
+        self, series: Series, errors: Sequence[str], ours: Mapping[str, Sequence[Sample]]
     ) -> Peer:
+        samples = series.samples
         counted = "tokenizer" if "tokenizer" in self._counted else "usage"
         found = peer_of(self.name, "", samples, errors, ours)
         if not samples and self.server.state != "running":
@@ -120,7 +137,12 @@ class ServerArm:
             counted_by=counted if samples else "",  # type: ignore[arg-type]
         )
 
-    def _request(self, asked: Asked) -> tuple[str, dict[str, Any]]:
+    @property
+    def _path(self) -> str:
+        raw = is_raw(self._tokenizer, False)
+        return "/v1/completions" if raw else "/v1/chat/completions"
+
+    def _body(self, asked: Asked, messages: Messages) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": asked.max_tokens,
@@ -128,19 +150,17 @@ class ServerArm:
             "top_p": 1,
             "seed": asked.seed,
         }
-        messages = asked.messages[0]
         if is_raw(self._tokenizer, False):
-            text = "\n\n".join(one["content"] for one in messages)
-            return "/v1/completions", {**body, "prompt": text}
-        return "/v1/chat/completions", {**body, "messages": [dict(one) for one in messages]}
+            return {**body, "prompt": "\n\n".join(one["content"] for one in messages)}
+        return {**body, "messages": [dict(one) for one in messages]}
 
-    def _require_whole(self, answer: Answer, path: str) -> None:
+    def _require_whole(self, answer: Answer) -> None:
         status, why, hint = answer.status, answer.fault, "See what it logs."
         if status in (401, 403):
             key = f"the key in {self._key_env}" if self._key_env else "a request without a key"
             why, hint = f"refuses {key} ({status})", "--server-key-env names the key's variable."
         elif status == 404:
-            why = f"has nothing at {path}, or no model {self.model!r} (404)"
+            why = f"has nothing at {self._path}, or no model {self.model!r} (404)"
             hint = "--server-model names a model."
         elif status == 429:
             wait = f", and asks to wait {answer.retry_after} s" if answer.retry_after else ""
@@ -155,35 +175,44 @@ class ServerArm:
         if why:
             raise Lost(f"it {why}.", hint=hint)
 
-    def _sample(self, answer: Answer, asked: Asked, place: Place) -> Sample:
-        """Its figures: parts of the text are counted by our tokenizer, and the whole by its own."""
-        clock = Clock(arrived=[(at, max(self._count(part), 1)) for at, part in answer.parts])
-        tokens = answer.tokens or self._count(answer.text)
-        self._counted.add("usage" if answer.tokens else "tokenizer")
-        self._read += answer.prompt_tokens
-        self._cached += answer.cached
+    def _sample(
+        self, answers: Sequence[Answer], asked: Asked, messages: Sequence[Messages], place: Place
+    ) -> Sample:
+        """Its figures: parts of a text are counted by our tokenizer, and the whole by its own."""
+        arrived = [
+            (at, max(self._count(part), 1)) for answer in answers for at, part in answer.parts
+        ]
+        clock = Clock(arrived=sorted(arrived))
+        tokens = sum(self._tokens(answer) for answer in answers)
+        total_s = max(answer.total_s for answer in answers)
+        stopped = all(answer.finish_reason == "stop" for answer in answers)
+        read = zip(answers, messages, strict=True)
         found = clock.sample(
             place,
             prompt=asked.prompt,
-            prompt_tokens=answer.prompt_tokens or sum(map(self._count, _contents(asked))),
-            ended="stop" if answer.finish_reason == "stop" else "length",
+            prompt_tokens=sum(
+                answer.prompt_tokens or sum(self._count(one["content"]) for one in given)
+                for answer, given in read
+            ),
+            ended="stop" if stopped else "length",
         )
-        behind = tokens - clock.arrived[0][1]
-        behind_s = clock.arrived[-1][0] - clock.arrived[0][0]
-        return replace(
-            found,
-            tokens=tokens,
-            total_s=answer.total_s,
-            tokens_per_second=behind / behind_s if behind > 0 and behind_s > 0 else None,
-        )
+        (first_s, at_once), (last_s, _) = clock.arrived[0], clock.arrived[-1]
+        if len(answers) == 1:
+            behind, behind_s = tokens - at_once, last_s - first_s
+        else:
+            behind, behind_s = tokens, total_s
+        speed = behind / behind_s if behind > 0 and behind_s > 0 else None
+        return replace(found, tokens=tokens, total_s=total_s, tokens_per_second=speed)
+
+    def _tokens(self, answer: Answer) -> int:
+        self._counted.add("usage" if answer.tokens else "tokenizer")
+        self._read += answer.prompt_tokens
+        self._cached += answer.cached
+        return answer.tokens or self._count(answer.text)
 
     def _count(self, text: str) -> int:
         tokenizer: Any = self._tokenizer
         return len(tokenizer.encode(text, add_special_tokens=False))
-
-
-def _contents(asked: Asked) -> list[str]:
-    return [one["content"] for one in asked.messages[0]]
 
 
 def peer_of(
@@ -212,6 +241,7 @@ def peer_of(
         samples=tuple(samples),
         over=speedup_of(samples, ours.get(BASELINE, ())),
         ours_over=speedup_of(ours.get(counterpart, ()), samples),
+        ours={name: found for name, own in ours.items() if (found := speedup_of(own, samples))},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from mlxspec.bench.cells import BASELINE, Configuration, Question
+from mlxspec.bench.cells import BASELINE, Conditions, Configuration, Question
 from mlxspec.bench.prompt_sets import Prompt, Step, mixed, systems
 from mlxspec.defaults import AUTO, MAX_DRAFT_TOKENS
 from mlxspec.errors import UsageError, nearest
@@ -22,6 +22,7 @@ NO_TYPES = ("none",)  # the configurations are not compared on prompts of each t
 VARIANTS = 6  # prompts of each length, which are made up
 LEAST_TURNS = 4  # of a group, before its intervals are looked at
 _FORM = "Give none, a K such as 5, auto, or either of these behind a drafter or a rule: history:5."
+_NEEDS = {"cold": "auto, which is what learns: cold:auto.", "serial": "--rows, such as --rows 4."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +52,16 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class Group(Conditions):
     """Configurations that take turns on the same prompts, under the same conditions.
 
     Args:
         questions: that the group answers, alone or with others.
         arms: the baseline first.
-        prompt_type, system, temperature, context, rows: as a cell has them.
     """
 
     questions: tuple[Question, ...]
     arms: tuple[Configuration, ...]
-    prompt_type: str = ""
-    system: str = "none"
-    temperature: float = 0.0
-    context: int = 0
-    rows: int = 1
 
     def in_words(self) -> str:
         """What tells the group from the others of a run."""
@@ -98,6 +93,10 @@ def configuration(name: str, drafters: Collection[str]) -> Configuration:
             made = replace(made, drafter=word)
         elif word in RULES and not made.rule:
             made = replace(made, rule=word)
+        elif word == "cold" and made.auto:
+            made = replace(made, cold=True)
+        elif word == "serial":
+            made = replace(made, serial=True)
         else:
             raise _unknown(word, name, drafters)
     return made
@@ -113,6 +112,8 @@ def _count(word: str, name: str) -> int:
 
 
 def _unknown(word: str, name: str, drafters: Collection[str]) -> UsageError:
+    if word in _NEEDS:
+        return UsageError(f"{name!r}: {word} says nothing here.", hint=f"It needs {_NEEDS[word]}")
     near = nearest(word, [*drafters, *RULES])
     return UsageError(
         f"{name!r} is no configuration: there is no drafter and no rule {word!r} here.",
@@ -133,18 +134,29 @@ def planned(
     """The groups of a run.
 
     All configurations take turns on prompts of each type, which says which of them is best, and for
-    which type. The other questions compare plain decoding with one of them: `auto`, or the last.
+    which type. The other questions compare plain decoding with one of them, `auto` or the last, or
+    with all of them where these are the only questions. One that writes texts one after the other
+    is compared where there are several.
+
+    Raises:
+        UsageError: there is such a one, and no question with several texts.
     """
+    serial = [arm for arm in arms if arm.serial]
+    if serial and not settings.rows:
+        raise _unknown("serial", serial[0].name, ())
+    single = tuple(arm for arm in arms if not arm.serial)
     first = Group(
         questions=("configs", "prompts"),
-        arms=tuple(arms),
+        arms=single,
         system=settings.systems[0],
         temperature=settings.temperatures[0],
     )
     groups = [
         replace(first, prompt_type=name) for name in dict.fromkeys(one.type for one in prompts)
     ]
-    few = replace(first, arms=tuple(dict.fromkeys([arms[0], main_of(arms)])))
+    few = single
+    if settings.types != NO_TYPES:
+        few = tuple(dict.fromkeys([single[0], main_of(single)]))
     asked: list[tuple[Question, str, Sequence[object]]] = [
         ("system", "system", settings.systems if len(settings.systems) > 1 else ()),
         (
@@ -156,7 +168,12 @@ def planned(
         ("rows", "rows", settings.rows),
     ]
     others = [
-        replace(few, questions=(question,), **{field: value})  # type: ignore[arg-type]
+        replace(
+            first,
+            questions=(question,),
+            arms=(*few, *serial) if question == "rows" else few,
+            **{field: value},  # type: ignore[arg-type]
+        )
         for question, field, values in asked
         for value in values
     ]

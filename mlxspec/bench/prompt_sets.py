@@ -57,8 +57,20 @@ class Step:
 @cache
 def shipped() -> tuple[Prompt, ...]:
     """Several prompts of each type, which were written for this; see prompts/README.md."""
-    file = _FOLDER / "prompts.jsonl"
-    return spec_bench(file.read_text(encoding="utf-8"), file.name)
+    return _read("prompts.jsonl")
+
+
+@cache
+def beginnings(kind: str) -> tuple[str, ...]:
+    """Beginnings of `python`, of files that the embedded pair never saw, `prose` or `repetitive`.
+
+    A model that was never taught to answer continues them.
+    """
+    return tuple(one.turns[0] for one in of_types(_read("beginnings.jsonl"), [kind]))
+
+
+def _read(name: str) -> tuple[Prompt, ...]:
+    return spec_bench((_FOLDER / name).read_text(encoding="utf-8"), name)
 
 
 @cache

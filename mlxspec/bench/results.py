@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,8 @@ class Peer:
         samples: paired with ours by turn.
         over: its tokens per second over those of our baseline. ours_over: those of our
             configuration of that name, or the recommended one, over its own.
+        question, row: the conditions; `configs` are the prompts of every type.
+        ours: the tokens per second of each of our configurations over its own.
     """
 
     name: str
@@ -71,6 +73,9 @@ class Peer:
     acceptance: Acceptance | None = None
     over: Speedup | None = None
     ours_over: Speedup | None = None
+    question: Question = "configs"
+    row: str = ""
+    ours: Mapping[str, Speedup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

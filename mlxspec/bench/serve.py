@@ -29,7 +29,7 @@ from rich.table import Table
 
 from mlxspec.bench.batch import ratio
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
-from mlxspec.bench.rounds import PROMPTS
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 from mlxspec.pairs.folders import fetch
@@ -138,7 +138,7 @@ def main(
         THEIRS: ([*target, str(theirs)], "/v1/models", theirs),
         DRAFTED: ([*target, str(drafted), *draft], "/v1/models", drafted),
     }
-    prompts = [entry["text"] for entry in json.loads(PROMPTS.read_text())]
+    prompts = beginnings("python")
     with ExitStack() as running:
         urls = {
             name: running.enter_context(serving(*command)).url for name, command in commands.items()

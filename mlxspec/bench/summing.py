@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, sqrt
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from mlxspec.bench import statistics
 from mlxspec.bench.cells import (
@@ -22,6 +23,9 @@ from mlxspec.bench.cells import (
 from mlxspec.bench.plan import Group
 from mlxspec.bench.statistics import median
 from mlxspec.metrics import SpeculationStats
+
+if TYPE_CHECKING:
+    from mlxspec.bench.arms import Written
 
 FEWEST = 3  # values that an interval is made of
 CONFIDENT = 1.96  # standard errors on either side that 95% of estimates lie within
@@ -40,6 +44,13 @@ class Series:
     splits: list[tuple[float, float, float]] = field(default_factory=list)
     rule: str = "greedy"
     exact: bool = True
+
+    def add(self, written: Written, identical: bool | None = None) -> None:
+        """Add what was written in a turn, and whether it is the text of plain decoding."""
+        self.samples.append(replace(written.sample, identical=identical))
+        self.speculation += written.speculation
+        self.seconds += written.seconds
+        self.rule, self.exact = written.rule, written.exact
 
     @property
     def rounds(self) -> int:

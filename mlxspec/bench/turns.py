@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.rounds import PROMPTS
+from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending
 from mlxspec.decode.engine import Engine
@@ -110,8 +109,7 @@ def main(
     console, engine = Console(), load(chosen)
     count: DraftTokens = AUTO if draft_tokens is None else draft_tokens
     engine.build_kernels(draft_tokens=count)
-    entries = islice(json.loads(PROMPTS.read_text()), turns)
-    questions = [entry["text"].strip().partition("\n")[0] for entry in entries]
+    questions = [text.strip().partition("\n")[0] for text in beginnings("python")[:turns]]
     steps = waits(engine, questions, tokens, count)
     found = list(track(steps, "talking", total=turns, transient=True))
     sums = summed_up(found)

@@ -25,6 +25,7 @@ _left = partial(typer.Option, rich_help_panel="Output")
 Value = TypeVar("Value")
 
 QUICK_CONFIGS, QUICK_TYPES = "none,3,auto", "code,chat,edit"
+ALONE_CONFIGS = "none,auto"  # where --types none leaves out the comparison of all
 QUICK_TOKENS, QUICK_MINUTES = 48, 0.5
 FULL_SYSTEMS, FULL_TEMPS = "none,direct,expert,concise", "0,0.7,1"
 FULL_CONTEXTS, FULL_ROWS = "256,1024,4096,16384", "1,2,4,8,16"
@@ -53,7 +54,9 @@ class BenchOptions:
         _what(
             metavar="LIST",
             help="Ways to decode, such as none,3,5,7,auto (the default). A drafter or a rule goes "
-            "before K: history:5, model:3, block:3. Plain decoding, none, is always one of them.",
+            "before K: history:5, model:3, block:3. cold:auto has learned nothing from earlier "
+            "texts, and serial:auto writes texts side by side one after the other. Plain decoding, "
+            "none, is always one of them.",
         ),
     ] = None
     prompts: Annotated[
@@ -166,7 +169,8 @@ class BenchOptions:
         types = listed(self.types, "" if self.prompts else QUICK_TYPES, "", "")
         contexts = listed(self.contexts, "", FULL_CONTEXTS, "")
         rows = listed(self.rows, "", FULL_ROWS, "")
-        configs = listed(self.configs, QUICK_CONFIGS, ",".join(CONFIGS), ",".join(CONFIGS))
+        usual = ALONE_CONFIGS if self.types == "none" else ",".join(CONFIGS)
+        configs = listed(self.configs, QUICK_CONFIGS, usual, usual)
         temps = listed(self.temps, "0", FULL_TEMPS, "0")
         return Settings(
             configs=_list("--configs", configs, str),

@@ -27,8 +27,8 @@ class PeerOptions:
         list[str] | None,
         _peer(
             metavar="mlx-lm",
-            help="mlx-lm in the same process, on the same weights: plain, and with the draft at "
-            "every K of --configs.",
+            help="mlx-lm in the same process, on the same weights: plain, with the draft at every "
+            "K of --configs, and its batch generator with --rows.",
         ),
     ] = None
     server: Annotated[

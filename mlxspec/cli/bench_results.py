@@ -24,11 +24,17 @@ AnywayOption = Annotated[bool, typer.Option("--anyway", help="Do it all the same
 
 def write_report_of(
     results: ResultArgument,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the report goes.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where the report goes; - prints its Markdown.")
+    ],
 ) -> None:
     """Write the report of results: results.json, report.md and report.html."""
+    from mlxspec.bench.report.markdown import markdown
     from mlxspec.bench.report.writing import write_report
 
+    if str(folder) == "-":
+        Output().line(markdown(read(results)).rstrip("\n"))
+        return
     for path in write_report(read(results), expanded(folder)):
         Output().line(str(path))
 

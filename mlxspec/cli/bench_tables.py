@@ -22,7 +22,7 @@ from mlxspec.bench.report.figures import (
     rate,
     typical,
 )
-from mlxspec.bench.report.tables import titled
+from mlxspec.bench.report.tables import of_ours, titled
 from mlxspec.bench.results import Peer, Results
 from mlxspec.bench.summing import speed_of
 
@@ -60,6 +60,11 @@ def _tables(results: Results) -> Iterator[Table]:
             yield _conditions(question, cells)
     if results.peers:
         yield _peers(results.peers)
+        if (ours := of_ours(results.peers)) is not None:
+            table = _table(ours.caption, *ours.header)
+            for row in ours.rows:
+                table.add_row(*row)
+            yield table
 
 
 def _head(results: Results) -> str:
@@ -164,24 +169,19 @@ def _types(cells: Sequence[Cell]) -> Table:
 
 
 def _conditions(question: Question, cells: Sequence[Cell]) -> Table:
-    """Plain decoding and one configuration, row by row."""
-    name = next(
-        (one.configuration.name for one in cells if not one.configuration.is_baseline), BASELINE
-    )
+    """Every configuration, row by row."""
     label, title = _TITLES[question]
     table = _table(
         title,
-        *(label, "plain\ntokens/s", f"{name}\ntokens/s", "x plain", "first\ntoken", "accepted"),
+        *(label, "setting", "tokens/s", "x plain", "first\ntoken", "accepted"),
         *("tokens\na round", "tokens\nwritten", "memory\nx plain", "same\ntext"),
     )
-    for row in dict.fromkeys(one.row for one in cells):
-        some = {one.configuration.name: one for one in cells if one.row == row}
-        plain, one = some[BASELINE], some[name]
+    for one in sorted(cells, key=lambda one: [cell.row for cell in cells].index(one.row)):
         table.add_row(
-            row,
-            in_speed(speed_of(plain.samples)),
-            in_speed(speed_of(one.samples)) if one is not plain else "",
-            times(one.speedup) if one is not plain else "",
+            one.row,
+            one.configuration.name,
+            in_speed(speed_of(one.samples)),
+            "" if one.configuration.is_baseline else times(one.speedup),
             in_time(first_token_s(one)),
             in_share(rate(one)),
             in_ratio(brought(one)),

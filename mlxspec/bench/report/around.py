@@ -38,8 +38,9 @@ def others(peers: Sequence[Peer]) -> Chapter | None:
         "our plain decoding",
         has_legend=False,
     )
-    table = tables.of_peers(peers)
-    return Chapter("peers", "Other programs", finding, (table,), plot if rows else None)
+    both = (tables.of_peers(peers), tables.of_ours(peers))
+    shown = tuple(one for one in both if one is not None)
+    return Chapter("peers", "Other programs", finding, shown, plot if rows else None)
 
 
 def aims(results: Results) -> Chapter | None:

@@ -242,10 +242,29 @@ def of_peers(peers: Sequence[Peer]) -> Table:
     return Table("The same prompts with other programs", header, rows)
 
 
+def of_ours(peers: Sequence[Peer]) -> Table | None:
+    """Our configurations over each program; None where there is one beside plain decoding."""
+    names = list(dict.fromkeys(name for peer in peers for name in peer.ours))
+    if len(names) < 3:
+        return None
+    rows = tuple(
+        (titled(peer), *(_with_interval(peer.ours.get(name)) for name in names))
+        for peer in peers
+        if peer.ours
+    )
+    header = ("program", *("plain" if name == BASELINE else name for name in names))
+    return Table("Our tokens/s over theirs, by configuration", header, rows)
+
+
 def titled(peer: Peer) -> str:
-    """A program, and how it decodes where that is known."""
+    """A program, how it decodes where that is known, and under which conditions."""
     how = {"": "", BASELINE: ", plain"}.get(peer.configuration, f", {peer.configuration}")
-    return peer.name + how + (" draft tokens" if peer.configuration.isdecimal() else "")
+    how += " draft tokens" if peer.configuration.isdecimal() else ""
+    if peer.question == "configs":
+        return peer.name + how
+    counted = peer.question in ("context", "rows")
+    parts = [peer.row, LABELS[peer.question]] if counted else [LABELS[peer.question], peer.row]
+    return f"{peer.name}{how}; {' '.join(parts)}"
 
 
 def of_drift(results: Results) -> Table:
@@ -259,6 +278,10 @@ def of_drift(results: Results) -> Table:
 
 def _whole(value: float | None) -> str:
     return figures.MISSING if value is None else f"{value:,.0f}"
+
+
+def _with_interval(found: Speedup | None) -> str:
+    return figures.MISSING if found is None else f"{in_ratio(found.median)} ({in_interval(found)})"
 
 
 def _ratio(found: Speedup | None) -> str:
