@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from cli_tools import is_one_error, save_model
 from rich.console import Console
 
-from mlxspec.bench import results
+from mlxspec.bench import plan, results
 from mlxspec.bench.cells import Speedup
 from mlxspec.cli import bench_tables, interrupts
 from mlxspec.cli.bench_live import left, table_of
@@ -50,6 +51,27 @@ def bench(folder, invoke, monkeypatch, tmp_path):
         )
 
     return call
+
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+@pytest.mark.parametrize("name", ["batch", "long", "modes", "round", "sampling"])
+def test_a_script_is_a_benchmark_that_there_is(invoke, monkeypatch, name):
+    text = (SCRIPTS / f"bench_{name}").read_text().replace("\\\n", " ")
+    (line,) = (one for one in text.splitlines() if " -m mlxspec bench " in one)
+    words = [one.replace("$root", str(SCRIPTS.parent)) for one in shlex.split(line)]
+    called = []
+    monkeypatch.setattr("mlxspec.cli.bench.measure", lambda *options: called.append(options))
+    ended = invoke(*words[words.index("bench") : -1], "--minutes", "1")
+    assert ended.code == 0, ended.err
+    ((options, others, _),) = called
+    settings = options.settings()
+    assert (settings.minutes, others.against) == (1, ["mlx-lm"])
+    arms = plan.configurations(settings.configs, ("model", "history"))
+    prompts = options.prompt_set(settings)
+    groups = plan.planned(settings, arms, prompts)
+    assert all(len(one.arms) > 1 and plan.steps_of(one, prompts) for one in groups)
 
 
 def test_tables_and_files(bench, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from servers import Served, served
 from test_bench_run import concluded, made_run
 from upstreams import KEY, Misbehaving, misbehaving
 
-from mlxspec.bench import peers
+from mlxspec.bench import peers, serve
 from mlxspec.bench.arms import Asked, Place, own_arms
 from mlxspec.bench.cells import Configuration
 from mlxspec.bench.clients import free_port
@@ -320,7 +321,7 @@ def test_texts_side_by_side_are_those_alone(engine: Engine, server: Served) -> N
 
 
 def test_other_programs_take_part_under_every_condition(engine: Engine) -> None:
-    settings = Settings(types=NO_TYPES, rows=(2,), contexts=(40,), max_tokens=8)
+    settings = Settings(types=(NO_TYPES,), rows=(2,), contexts=(40,), max_tokens=8)
     chosen = configurations(["2", "serial:2"], ["model"])
     arms = own_arms(engine, chosen, {})
     groups, prompts = planned(settings, chosen, shipped()), shipped()[:3]
@@ -337,7 +338,16 @@ def test_other_programs_take_part_under_every_condition(engine: Engine) -> None:
     assert all(one.status == "measured" for one in found.values())
     beside = found["none", "rows", "2"]
     assert all(sample.tokens <= 16 for sample in beside.samples)
-    assert tables.titled(beside) == "mlx-lm, plain; 2 texts side by side"
+    assert tables.titled(beside) == "mlx-lm, plain; 2 side by side"
+
+
+def test_one_turn_of_two_servers_gives_a_ratio_without_limits() -> None:
+    one, several = serve.ratio([3.0], [2.0]), serve.ratio([3.0, 3.3, 3.0], [2.0, 2.0, 2.0])
+    assert json.dumps([one], allow_nan=False) == '[{"median": 1.5, "low": null, "high": null}]'
+    assert serve.in_words(one) == "1.50 (–)"
+    assert several["low"] is not None
+    assert several["low"] < 1.5 < several["high"]
+    assert serve.in_words(several).startswith("1.50 (1.")
 
 
 # --- options ----------------------------------------------------------------------------

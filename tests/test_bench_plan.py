@@ -121,7 +121,7 @@ def test_without_types_all_arms_meet_under_the_other_conditions():
     serial, cold = arms[2:4]
     assert serial.serial
     assert (cold.cold, cold.auto) == (True, True)
-    settings = Settings(contexts=(64,), rows=(2,), types=NO_TYPES)
+    settings = Settings(contexts=(64,), rows=(2,), types=(NO_TYPES,))
     context, rows = planned(settings, arms, FEW)
     assert [arm.name for arm in context.arms] == ["none", "3", "cold:auto", "auto"]
     assert [arm.name for arm in rows.arms] == ["none", "3", "cold:auto", "auto", "serial:3"]
@@ -141,22 +141,22 @@ def test_one_value_holds_for_everything_and_asks_nothing():
     for one in planned(settings, arms, FEW):
         assert (one.questions, one.system) == (("configs", "prompts"), "expert")
         assert one.temperature == 0.7
-    assert planned(Settings(types=NO_TYPES), arms, FEW) == ()
+    assert planned(Settings(types=(NO_TYPES,)), arms, FEW) == ()
 
 
 def test_a_model_without_system_messages_keeps_the_other_questions():
-    settings = Settings(systems=("none", "direct"), temperatures=(0.0, 0.7), types=NO_TYPES)
+    settings = Settings(systems=("none", "direct"), temperatures=(0.0, 0.7), types=(NO_TYPES,))
     groups = without_systems(planned(settings, configurations(["3"], DRAFTERS), FEW))
     assert [(one.questions, one.temperature) for one in groups] == [
         (("sampling",), 0.0),
         (("sampling",), 0.7),
     ]
-    only = Settings(systems=("none", "direct"), types=NO_TYPES)
+    only = Settings(systems=("none", "direct"), types=(NO_TYPES,))
     assert without_systems(planned(only, [PLAIN], FEW)) == ()
 
 
 def test_one_configuration_alone_is_a_plan():
-    (group,) = planned(Settings(contexts=(8,), types=NO_TYPES), [PLAIN], FEW)
+    (group,) = planned(Settings(contexts=(8,), types=(NO_TYPES,)), [PLAIN], FEW)
     assert group.arms == (PLAIN,)
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: `python -m mlxspec.bench.rounds` and its neighbours."""
+"""`mlxspec bench`, and measurements beside it, which `python -m mlxspec.bench` names."""

@@ -6,15 +6,12 @@ from rich.console import Console
 
 BENCHES = {
     "acceptance": "How many proposals of each drafter are kept, by kind of text?",
-    "batch": "How fast are many texts at a time, beside mlx-lm's batch generator?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
+    "compiling": "How much does compiling a round gain, and how long does it take?",
     "heads": "How long is a round with a trained head, beside its bare forwards and a model's?",
     "load": "What becomes of a server's answers when many clients come, leave, and read slowly?",
-    "long": "How much do long prompts and long texts cost?",
+    "long": "How much longer is a token, or a round, behind a long text?",
     "loops": "How many texts of a pair repeat themselves, and do its functions parse?",
-    "modes": "How fast is `auto` on each kind of text, beside every fixed K and mlx-lm?",
-    "rounds": "How fast is a fused round, beside mlx-lm on the same weights?",
-    "sampling": "How many sampled proposals does each rule keep, beside mlx-lm?",
     "scales": "How long is a token with quantised weights, by the type of their scales?",
     "serve": "How fast is `mlxspec serve`, beside `mlx_lm.server` on the same weights?",
     "turns": "How long does a chat wait for the first token of an answer, turn by turn?",

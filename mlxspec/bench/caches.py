@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.statistics import interval_of_ratio, median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.device import machine
@@ -175,7 +175,7 @@ def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> 
                 times[name].append(took)
 
     def ratio(name: str, other: str) -> float:
-        return median(a / b for a, b in zip(times[name], times[other], strict=True))
+        return interval_of_ratio(times[name], times[other]).median
 
     return {
         "round_ms": median(times["round"]) * 1e3,

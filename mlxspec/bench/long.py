@@ -1,13 +1,12 @@
-"""Long texts: the time per token as they grow, and the time to the first token.
+"""How much longer is a token, or a round, behind a long text?
 
-    scripts/bench_long
-    scripts/bench_long --repeats 5 --json FILE
-    LD_PRELOAD=libopenblas.so.0 scripts/bench_long --no-prompts
+    python -m mlxspec.bench.long
+    LD_PRELOAD=libopenblas.so.0 python -m mlxspec.bench.long --repeats 3 --json FILE
 
-Seconds per token are measured after a text whose past is made up: the caches hold random numbers
-for all of its tokens, because attention takes as long for those. Time to the first token is
-measured with real prompts, without a cache on disk, with one to be written, and with one to be
-read. All contenders take turns; a median is quoted.
+`mlxspec bench --contexts` lets a model read long prompts; here the past is made up, so that a text
+may be longer than the model's context, and than a CPU could read in an hour: the caches hold random
+numbers for all tokens, because attention takes as long for those. All contenders take turns; a
+median is quoted.
 
 On a CPU the BLAS library multiplies several rows. MLX's wheel carries the reference library, with
 which each row costs as much as the first; another can be preloaded. The time of MLX's attention
@@ -17,12 +16,9 @@ alone is shown beside.
 from __future__ import annotations
 
 import json
-import random
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -34,27 +30,25 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.dictated import Dictated
+from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request
 from mlxspec.decode.session import Session
 from mlxspec.decode.state import RoundState
 from mlxspec.decode.track import Track
-from mlxspec.defaults import AUTO, DEFAULT_PAIR, MAX_DRAFT_TOKENS
+from mlxspec.defaults import DEFAULT_PAIR, MAX_DRAFT_TOKENS
 from mlxspec.device import lengths, machine
 from mlxspec.drafters.graph import Past
-from mlxspec.drafters.history import History
 from mlxspec.errors import UsageError
 from mlxspec.measure.timing import in_turns
 from mlxspec.metrics import PrefillProgress
 from mlxspec.models.caches.original import Model, fresh_cache
-from mlxspec.models.prefill import CHUNK
 from mlxspec.pairs.loading import load
 
 LENGTHS = (1_000, 4_000, 16_000)
-PROMPTS = (100, 1_000, 8_000)
 DRAFTED = 3
+PLAIN = "mlxspec plain"
 STEPS = 24  # rounds or tokens that are timed, after two that are not
 
 Timed = Callable[[], float]
@@ -133,7 +127,7 @@ def per_token(engine: Engine, length: int) -> dict[str, Timed]:
 
     return {
         "mlx-lm plain": plain,
-        "mlxspec plain": ours(0),
+        PLAIN: ours(0),
         "of it attention": attending(engine.target, length, 1),
         f"round of {DRAFTED}": ours(DRAFTED),
         "of it the target's attention": attending(engine.target, length, DRAFTED + 1),
@@ -156,42 +150,6 @@ def attending(model: Model, length: int, rows: int) -> Timed:
     return run
 
 
-def to_first_token(engine: Engine, prompt: list[int], folder: Path) -> dict[str, Timed]:
-    """Timers, by name, of writing the first token after a prompt: seconds."""
-    kept = folder / f"{len(prompt)}"
-
-    def theirs() -> float:
-        started = time.perf_counter()
-        steps = generate_step(
-            mx.array(prompt), engine.target, max_tokens=1, prefill_step_size=CHUNK
-        )
-        next(iter(steps))
-        return time.perf_counter() - started
-
-    def ours(cache: Path | None = None, *, fresh: bool = False, **options: Any) -> Timed:
-        def run() -> float:
-            if fresh and cache is not None:
-                cache.unlink(missing_ok=True)
-            started = time.perf_counter()
-            session = engine.session(prompt, max_tokens=8, cache=cache, **options)
-            session.step()
-            seconds = time.perf_counter() - started
-            while session.step().tokens:
-                pass
-            session.close()
-            return seconds
-
-        return run
-
-    return {
-        "mlx-lm plain": theirs,
-        "mlxspec plain": ours(draft_tokens=0),
-        "mlxspec": ours(),
-        "mlxspec, cache to be written": ours(kept, fresh=True),
-        "mlxspec, cache to be read": ours(kept),
-    }
-
-
 def medians(table: dict[str, Timed], repeats: int) -> dict[str, float]:
     """Median seconds, by name, after one warm-up turn unless `repeats` is 1."""
     times = in_turns(table, repeats, warm_up=repeats > 1)
@@ -206,58 +164,31 @@ def growing(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
-def reading(engine: Engine, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds to the first token, by the length of the prompt."""
-    rng = random.Random(0)
-    vocabulary = engine.models[0].vocabulary
-    # A target without a limit to its context, for prompts longer than the embedded target's.
-    endless = Engine(Dictated(engine.target, []), engine.draft, texts=(History,), compiled=True)
-    first = {}
-    with TemporaryDirectory() as folder:
-        for length in track(PROMPTS, "reading", transient=True):
-            prompt = [rng.randrange(vocabulary) for _ in range(length)]
-            few = repeats if length < max(PROMPTS) else 1  # which takes minutes on a CPU
-            first[str(length)] = medians(to_first_token(endless, prompt, Path(folder)), few)
-    return first
-
-
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(machine.described(result["machine"]))
-    units = {
-        "per_token_s": ("ms of a token, or of a round, behind a text of N tokens", LENGTHS),
-        "first_token_s": ("ms to the first token after a prompt of N tokens", PROMPTS),
-    }
-    for key, (title, counts) in units.items():
-        if key not in result:
-            continue
-        figures = result[key]
-        table = Table("", *(f"{length:,}" for length in counts), box=SIMPLE_HEAD, title=title)
-        for name in figures[str(counts[0])]:
-            values = [figures[str(length)][name] for length in counts]
-            base = [figures[str(length)]["mlxspec plain"] for length in counts]
-            cells = [f"{1e3 * v:,.1f} ({v / b:.2f})" for v, b in zip(values, base, strict=True)]
-            table.add_row(name, *cells)
-        console.print(table)
+    figures = result["per_token_s"]
+    title = "ms of a token, or of a round, behind a text of N tokens"
+    table = Table("", *(f"{length:,}" for length in LENGTHS), box=SIMPLE_HEAD, title=title)
+    columns = [figures[str(length)] for length in LENGTHS]
+    for name in columns[0]:
+        cells = (f"{1e3 * one[name]:,.1f} ({one[name] / one[PLAIN]:.2f})" for one in columns)
+        table.add_row(name, *cells)
+    console.print(table)
     console.print("in brackets: over mlxspec's plain decoding")
 
 
 def main(
     pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
     repeats: Annotated[int, typer.Option(min=1, help="Of everything.")] = 5,
-    prompts: Annotated[bool, typer.Option(help="Time the first token too; takes minutes.")] = True,
     output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
-    """Measure long texts and long prompts."""
-    console = Console()
+    """Measure the time per token as texts grow."""
     engine = load(pair, compiled=True)
-    engine.build_kernels(GREEDY, AUTO)
     engine.build_kernels(GREEDY, DRAFTED)
     result: dict[str, Any] = {"pair": pair, "repeats": repeats, "machine": machine.about()}
     result["per_token_s"] = growing(engine, repeats)
-    if prompts:
-        result["first_token_s"] = reading(engine, repeats)
-    show(result, console)
+    show(result, Console())
     if output is not None:
         output.write_text(json.dumps(result, indent=1) + "\n")
 

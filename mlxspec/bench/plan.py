@@ -18,7 +18,7 @@ from mlxspec.params import Verify
 CONFIGS = ("none", "3", "5", "7", "auto")
 RULES: tuple[str, ...] = get_args(Verify)
 PLAIN = Configuration(name=BASELINE, draft_tokens=0)
-NO_TYPES = ("none",)  # the configurations are not compared on prompts of each type
+NO_TYPES = "none"  # the configurations are not compared on prompts of each type
 VARIANTS = 6  # prompts of each length, which are made up
 LEAST_TURNS = 4  # of a group, before its intervals are looked at
 _FORM = "Give none, a K such as 5, auto, or either of these behind a drafter or a rule: history:5."
@@ -49,6 +49,10 @@ class Settings:
     precision: float = 0.03
     minutes: float = 10.0
     seed: int = 0
+
+    @property
+    def compares_types(self) -> bool:
+        return NO_TYPES not in self.types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,7 @@ def planned(
         replace(first, prompt_type=name) for name in dict.fromkeys(one.type for one in prompts)
     ]
     few = single
-    if settings.types != NO_TYPES:
+    if settings.compares_types:
         few = tuple(dict.fromkeys([single[0], main_of(single)]))
     asked: list[tuple[Question, str, Sequence[object]]] = [
         ("system", "system", settings.systems if len(settings.systems) > 1 else ()),
@@ -177,7 +181,7 @@ def planned(
         for question, field, values in asked
         for value in values
     ]
-    return (*(groups if settings.types != NO_TYPES else ()), *_merged(others))
+    return (*(groups if settings.compares_types else ()), *_merged(others))
 
 
 def without_systems(groups: Iterable[Group]) -> tuple[Group, ...]:

@@ -5,7 +5,7 @@
 
 Every client asks for one text after the other, greedily, as a stream. All servers run from the
 beginning, and they take turns; what they write in a first turn is not counted. Ratios are taken
-turn by turn, and a median is quoted with the interval that 95% of resampled medians fall into.
+turn by turn, and a median is quoted with its interval of 95%, which one turn alone does not give.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
-from statistics import median
 from typing import Annotated, Any
 
 import httpx
@@ -27,9 +26,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.batch import ratio
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
 from mlxspec.bench.prompt_sets import beginnings
+from mlxspec.bench.statistics import interval_of_ratio, median
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 from mlxspec.pairs.folders import fetch
@@ -90,6 +89,20 @@ def measured(
     }
 
 
+def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float | None]:
+    """The median of the turns' ratios and its interval; None where that is not known."""
+    found = interval_of_ratio(above, below)
+    limits = (found.low, found.high) if found.is_known else (None, None)
+    return {"median": found.median, "low": limits[0], "high": limits[1]}
+
+
+def in_words(found: Mapping[str, float | None]) -> str:
+    """A ratio as `ratio` gives it."""
+    low, high = found["low"], found["high"]
+    limits = "–" if low is None or high is None else f"{low:.2f}–{high:.2f}"
+    return f"{found['median']:.2f} ({limits})"
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
     console.print(
@@ -104,7 +117,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         for name, turns in one["turns"].items():
             middle = {key: median(each[key] for each in turns) for key in turns[0]}
             over = one["over"].get(name), one["first_over"].get(name)
-            cells = ["{:.2f} ({:.2f}–{:.2f})".format(*each) if each else "" for each in over]
+            cells = [in_words(each) if each else "" for each in over]
             table.add_row(
                 str(one["clients"]),
                 name,
@@ -151,7 +164,7 @@ def main(
     result = {**about, "clients": found}
     show(result, Console(width=max(Console().width, 120)))
     if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+        output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -68,11 +68,12 @@ class Interval:
         return (self.high - self.low) / 2 / abs(self.median) if self.median else inf
 
 
-def median(values: Sequence[float]) -> float:
+def median(values: Iterable[float]) -> float:
     """The median. Raises ValueError without values."""
-    if not len(values):
+    some = list(values)
+    if not some:
         raise ValueError("a median needs a value")
-    return float(middle(values))
+    return float(middle(some))
 
 
 def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:

@@ -72,7 +72,8 @@ class BenchOptions:
         _what(
             metavar="LIST",
             help="Types of prompts: code, explanation, security, creative, translation, summary, "
-            "edit, maths and chat, all by default. none compares under other conditions alone.",
+            "edit, maths and chat, all by default. none, or none,code, compares under other "
+            "conditions alone.",
         ),
     ] = None
     system: Annotated[
@@ -157,7 +158,7 @@ class BenchOptions:
         Raises:
             UsageError: a list or a number cannot be read.
         """
-        from mlxspec.bench.plan import CONFIGS, Settings, require_systems
+        from mlxspec.bench.plan import CONFIGS, NO_TYPES, Settings, require_systems
 
         def listed(given: str | None, quick: str, full: str, usual: str) -> str:
             if given is not None:
@@ -166,15 +167,16 @@ class BenchOptions:
 
         systems = _list("--system", listed(self.system, "none", FULL_SYSTEMS, "none"), str)
         require_systems(systems)
-        types = listed(self.types, "" if self.prompts else QUICK_TYPES, "", "")
+        quick_types = "" if self.prompts else QUICK_TYPES
+        types = _list("--types", listed(self.types, quick_types, "", ""), str)
         contexts = listed(self.contexts, "", FULL_CONTEXTS, "")
         rows = listed(self.rows, "", FULL_ROWS, "")
-        usual = ALONE_CONFIGS if self.types == "none" else ",".join(CONFIGS)
+        usual = ALONE_CONFIGS if NO_TYPES in types else ",".join(CONFIGS)
         configs = listed(self.configs, QUICK_CONFIGS, usual, usual)
         temps = listed(self.temps, "0", FULL_TEMPS, "0")
         return Settings(
             configs=_list("--configs", configs, str),
-            types=_list("--types", types, str),
+            types=types,
             systems=systems,
             temperatures=_list("--temps", temps, float),
             contexts=_list("--contexts", contexts, _positive),
@@ -218,9 +220,8 @@ class BenchOptions:
                 if prompt_sets.is_spec_bench(content)
                 else prompt_sets.of_texts(read_prompts(self.prompts))
             )
-        if settings.types and settings.types != NO_TYPES:
-            return prompt_sets.of_types(found, settings.types)
-        return found
+        types = [name for name in settings.types if name != NO_TYPES]
+        return prompt_sets.of_types(found, types) if types else found
 
 
 def _list(option: str, text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:

@@ -219,7 +219,8 @@ def _conclude(results: Results, console: Console) -> None:
         _say(console, "The measurement was ended before it was complete.")
     best = results.recommendation
     if best is None:
-        _say(console, "No configuration had enough turns beside plain decoding to tell.")
+        if results.of("configs") or not results.cells:
+            _say(console, "No configuration had enough turns beside plain decoding to tell.")
         return
     if best.best and best.worst:
         _say(console, f"Best use: {best.best}. Worst use: {best.worst}.")

@@ -27,6 +27,8 @@ def verdict(results: Results) -> str:
         return results.recommendation.words
     if not any(cell.samples for cell in results.cells):
         return "No measurement was finished." if not results.shape else "Measured without a model."
+    if not results.of("configs"):
+        return "Settings were compared under other conditions alone, so none is recommended."
     return "There is no recommendation: too little was measured."
 
 

@@ -262,9 +262,9 @@ def titled(peer: Peer) -> str:
     how += " draft tokens" if peer.configuration.isdecimal() else ""
     if peer.question == "configs":
         return peer.name + how
-    counted = peer.question in ("context", "rows")
-    parts = [peer.row, LABELS[peer.question]] if counted else [LABELS[peer.question], peer.row]
-    return f"{peer.name}{how}; {' '.join(parts)}"
+    if peer.question == "rows":
+        return f"{peer.name}{how}; {peer.row} side by side"
+    return f"{peer.name}{how}; {LABELS[peer.question]} {peer.row}"
 
 
 def of_drift(results: Results) -> Table:
