@@ -195,13 +195,16 @@ def _conditions(question: Question, cells: Sequence[Cell]) -> Table:
 def _peers(peers: Sequence[Peer]) -> Table:
     table = _table(
         "The same prompts elsewhere",
-        *("program", "tokens/s", "first\ntoken", "x our plain", "ours over it", "remark"),
+        *("program", "tokens/s", "first\ntoken", "accepted", "tokens\na round"),
+        *("x our plain", "ours over it", "remark"),
     )
     for one in peers:
         table.add_row(
             titled(one),
             in_speed(speed_of(one.samples)),
             in_time(typical(one.samples, lambda sample: sample.ttft_s)),
+            in_share(rate(one)),
+            in_ratio(brought(one)),
             times(one.over) if one.over else "",
             times(one.ours_over) if one.ours_over else "",
             one.words or one.status,

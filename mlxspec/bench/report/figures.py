@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from mlxspec.bench.cells import Cell, Sample, Speedup
+from mlxspec.bench.cells import BASELINE, Cell, Sample, Speedup
+from mlxspec.bench.results import Peer
 from mlxspec.metrics import speed
 
 MISSING = "–"
@@ -26,15 +27,15 @@ def gain(cell: Cell) -> float | None:
     return None if cell.speedup is None else cell.speedup.median
 
 
-def brought(cell: Cell) -> float | None:
-    """Tokens per round, the target's own included; the baseline's is 1."""
-    if cell.configuration.is_baseline:
+def brought(one: Cell | Peer) -> float | None:
+    """Tokens per round, the target's own included; plain decoding's is 1."""
+    if (one.configuration if isinstance(one, Peer) else one.configuration.name) == BASELINE:
         return 1.0
-    return None if cell.acceptance is None else cell.acceptance.tokens_per_round
+    return None if one.acceptance is None else one.acceptance.tokens_per_round
 
 
-def rate(cell: Cell) -> float | None:
-    return None if cell.acceptance is None else cell.acceptance.rate
+def rate(one: Cell | Peer) -> float | None:
+    return None if one.acceptance is None else one.acceptance.rate
 
 
 def in_speed(value: float | None) -> str:
