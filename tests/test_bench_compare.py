@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarked import ARMS, NONE, PLAIN, TYPES, cells, results, samples
+from benchmarked import ARMS, NONE, PLAIN, TYPES, cell, cells, results, samples
 from cli_tools import environment, is_one_error, mlxspec
 from typer.testing import CliRunner
 
@@ -16,6 +16,7 @@ from mlxspec.bench.applying import keys
 from mlxspec.bench.cells import Cell, Configuration, Speedup
 from mlxspec.bench.compare import compare, differences, unsteadiness
 from mlxspec.bench.history import lines, sparkline
+from mlxspec.bench.judging import recommendation
 from mlxspec.bench.llama_bench import jsonl
 from mlxspec.bench.results import Drift, Recommendation
 from mlxspec.bench.statistics import Verdict
@@ -292,6 +293,14 @@ def of_demo(name, **others):
     pair = find_pair("demo")
     about = {"name": "demo", "target": pair.target_name, "draft": pair.draft_name}
     return recommended(name, about, **others)
+
+
+def test_a_cold_start_is_never_recommended():
+    cold = Configuration(name="cold:auto", draft_tokens=0, auto=True, cold=True)
+    some = [cell("configs", NONE), cell("configs", AUTO, 1.5), cell("configs", cold, 3.0)]
+    best = recommendation(some)
+    assert best is not None
+    assert best.configuration == AUTO
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,12 @@ def test_without_types_all_arms_meet_under_the_other_conditions():
         configurations(["cold:3"], DRAFTERS)
 
 
+@pytest.mark.parametrize(("names", "main"), [(["auto", "3"], "auto"), (["3", "5"], "5")])
+def test_one_setting_meets_plain_decoding_under_other_conditions(names, main):
+    last = planned(Settings(rows=(2,)), configurations(names, DRAFTERS), FEW)[-1]
+    assert [arm.name for arm in last.arms] == ["none", main]
+
+
 def test_one_value_holds_for_everything_and_asks_nothing():
     arms = configurations(["3"], DRAFTERS)
     settings = Settings(systems=("expert",), temperatures=(0.7,))

@@ -24,6 +24,7 @@ from mlxspec.decode.engine import Engine
 from mlxspec.drafters.history import History
 from mlxspec.errors import MlxspecError, OutOfMemory
 from mlxspec.metrics import SpeculationStats
+from mlxspec.pairs.loading import bytes_of
 
 PROMPTS = tuple(
     Prompt(f"{kind}{at}", kind, (f"{kind} number {at}",)) for kind in "ab" for at in range(4)
@@ -316,6 +317,24 @@ def test_sampled_texts_are_compared_where_the_seed_decides_them(engine):
     relaxed = cells["sampling", "0.9", "relaxed:3"]
     assert (relaxed.identical, relaxed.exact) == (None, False)
     assert cells["sampling", "0.9", "none"].rule == "coupled"
+
+
+def test_memory_counts_only_the_drafters_of_a_configuration(engine):
+    names = ("3", "model:3", "history:3")
+    arms = own_arms(engine, configurations(names, ("model", "history")), {}, compiled=False)
+    draft = bytes_of(engine.draft)
+    spared = {name: arm._spared for name, arm in arms.items()}
+    assert spared == {"none": draft, "3": 0, "model:3": 0, "history:3": draft}
+
+
+def test_all_prompts_are_finished_once_every_type_is(engine):
+    run, _, _ = made_run(engine, {"none": 10.0, "3": 20.0})
+    for _ in run:
+        pass
+    run.groups[0].finished = False
+    results = concluded(run)
+    assert [one.finished for one in results.of("configs")] == [False, False]
+    assert [one.finished for one in results.of("prompts")] == [False, False, True, True]
 
 
 def test_a_cold_start_knows_nothing_and_leaves_nothing(engine):

@@ -151,6 +151,13 @@ def test_noise_alone_is_rarely_a_trend():
     assert drift(*clocked(0, 0.5, seed=1)).is_too_noisy
 
 
+def test_four_values_that_rise_may_do_so_by_chance():
+    # Kendall's S is 6 of 4 values and 10 of 5, with deviations of 2.94 and 4.08; S changes by steps
+    # of 2, so 1 is taken off before it is held against them.
+    assert not drift([0, 1, 2, 3], [10, 11, 12, 13]).is_trend
+    assert drift([0, 1, 2, 3, 4], [10, 11, 12, 13, 14]).is_trend
+
+
 def test_an_outlier_is_neither_noise_nor_trend():
     at, speeds, work = clocked(0, 0.01)
     speeds[-1] /= 10
