@@ -13,6 +13,7 @@ from conftest import draft_for, model, plain, prompt_of
 from mlx.utils import tree_flatten
 from test_every_cache import engine_of
 
+from mlxspec.bench import joining
 from mlxspec.control.policy import FixedPolicy, Outlook, Plan, planned
 from mlxspec.decode.batch import Batch
 from mlxspec.decode.engine import Engine
@@ -36,6 +37,16 @@ def joined(lane: Lane, engine: Engine, prompt: list[int], **options: Any) -> Tra
     track = engine._maker.track(request, lane.rounds, lane.policy)
     lane.join(track, finished(track.read()))
     return track
+
+
+def test_the_time_of_joining_and_leaving_is_told_apart() -> None:
+    target, change = model("llama"), Lane.join
+    engine = Engine(target, compiled=False)
+    with joining.timed_changes() as spent:
+        engine.generate_many([prompt_of(9, i) for i in range(4)], max_rows=2, max_tokens=3)
+    assert [len(one) for one in spent.values()] == [4, 4]
+    assert min(map(min, spent.values())) > 0
+    assert Lane.join is change
 
 
 # --- bytes ------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ BENCHES = {
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "compiling": "How much does compiling a round gain, and how long does it take?",
     "heads": "How long is a round with a trained head, beside its bare forwards and a model's?",
+    "joining": "How much of the time do texts take to join a batch and to leave it?",
     "load": "What becomes of a server's answers when many clients come, leave, and read slowly?",
     "long": "How much longer is a token, or a round, behind a long text?",
     "loops": "How many texts of a pair repeat themselves, and do its functions parse?",
