@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
-from math import exp
+from itertools import pairwise, product
+from math import exp, inf
 from statistics import mean
 
 import pytest
@@ -62,8 +62,10 @@ def rows_cost(machine: str, rows: int) -> float:
     return low + (high - low) * (rows - a) / (b - a)
 
 
-def round_cost(machine: str, count: int) -> float:
-    return rows_cost(machine, count + 1) + count * DRAFT_STEP + HOST
+def round_cost(machine: str, count: int, at_once: float = 0.0) -> float:
+    """A round of K = `count`; one pass drafts all of it where that takes `at_once` plain passes."""
+    drafting = at_once * (count > 0) if at_once else count * DRAFT_STEP
+    return rows_cost(machine, count + 1) + drafting + HOST
 
 
 @dataclass
@@ -76,6 +78,7 @@ class Simulation:
     tokens: int = 0
     seconds: float = 0.0
     restless: bool = False  # the whole machine is slower at times, for everything alike
+    at_once: float = 0.0  # see `round_cost`
     slowness: float = 1.0
     rounds: list[int] = field(default_factory=list)
 
@@ -85,7 +88,7 @@ class Simulation:
         accepted = 0
         while accepted < count and rng.random() < rates[accepted]:
             accepted += 1
-        cost = round_cost(self.machine, count) * exp(rng.gauss(0, 0.04))
+        cost = round_cost(self.machine, count, self.at_once) * exp(rng.gauss(0, 0.04))
         self.tokens += accepted + 1
         self.seconds += cost  # as if the machine were always as fast, to compare runs
         self.rounds.append(count)
@@ -114,12 +117,15 @@ def controlled(
     controller: Controller | None = None,
     *,
     restless: bool = False,
+    at_once: float = 0.0,
+    rounds: float = inf,
 ) -> Simulation:
     """As in a session: a round is chosen before the one before it is read."""
     controller = controller or Controller({"model": MOST})
-    rng, run = random.Random(seed), Simulation(machine, text, seed, restless=restless)
+    rng = random.Random(seed)
+    run = Simulation(machine, text, seed, restless=restless, at_once=at_once)
     unread: list[tuple[Choice, int, float]] = []
-    while run.tokens < tokens:
+    while run.tokens < tokens and len(run.rounds) < rounds:
         choice = controller.choose(run.tokens)
         unread.append((choice, *run.round(choice.draft_tokens, rng)))
         if len(unread) > 1:
@@ -176,6 +182,50 @@ def test_it_does_not_flap() -> None:
     run = controlled("M3 Max", "prose", 1, 2000)
     changes = sum(a != b for a, b in pairwise(run.rounds))
     assert changes < len(run.rounds) / 15
+
+
+HEADS = [0.2, 0.8]  # plain passes that a head's one pass takes: on a GPU, and on a CPU
+
+
+def of_head(machine: str, text: str, tokens: int, at_once: float, *, rounds: float = inf) -> float:
+    """The speed with a head that drafts all of a block in one pass, and is known to."""
+    return mean(
+        controlled(
+            machine,
+            text,
+            seed,
+            tokens,
+            Controller({"head": MOST}, at_once={"head"}),
+            at_once=at_once,
+            rounds=rounds,
+        ).speed
+        for seed in SEEDS
+    )
+
+
+@pytest.mark.parametrize("at_once", HEADS)
+def test_a_head_that_drafts_at_once_finds_its_best_k_soon(at_once: float) -> None:
+    gains = []
+    for machine, text in product(MACHINES, ("code", "prose", "poor", "repetitive")):
+        unaware = mean(
+            controlled(machine, text, seed, 1000, at_once=at_once, rounds=40).speed
+            for seed in SEEDS
+        )
+        gains.append(of_head(machine, text, 1000, at_once, rounds=40) / unaware)
+    assert min(gains) > 0.92
+    if at_once > 0.5:  # with one token alone such a round hardly pays, and with more it does
+        assert mean(gains) > 1.2
+        assert max(gains) > 1.8
+    else:
+        assert mean(gains) > 0.99
+
+
+@pytest.mark.parametrize("at_once", HEADS)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_a_head_that_drafts_at_once_costs_little_where_nothing_is_kept(
+    machine: str, at_once: float
+) -> None:
+    assert of_head(machine, "random", 200, at_once) >= 0.97 * fixed_speed(machine, "random", 200, 0)
 
 
 def drive(
@@ -375,6 +425,15 @@ def test_costs_between_and_beyond_what_is_known_lie_on_lines() -> None:
     assert costs.curve("model", 5) == pytest.approx([1, 1.1, 1.2, 2.0, 2.333, 2.667], rel=1e-3)
     assert costs.curve("unknown", 1)[1] > 1
     assert not costs.unknown
+
+
+def test_one_pass_that_drafts_all_tokens_is_paid_once() -> None:
+    one = Costs({"head": Knowledge((2.0, 3.6), (0.5,))}, at_once={"head"})
+    assert one.curve("head", 3) == pytest.approx([1, 1.8, 2.2, 2.6], rel=1e-3)
+    two = Costs({"head": Knowledge((2.0, None, 3.6, None, 4.0), (0.5,))}, at_once={"head"})
+    assert two.curve("head", 5) == pytest.approx([1, 1.6, 1.8, 1.9, 2.0, 2.1], rel=1e-3)
+    none = Costs({}, at_once={"head"}).curve("head", 2)
+    assert 1 < none[1] < none[2] < 2 * none[1] - 1
 
 
 def test_what_is_known_is_kept_apart_by_length() -> None:

@@ -11,6 +11,7 @@ import mlxspec
 from mlxspec import load
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.drafters.heads.block_layers import Attention
+from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.models.caches.positional import Places
 from mlxspec.pairs.table import Pair
 
@@ -49,6 +50,15 @@ def test_three_tokens_are_kept_as_training_promised(right):
 
 def test_one_token_is_kept_most_often():
     assert kept(DEMO / "head", 1) >= 0.8
+
+
+def test_the_controller_knows_that_one_pass_drafts_all():
+    engine = load(Pair("demo-head", str(DEMO / "target"), (str(DEMO / "head"),)))
+    (name,) = engine.heads
+    policy = engine.session([1, 2, 3], draft_tokens="auto").policy
+    for choice, seconds in ((PLAIN, 1.0), (Choice(name, 1), 1.8)):
+        policy.took(choice, seconds)
+    assert policy.seconds(Choice(name, 2)) < 2.4
 
 
 def test_a_shifted_tap_is_seen(right, tmp_path):

@@ -9,7 +9,7 @@ is expected of its cost comes from rounds of other B and K over as many rows (`s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import sqrt
@@ -56,6 +56,7 @@ class BatchController(Controller):
         rows: B. most: the models that draft, each with its largest K.
         known: what is known of every drafter, by number of rows.
         common: what is shared with the controllers of other numbers of rows.
+        at_once: see `Controller`.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class BatchController(Controller):
         most: Mapping[str, int],
         known: Mapping[int, Mapping[str, Knowledge]],
         common: Common,
+        at_once: Collection[str] = (),
     ) -> None:
         self._rows = rows
         self._common = common
@@ -73,18 +75,18 @@ class BatchController(Controller):
         self._pause = 0  # the round before which no other trial begins
         self._tries = False  # whether the round that was planned last is on trial
         self._following = Following(common.graded)
-        self._surface = Surface(known)
+        self._surface = Surface(known, at_once)
         self._rounds = {
             name: [Choice(name, k) for k in COUNTS if k <= count] for name, count in most.items()
         }
-        super().__init__(most, known.get(rows))
+        super().__init__(most, known.get(rows), at_once)
         self._acceptance = {name: common.acceptance[name] for name in self._most}
         self._rests = {name: Rest(0) for name in ("", *most)}
         self.reckon_with(known)
 
     def reckon_with(self, known: Mapping[int, Mapping[str, Knowledge]]) -> None:
         """Expect costs as rounds of any number of rows tell them by now."""
-        self._surface = Surface(known)
+        self._surface = Surface(known, self._at_once)
         self._costs.expected = partial(self._surface.curve, self._rows)
         self._rank()
 

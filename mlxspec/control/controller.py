@@ -13,7 +13,7 @@ Plain Python without a clock or random numbers: the same reports give the same c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
@@ -62,7 +62,7 @@ class Controller:
     Args:
         most: the models that draft, each with its largest K.
         known: knowledge of drafters from earlier runs.
-        start: K of a first trial.
+        at_once: those of the models of which one pass drafts all tokens, whatever K is.
 
     Text drafters need not be named: they make offers round by round.
     """
@@ -71,13 +71,12 @@ class Controller:
         self,
         most: Mapping[str, int],
         known: Mapping[str, Knowledge] | None = None,
-        *,
-        start: int = 1,
+        at_once: Collection[str] = (),
     ) -> None:
         known = {name: one for name, one in (known or {}).items() if name in (*most, TEXT)}
         self._most = dict(most)
-        self._start = start
-        self._costs = Costs(known)
+        self._at_once = at_once
+        self._costs = Costs(known, at_once=at_once)
         self._acceptance = {
             name: AcceptanceEstimate(count, known[name].acceptance if name in known else ())
             for name, count in most.items()
@@ -231,7 +230,9 @@ class Controller:
         self._curves: dict[str, list[float]] = {}
         self._rates: dict[str, list[float]] = {}
         for name, most in self._most.items():
-            reach = min(most, max(self._start, self._costs.measured(name) + 1))
+            # What is drafted at once is the same for two more tokens, and so is most of the cost.
+            further = 2 if name in self._at_once else 1
+            reach = min(most, self._costs.measured(name) + further)
             curve = self._curves[name] = self._costs.curve(name, reach)
             tokens = self._acceptance[name].tokens()[: reach + 1]
             self._rates[name] = [n / c for n, c in zip(tokens, curve, strict=True)]
@@ -332,7 +333,7 @@ class Controller:
             self._trial = self._best(name)
             self._acceptance[name].soften(RETRY_WEIGHT)
         else:
-            self._trial = Choice(name, min(self._start, self._most[name]))
+            self._trial = Choice(name, 1)
         self._left = TRIAL_ROUNDS
         self._undo = replace(self._rests[name])
         self._rests[name].tried(self._round)

@@ -8,7 +8,7 @@ the time of such a round relative to a round without proposals.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import exp, log, sqrt
@@ -39,6 +39,9 @@ CHEAPEST = 0.9
 # The assumed cost of one more proposal before any is measured, in plain rounds: from a model, and
 # from the text, where optimism costs one round and the first measurement corrects it.
 FIRST_STEP, FIRST_TEXT_STEP = 0.3, 0.2
+# Where one pass drafts all K tokens and a single K was measured: the share of its cost beyond a
+# plain round that is taken to be the same for every K. The rest is the target's.
+SAME = 0.5
 # The name for the costs of proposals from the text: a pass of the target, whichever drafter it is.
 TEXT = "text"
 # Numbers of tokens that are proposed from the text: each is a graph to trace, and rows in powers of
@@ -185,12 +188,20 @@ class Costs:
     Args:
         known: costs from an earlier run. expected: the curve of a drafter up to a K, as far as
             other rounds tell it.
+        at_once: the drafters of which one pass drafts all tokens, whatever K is.
 
     Kalman, "A New Approach to Linear Filtering and Prediction Problems", 1960.
     """
 
-    def __init__(self, known: Mapping[str, Knowledge], expected: Expected | None = None) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, Knowledge],
+        expected: Expected | None = None,
+        *,
+        at_once: Collection[str] = (),
+    ) -> None:
         self.expected = expected or (lambda drafter, most: None)
+        self._at_once = at_once
         self._bucket = 0
         self._slow = 0  # rounds in a row that were slower than expected
         self._fast = 0
@@ -258,13 +269,11 @@ class Costs:
         expected = self.expected(drafter, max(most, points[-1][0]))
         if expected is not None:
             return _scaled(points, expected)[: most + 1]
-        curve: list[float] = []
-        for (a, cost), (b, after) in pairwise(points):
-            curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
+        if drafter in self._at_once:
+            return _at_once(points[1:], most)
         last, cost = points[-1]
         first_step = FIRST_TEXT_STEP if drafter == TEXT else FIRST_STEP
-        step = max(cost - 1, 0.0) / last if last else first_step  # more proposals never cost less
-        return (curve + [cost + step * (k - last) for k in range(last, most + 1)])[: most + 1]
+        return _on_lines(points, (cost - 1) / last if last else first_step, most)
 
     def _meet(self, drafter: str, count: int, value: float, variance: float) -> None:
         self._places[drafter, count] = len(self._means)
@@ -302,6 +311,27 @@ class Costs:
                 row[j] -= share * other / total
         for place in self._places.values():
             self._means[place] = max(self._means[place], log(CHEAPEST))
+
+
+def _on_lines(points: Sequence[tuple[int, float]], step: float, most: int) -> list[float]:
+    """A curve from K = 0 through the points, and from the last on in steps, which never fall."""
+    curve: list[float] = []
+    for (a, cost), (b, after) in pairwise(points):
+        curve += [cost + (after - cost) * (k - a) / (b - a) for k in range(a, b)]
+    last, cost = points[-1]
+    return (curve + [cost + max(step, 0.0) * (k - last) for k in range(last, most + 1)])[: most + 1]
+
+
+def _at_once(known: Sequence[tuple[int, float]], most: int) -> list[float]:
+    """A curve through what is known of K ≥ 1, where one pass drafts all K tokens.
+
+    From K to K + 1 only the target's pass grows, so a round's cost lies on a line that begins
+    above a plain round's.
+    """
+    known = known or [(1, 1 + FIRST_STEP)]
+    points = [(0, 1 + SAME * (known[0][1] - 1)), *known]
+    (a, cost), (b, after) = points[1] if len(known) > 1 else points[0], points[-1]
+    return [1.0, *_on_lines(points, (after - cost) / (b - a), most)[1:]]
 
 
 def _scaled(points: Sequence[tuple[int, float]], expected: Sequence[float]) -> list[float]:

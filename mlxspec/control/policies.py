@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from mlxspec.control.batching import BatchController
 from mlxspec.control.common import Common
@@ -16,10 +16,17 @@ class Controllers:
     Args:
         most: the models that draft, each with its largest K.
         learned: what earlier rounds have shown. length: of the texts.
+        at_once: those of the models of which one pass drafts all tokens, whatever K is.
     """
 
-    def __init__(self, most: Mapping[str, int], learned: Learned, length: int) -> None:
-        self._most = dict(most)
+    def __init__(
+        self,
+        most: Mapping[str, int],
+        learned: Learned,
+        length: int,
+        at_once: Collection[str] = (),
+    ) -> None:
+        self._most, self._at_once = dict(most), at_once
         self._learned, self._length = learned, length
         self._made: dict[int, Controller] = {}
         self._common: Common | None = None
@@ -38,7 +45,7 @@ class Controllers:
 
     def _new(self, rows: int, known: Mapping[int, Mapping[str, Knowledge]]) -> Controller:
         if rows == 1:
-            return Controller(self._most, known[1])
+            return Controller(self._most, known[1], self._at_once)
         if self._common is None:
             about = self._learned.at(self._length, rows)
             self._common = Common(
@@ -47,4 +54,4 @@ class Controllers:
                     for name, count in self._most.items()
                 }
             )
-        return BatchController(rows, self._most, known, self._common)
+        return BatchController(rows, self._most, known, self._common, self._at_once)

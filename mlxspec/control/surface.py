@@ -6,14 +6,14 @@ one costs that was never run, until its own cost is known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from statistics import fmean
 
 from mlxspec.control.estimates import TEXT, Knowledge
 
-# The assumed share of a plain round that one draft step takes.
-DRAFT_STEP = 0.1
+# The assumed share of a plain round that one draft step takes, and a pass that drafts a block.
+DRAFT_STEP, BLOCK_PASS = 0.1, 0.3
 
 
 class Surface:
@@ -21,9 +21,13 @@ class Surface:
 
     Args:
         known: the costs of each drafter in seconds, by B.
+        at_once: the drafters of which one pass drafts all tokens, whatever K is.
     """
 
-    def __init__(self, known: Mapping[int, Mapping[str, Knowledge]]) -> None:
+    def __init__(
+        self, known: Mapping[int, Mapping[str, Knowledge]], at_once: Collection[str] = ()
+    ) -> None:
+        self._at_once = at_once
         found: dict[int, list[float]] = {}
         for rows, drafters in known.items():
             for name, one in drafters.items():
@@ -33,8 +37,8 @@ class Surface:
                 found.setdefault(rows, []).append(plain)
                 for k, cost in enumerate(others, 1):
                     if cost:
-                        steps = 0.0 if name == TEXT else k * DRAFT_STEP * plain
-                        found.setdefault(rows * (k + 1), []).append(cost - steps)
+                        drafting = self._drafting(name, k) * plain
+                        found.setdefault(rows * (k + 1), []).append(cost - drafting)
         self._points: list[tuple[int, float]] = []  # seconds by rows of a pass, never falling
         highest = 0.0
         for rows, seconds in sorted(found.items()):
@@ -50,10 +54,16 @@ class Surface:
         if not self.reaches(2 * rows):
             return None
         plain = self._seconds(rows)
-        step = 0.0 if name == TEXT else DRAFT_STEP
         return [1.0] + [
-            self._seconds(rows * (k + 1)) / plain + k * step for k in range(1, most + 1)
+            self._seconds(rows * (k + 1)) / plain + self._drafting(name, k)
+            for k in range(1, most + 1)
         ]
+
+    def _drafting(self, name: str, count: int) -> float:
+        """The assumed share of a plain round in which `count` tokens are drafted."""
+        if name == TEXT:
+            return 0.0
+        return BLOCK_PASS if name in self._at_once else count * DRAFT_STEP
 
     def _seconds(self, rows: int) -> float:
         """Between what was measured along lines; beyond it in proportion to the rows."""

@@ -84,7 +84,8 @@ class Maker:
         """The same for texts that share rounds, by the number of rows."""
         most = {name: one.most for name, one in rounds.drafters.items()}
         if request.auto:
-            return Controllers(most, self._parts.learned, len(request.tokens))
+            at_once = {name for name, one in rounds.drafters.items() if one.at_once}
+            return Controllers(most, self._parts.learned, len(request.tokens), at_once)
         fixed = FixedPolicy(most, request.draft_tokens)
         return lambda rows: fixed
 

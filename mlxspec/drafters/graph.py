@@ -36,6 +36,7 @@ class GraphDrafter(Protocol):
     taps: names of the target's modules whose outputs are its features. most: the largest K.
     follows: whether it is told of every round, whichever drafter proposed. One that does not
         follow is told only of its own rounds, and reads what it missed before the next one.
+    at_once: whether one pass drafts all tokens, whatever K is.
     fused: whether its passes can be part of a graph that never waits for the host.
     beside: whether its passes over several texts give each what it would get alone.
     """
@@ -43,6 +44,9 @@ class GraphDrafter(Protocol):
     taps: Sequence[str]
     most: int
     follows: bool
+
+    @property
+    def at_once(self) -> bool: ...
 
     @property
     def fused(self) -> bool: ...
@@ -97,6 +101,7 @@ class ModelDrafter:
     taps: Sequence[str] = ()
     most = MAX_AUTO_TOKENS
     follows = False
+    at_once = False
 
     def __init__(self, cached: CachedModel, vocabulary: int, context: int | None = None) -> None:
         self.cached = cached

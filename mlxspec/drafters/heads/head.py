@@ -24,7 +24,8 @@ class Head(Protocol):
     text, and texts that begin alike share it. All else in a past is its state at one place.
 
     A head may have a `block`, the rows that it reads at once whatever the number of tokens that it
-    is asked for: its past has room for so many beyond the text.
+    is asked for: its past has room for so many beyond the text, and a controller expects it to
+    draft any number of tokens in the same time.
 
     A head may have an `identity` beside this, a string that no other weights have: then a prompt
     cache on disk keeps its pasts.
@@ -88,6 +89,7 @@ class HeadDrafter:
         # One that cannot be told from others is never taken for one that wrote a file.
         self.identity: str = getattr(head, "identity", None) or uuid4().hex
         self._block: int = getattr(head, "block", 0)
+        self.at_once = self._block > 0
         self._like = head.begin(1)  # never computed
 
     def typed(self, past: Any) -> Any:
