@@ -30,10 +30,53 @@ class Past(NamedTuple):
     start: mx.array
 
 
-class GraphDrafter(Protocol):
-    """A draft model or a head, as a round sees it. Its past is a tree of arrays, [B, …] each.
+class Proposer(Protocol):
+    """What drafts in a round's graph. Its past is a tree of arrays, [B, …] each.
 
     taps: names of the target's modules whose outputs are its features. most: the largest K.
+    """
+
+    taps: Sequence[str]
+    most: int
+
+    def propose(
+        self,
+        past: Any,
+        last_two: mx.array,
+        position: mx.array,
+        picks: Picks,
+        count: int,
+        length: int,
+    ) -> Any:
+        """Pick `count` ≥ 1 tokens with `picks`, and return the past.
+
+        Args:
+            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
+                the last. position: int32 [B], of the last: as many tokens were committed.
+            length: entries to attend over in its own caches, if it has any: more than
+                `position` + `count` in every row. It shapes the graph.
+        """
+
+    def commit(
+        self,
+        past: Any,
+        tokens: mx.array,
+        features: Features,
+        position: mx.array,
+        kept: mx.array | None,
+    ) -> Any:
+        """The past after the target has read more: a round, or a piece of a prompt.
+
+        Args:
+            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
+                features are [B, R, D] by tap. R is as large as a piece of a prompt.
+            kept: int32 [B], how many of them stay, at least 1; None is all, of a prompt.
+        """
+
+
+class GraphDrafter(Proposer, Protocol):
+    """A draft model or a head, as a round sees it.
+
     follows: whether it is told of every round, whichever drafter proposed. One that does not
         follow is told only of its own rounds, and reads what it missed before the next one.
     at_once: whether one pass drafts all tokens, whatever K is.
@@ -41,8 +84,6 @@ class GraphDrafter(Protocol):
     beside: whether its passes over several texts give each what it would get alone.
     """
 
-    taps: Sequence[str]
-    most: int
     follows: bool
 
     @property
@@ -59,33 +100,6 @@ class GraphDrafter(Protocol):
 
     def grown(self, past: Any, capacity: int) -> Any:
         """The past with room for a text of `capacity` tokens."""
-
-    def propose(
-        self,
-        past: Any,
-        last_two: mx.array,
-        position: mx.array,
-        picks: Picks,
-        count: int,
-        length: int,
-    ) -> Any:
-        """Pick `count` ≥ 1 tokens, and return the past.
-
-        Args:
-            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
-                the last. position: int32 [B], of the last.
-            length: the number of entries to attend over in its own caches, if it has any.
-        """
-
-    def commit(
-        self, past: Any, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
-    ) -> Any:
-        """The past after a round that it is told of.
-
-        Args:
-            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
-                features are [B, R, D] by tap. kept: int32 [B], how many of them stay, at least 1.
-        """
 
 
 class ModelDrafter:
@@ -160,7 +174,12 @@ class ModelDrafter:
         return past._replace(layers=layers)
 
     def commit(
-        self, past: Past, tokens: mx.array, features: Features, position: mx.array, kept: mx.array
+        self,
+        past: Past,
+        tokens: mx.array,
+        features: Features,
+        position: mx.array,
+        kept: mx.array | None,
     ) -> Past:
         """Take back all but the first `kept` rows since the last commit: int32 [B]."""
         return past._replace(layers=self.cached.commit(past.layers, kept))

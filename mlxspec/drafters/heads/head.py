@@ -8,16 +8,17 @@ from uuid import uuid4
 
 import mlx.core as mx
 
+from mlxspec.drafters.graph import Proposer
 from mlxspec.drafters.picks import Picks
 from mlxspec.models.followers import grown, room_of, typed
 from mlxspec.models.rotary import shared_angles
 from mlxspec.models.taps import Features
 
 
-class Head(Protocol):
+class Head(Proposer, Protocol):
     """A drafter on the target's features, such as a trained head. See docs/drafters.md.
 
-    taps: names of the target's modules whose outputs are its features. most: the largest K.
+    It is told of all that the target reads: pieces of a prompt, and every round, whoever drafts.
 
     A head keeps what it needs of a text in a *past*, a tree of arrays, [B, …] each, and changes
     none that it is given. Keys and values by position stand in a `FullLayer`: it grows with the
@@ -31,47 +32,10 @@ class Head(Protocol):
     cache on disk keeps its pasts.
     """
 
-    taps: Sequence[str]
-    most: int
-
     def begin(self, capacity: int) -> Any:
         """The past of one text of which nothing was read, B = 1, with room for `capacity` tokens.
 
         Its form, shapes and dtypes are those of every past, but for B and the room.
-        """
-
-    def propose(
-        self,
-        past: Any,
-        last_two: mx.array,
-        position: mx.array,
-        picks: Picks,
-        count: int,
-        length: int,
-    ) -> Any:
-        """Pick `count` ≥ 1 tokens with `picks`, and return the past.
-
-        Args:
-            last_two: int32 [B, 2], the last tokens of the text, of which the target has not read
-                the last. position: int32 [B], of the last: as many tokens were committed.
-            length: entries to attend over in its layers, more than `position` + `count` in every
-                row. It shapes the graph.
-        """
-
-    def commit(
-        self,
-        past: Any,
-        tokens: mx.array,
-        features: Features,
-        position: mx.array,
-        kept: mx.array | None,
-    ) -> Any:
-        """The past after the target has read more: a piece of a prompt, or a round, whoever drafts.
-
-        Args:
-            tokens: int32 [B, R] that the target read from `position`, int32 [B], on; their
-                features are [B, R, D] by tap. R is as large as a piece of a prompt.
-            kept: int32 [B], how many of them stay, at least 1; None is all, of a prompt.
         """
 
 
