@@ -168,15 +168,14 @@ def train_head(head: Head, target: Llama, samples: Tensor, options: argparse.Nam
     print("features of all texts are read", flush=True)
     held_out, seen = texts.rows(slice(256)), texts.rows(slice(256, None))
     head.compile(dynamic=False)
-    reported: list[float] = []
 
     def loss(step: int, phase: Phase) -> Tensor:
         which = some(len(seen.tokens), step, phase.batch).to(samples.device)
         return head_loss(head, target, seen.rows(which), step, 24)
 
     def report() -> float:
-        reported.append(kept_tokens(head, target, held_out, 24))
-        print(f"head keeps {reported[-1]:.3f} of {head.size - 1} tokens", flush=True)
+        kept = kept_tokens(head, target, held_out, 24)
+        print(f"head keeps {kept:.3f} of {head.size - 1} tokens", flush=True)
         head.export(options.out / "head", target, CONTEXT)
         with torch.no_grad(), in_bfloat16(samples.device):
             return float(head_loss(head, target, held_out, -1, 24))
@@ -191,7 +190,7 @@ def train_head(head: Head, target: Llama, samples: Tensor, options: argparse.Nam
         checkpoint=options.work / "head.pt",
         seconds=options.head_seconds,
     )
-    return done | {"kept_of_a_block": round(reported[-1], 3) if reported else None}
+    return done | {"kept_of_a_block": round(kept_tokens(head, target, held_out, 24), 3)}
 
 
 # --- results --------------------------------------------------------------------------------
