@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import pytest
 from cli_tools import environment, is_one_error, mlxspec, save_model
 from clocks import Clock, Slowed, growing
@@ -29,9 +30,10 @@ from mlxspec.control.replay import Proposed, along_model, rounds
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import MAX_AUTO_TOKENS, MODEL
 from mlxspec.drafters.history import History
+from mlxspec.drafters.picks import Picks
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.measure import plan
-from mlxspec.measure.acceptance import agreement
+from mlxspec.measure.acceptance import agreement, of_head
 from mlxspec.measure.findings import NOT_TRIED, Findings, described
 from mlxspec.measure.forecast import (
     LEFT_TO_AUTO,
@@ -317,6 +319,59 @@ def test_a_draft_of_another_tokenizer_is_probed_in_the_targets_tokens(
     told = probe(Engine(slow(target), draft, shared=shared, compiled=False), PROMPTS)
     assert told.forecast is not None
     assert told.forecast.drafters[MODEL].acceptance(4) == (1.0,) * 4
+
+
+class Knowing:
+    """A head that knows the text, but says less than it is asked for where it has a `limit`."""
+
+    taps, most, block = (), 3, 4
+
+    def __init__(self, text: list[int], vocabulary: int, limit: int | None = None) -> None:
+        self._text, self._ids, self._limit = mx.array(text), mx.arange(vocabulary), limit
+
+    def begin(self, capacity: int) -> mx.array:
+        return mx.zeros((1, 1))
+
+    def propose(
+        self, past: Any, last_two: Any, position: Any, picks: Picks, count: int, length: int
+    ) -> Any:
+        places = mx.minimum(position[:, None] + 1 + mx.arange(count), len(self._text) - 1)
+        picks.pick_all((self._text[places][..., None] == self._ids).astype(mx.float32))
+        if self._limit is not None:
+            picks.limit(mx.full((1,), self._limit, mx.int32))
+        return past
+
+    def commit(self, past: Any, tokens: Any, features: Any, position: Any, kept: Any) -> Any:
+        return past
+
+
+def knowing(target: Any, limit: int | None = None) -> tuple[Engine, list[int]]:
+    """An engine with a head that knows what follows 1, 2, 3, and that text."""
+    plain = Engine(target, compiled=False)
+    text = plain.generate([1, 2, 3], max_tokens=TOKENS + 4, ignore_eos=True).tokens
+    head = Knowing([1, 2, 3, *text], plain.models[0].vocabulary, limit)
+    return Engine(target, heads={"head": head}, compiled=False), text
+
+
+def test_a_head_is_probed(slow: Callable[[Any], Any]) -> None:
+    engine, _ = knowing(slow(model("llama")))
+    told = probe(engine, PROMPTS[:1], budget_s=120)
+    assert told.forecast is not None
+    found = told.forecast.drafters["head"]
+    assert found.at_once
+    assert found.step_s == 0
+    assert found.acceptance(3) == (1.0,) * 3
+    brought = {one.draft_tokens: one.tokens for one in told.forecast.options()}
+    assert brought == {0: 1, 1: 2, 2: 3, 3: 4}
+    assert "head: one pass drafts all tokens" in printed(show, told)
+    assert any(one.drafter == "head" for one in told.tried)
+
+
+def test_a_head_that_proposes_less_than_it_is_asked_for() -> None:
+    engine, text = knowing(model("llama"), limit=2)
+    found = of_head(engine, [([1, 2, 3], text[:20])], 8)
+    assert list(found) == [1, 2, 3]
+    assert set(found[3]) == {Proposed(2, 2)}
 
 
 def test_every_draft_is_probed(slow: Callable[[Any], Any]) -> None:

@@ -43,10 +43,13 @@ def _show_expected(found: Forecast, console: Console) -> None:
     console.print(f"plain round {1e3 * found.plain_s:.2f} ms")
     for name, drafting in found.drafters.items():
         if drafting.is_model:
+            first, step = f"{1e3 * drafting.first_s:.2f} ms", f"{1e3 * drafting.step_s:.2f} ms"
+            drafts = f"first draft step {first} · each other {step}"
+            if drafting.at_once:
+                drafts = f"one pass drafts all tokens, {first}"
             console.print(
-                f"{name}: first draft step {1e3 * drafting.first_s:.2f} ms · each other "
-                f"{1e3 * drafting.step_s:.2f} ms · host {1e3 * drafting.host_s:+.2f} ms of a "
-                "round, less what overlaps",
+                f"{name}: {drafts} · host {1e3 * drafting.host_s:+.2f} ms of a round, less what "
+                "overlaps",
                 soft_wrap=True,
             )
     console.print(_expected(found))

@@ -44,12 +44,12 @@ def along_text(
     places = []
     for at, token in enumerate(text):
         tokens = drafter.propose(most).tokens
-        places.append(Proposed(len(tokens), _agreeing(tokens, text[at : at + most])))
+        places.append(Proposed(len(tokens), agreeing(tokens, text[at : at + most])))
         drafter.extend([token])
     return places
 
 
-def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+def agreeing(one: Sequence[int], other: Sequence[int]) -> int:
     """The length of the beginning that two sequences have in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -11,10 +11,14 @@ from mlxspec.control import replay
 from mlxspec.control.estimates import SIZES
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import MAX_AUTO_TOKENS
+from mlxspec.device import lengths
 from mlxspec.drafters.proposals import TextDrafter
 from mlxspec.models.cached_model import CachedModel
 from mlxspec.models.prefill import Reading, finished, prefill
+from mlxspec.sampling.sampler import Sampler
+from mlxspec.sampling.verify import Draft
 
 Text = tuple[list[int], list[int]]  # a prompt, and what follows it
 
@@ -48,6 +52,43 @@ def of_model(cached: CachedModel, texts: Sequence[Text], most: int) -> dict[int,
     """
     along = [replay.along_model(agreement(cached, text), MAX_AUTO_TOKENS) for text in texts]
     return _replayed(along, {count: [count] for count in range(1, most + 1)})
+
+
+def along_head(engine: Engine, text: Text, most: int) -> list[Proposed]:
+    """The proposals of a head at each place of a text, by an engine that has it alone."""
+    (name,) = engine.heads
+    prompt, following = text
+    rounds = engine.rounds.with_sampler(Sampler(GREEDY.method(), engine.models[0].vocabulary))
+    length = lengths.attended(len(prompt) + len(following) + most + 1)
+    state = engine.prefilled(prompt, capacity=length)
+    propose, _ = rounds.halves(most, length, name)
+    places, before = [], prompt[-1]
+    for at, token in enumerate(following):
+        draft = Draft(*propose(state)[0])
+        proposed = cast(list[int], draft.tokens[0].tolist())
+        if draft.limit is not None:
+            proposed = proposed[: cast(int, draft.limit.item())]
+        right = replay.agreeing(proposed, following[at : at + most])
+        places.append(Proposed(len(proposed), right))
+        state, _ = rounds(state, draft_tokens=0, length=length, drafter=name)
+        state = state._replace(last_two=mx.array([[before, token]], mx.int32))
+        mx.eval(state)
+        before = token
+    return places
+
+
+def of_head(engine: Engine, texts: Sequence[Text], most: int) -> dict[int, list[Proposed]]:
+    """The rounds of a head along texts, for every K that they are long enough for.
+
+    Args:
+        engine: has that head alone. most: the largest K.
+    """
+    (head,) = engine.heads.values()
+    most = min(most, head.most)
+    along = [along_head(engine, text, most) for text in texts]
+    # It may propose fewer than it is asked for.
+    sizes = {count: list(range(count + 1)) for count in range(1, most + 1)}
+    return _replayed(along, sizes)
 
 
 def of_text(

@@ -3,7 +3,8 @@
 A round that proposes K tokens takes C(K) = t_first + (K - 1)·t_draft + T(K + 1) + t_host. T(M) is a
 pass of the target over M rows. t_first is the draft's first step, which reads the last two tokens,
 and t_draft each later step, which reads one. t_host is the rest of a round in a running text:
-Python's share, less what overlaps. A proposal from the text takes no drafting, but its round is
+Python's share, less what overlaps. A head that drafts all K tokens in one pass takes t_first for
+any K. A proposal from the text takes no drafting, but its round is
 waited for. If a round commits N(K) tokens, the speed-up is N(K)·C(0)/C(K).
 """
 
@@ -55,12 +56,14 @@ class MeasuredDrafter:
 
     first_s, step_s: t_first and t_draft; 0 for a text drafter. host_s: t_host.
     rounds: for each K, the rounds that it would have run, at least one.
+    at_once: whether one pass drafts all tokens: then t_first is that pass, and t_draft 0.
     """
 
     first_s: float
     step_s: float
     host_s: float
     rounds: Mapping[int, Sequence[Proposed]]
+    at_once: bool = False
 
     @property
     def is_model(self) -> bool:

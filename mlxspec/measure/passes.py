@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from math import inf
 from statistics import median
 
 import mlx.core as mx
 
+from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import GREEDY
 from mlxspec.decode.round import FusedRound
@@ -55,19 +57,22 @@ class Passes:
     @property
     def pace(self) -> Pace:
         """The times that a plan is made from."""
-        drafts = self._bare_s[1:]
-        return Pace(self.pass_s, sum(drafts), len(drafts), self._building_s, len(self.start))
+        drafts, heads = self._bare_s[1:], len(self._engine.heads)
+        start = len(self.start)
+        return Pace(self.pass_s, sum(drafts), len(drafts), self._building_s, start, heads)
 
     def forecast(self) -> Forecast:
         """What is known so far: no drafter yet."""
         return Forecast(self.pass_s, self.pass_s[1], spread(self.times[1]))
 
     def look(self) -> Iterator[Progress]:
-        """Time a bare pass of each model over one row, then a few passes of the target."""
-        models, budget_s = self._engine.models, self._schedule.budget_s
-        yield self._schedule.begin(LOOK, len(models))
-        for cached in models:
-            self._bare_s.append(_one_row(cached))
+        """Time a pass of each model over one row and of each head, then a few of the target."""
+        budget_s = self._schedule.budget_s
+        looks = [partial(_one_row, cached) for cached in self._engine.models]
+        looks += [partial(_one_proposal, self._engine, name) for name in self._engine.heads]
+        yield self._schedule.begin(LOOK, len(looks))
+        for look in looks:
+            self._bare_s.append(look())
             yield self._schedule.after(len(self._bare_s))
         fits = (n for n in STARTS if n * self._bare_s[0] <= START_SHARE * budget_s)
         self.start = _prompt(self._engine, next(fits, STARTS[-1]))
@@ -93,7 +98,8 @@ class Passes:
         sampler = Sampler(GREEDY.method(), self._engine.models[0].vocabulary)
         rounds = FusedRound(self._engine.models[0], {}, sampler, compiled=self._engine.compiles)
         length = lengths.attended(len(self.start) + MOST_ROWS)
-        state = self._engine.prefilled(self.start, draft=False, capacity=length)
+        # Without heads, which would follow the passes.
+        state = alone(self._engine, "").prefilled(self.start, draft=False, capacity=length)
         steps = steppers(rounds, state, range(MOST_ROWS), length)
         self._steps = {count + 1: step for count, step in steps.items()}
 
@@ -116,12 +122,27 @@ def spread(times: Sequence[float]) -> float:
 
 
 def _one_row(cached: CachedModel) -> float:
-    """Seconds of a pass over one row on mlx-lm's own caches; the better of two, if it is quick."""
+    """Seconds of a pass over one row on mlx-lm's own caches."""
     caches = fresh_cache(cached.model, None)
+    return _better_of_two(lambda: mx.eval(cached.model(mx.array([[0]]), cache=caches)))
+
+
+def _one_proposal(engine: Engine, name: str) -> float:
+    """Seconds in which a head proposes one token."""
+    one = alone(engine, name, compiled=False)
+    rounds = one.rounds.with_sampler(Sampler(GREEDY.method(), engine.models[0].vocabulary))
+    state = one.prefilled([0, 0])
+    propose, _ = rounds.halves(1, lengths.attended(3), name)
+    mx.eval(state)
+    return _better_of_two(lambda: mx.eval(propose(state)[0]))
+
+
+def _better_of_two(step: Callable[[], None]) -> float:
+    """Seconds that it takes: of the first time, if that is slow."""
     best = inf
     for _ in range(2):
         started = time.perf_counter()
-        mx.eval(cached.model(mx.array([[0]]), cache=caches))
+        step()
         best = min(best, time.perf_counter() - started)
         if best > SLOW_PASS_S:
             break

@@ -69,7 +69,8 @@ ALL = PLANS[0]
 class Pace:
     """Times in seconds that are known before a plan is made.
 
-    pass_s: T(M). draft_s: one-row passes of all drafts, added up. drafts: how many there are.
+    pass_s: T(M). draft_s: one-row passes of all drafts, and passes of heads, added up. drafts: how
+        many there are, and heads: how many of them.
     building_s: what the first pass of a number of rows takes more than the next ones.
     start: tokens before the passes that are timed.
     """
@@ -79,6 +80,7 @@ class Pace:
     drafts: int
     building_s: float
     start: int
+    heads: int = 0
 
     def rows_s(self, rows: int) -> float:
         return pass_seconds(self.pass_s, rows)
@@ -109,7 +111,10 @@ class Pace:
             PASSES: (plan.repeats + plan.warm_up) * passes + len(plan.rows) * self.building_s,
             TEXTS: self.reading_s(read) + written * plain,
             RUNNING: (plan.turns + plan.warm_up) * running + new_shapes,
-            STEPS: self.drafts * steps + (read + written) * self.draft_s + new_shapes,
+            STEPS: self.drafts * steps
+            + (read + written) * self.draft_s
+            + self.heads * (self.reading_s(read) + written * plain)  # they propose along it
+            + new_shapes,
         }
 
 

@@ -1,8 +1,8 @@
 """The speed-up to expect of a pair on this machine, measured before the pair is used, and tried.
 
 One pass of a draft over a greedy text shows what rounds of every K would have kept, and so do the
-proposals of text drafters along it (`replay`). Each K is counted by itself, because longer rounds
-begin more often where the text is hard to guess.
+proposals of heads and of text drafters along it (`replay`). Each K is counted by itself, because
+longer rounds begin more often where the text is hard to guess.
 
 All measurements of a kind take turns, and a median is quoted. How much is measured depends on how
 long a pass takes (`plan`), and nothing more is measured where the first passes show that no draft
@@ -16,7 +16,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
+from mlxspec.control.replay import Proposed
 from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import Prompt
@@ -25,7 +27,7 @@ from mlxspec.errors import NothingDrafts
 from mlxspec.measure import acceptance, plan
 from mlxspec.measure.acceptance import Text
 from mlxspec.measure.findings import Findings
-from mlxspec.measure.forecast import Contender, MeasuredDrafter
+from mlxspec.measure.forecast import Contender, MeasuredDrafter, pass_seconds
 from mlxspec.measure.passes import Passes
 from mlxspec.measure.plan import ALL, DRAFTED, Chosen, Plan, Trial
 from mlxspec.measure.schedule import Schedule
@@ -66,7 +68,7 @@ class Probe:
         budget_s: float = BUDGET_S,
         candidates: int = 1,
     ) -> None:
-        if not (engine.drafts or engine.texts):
+        if not (engine.drafts or engine.heads or engine.texts):
             raise NothingDrafts
         self.findings = Findings(budget_s)
         self._engine = engine
@@ -98,7 +100,8 @@ class Probe:
         texts = yield from self._texts(taken)
         compiled = self._engine.compiles
         self._engines = {
-            name: alone(self._engine, name, compiled=compiled) for name in self._engine.drafts
+            name: alone(self._engine, name, compiled=compiled)
+            for name in (*self._engine.drafts, *self._engine.heads)
         }
         yield from self._drafters(taken.plan, texts)
         trial = self._chosen_trial(taken, texts)
@@ -167,7 +170,7 @@ class Probe:
         start, most = self._passes.start, min(max(taken.rows) - 1, taken.tokens // ROUNDS_OF_TEXT)
         running: dict[str, list[float]] = {}
         counts = {"": (self._engine, 0)}
-        counts |= {name: (one, DRAFTED) for name, one in self._engines.items()}
+        counts |= {name: (one, _drafted(one)) for name, one in self._engines.items()}
         steps = {
             name: partial(round_seconds, one, start, count, rounds=taken.rounds)
             for name, (one, count) in counts.items()
@@ -178,14 +181,18 @@ class Probe:
         drafters = {}
         yield self._schedule.begin(plan.STEPS, len(self._engines))
         for done, (name, engine) in enumerate(self._engines.items(), 1):
-            drafting = _drafting(engine, start, taken.repeats)
+            timed = _drafting(engine, start, taken.repeats)
+            if timed is not None:
+                count, verifying_s = (
+                    _drafted(engine),
+                    pass_seconds(found.pass_s, _drafted(engine) + 1),
+                )
+                host_s = median(running[name]) - verifying_s - timed.seconds(count)
+                rounds = _counted(engine, texts, min(most, MAX_AUTO_TOKENS))
+                drafters[name] = MeasuredDrafter(
+                    timed.first_s, timed.step_s, host_s, rounds, timed.at_once
+                )
             yield self._schedule.after(done)
-            if drafting is None:
-                continue
-            first_s, later_s = drafting
-            host_s = median(running[name]) - found.pass_s[DRAFTED + 1] - first_s - later_s
-            rounds = acceptance.of_model(engine.models[1], texts, min(most, MAX_AUTO_TOKENS))
-            drafters[name] = MeasuredDrafter(first_s, later_s / (DRAFTED - 1), host_s, rounds)
         for make in self._engine.texts:
             rounds = acceptance.of_text(make, texts, most)
             drafters[make().name] = MeasuredDrafter(0.0, 0.0, 0.0, rounds)
@@ -280,15 +287,39 @@ def _speeds(
     }
 
 
-def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> tuple[float, float] | None:
-    """Seconds of the first draft step, and of all later ones of a round with DRAFTED proposals.
+class _Timed(NamedTuple):
+    """t_first and t_draft in seconds, and whether one pass drafts all tokens."""
 
-    None where the draft was left out.
-    """
-    session = begun(engine, start, draft_tokens=DRAFTED)
-    if not session.drafted:
+    first_s: float
+    step_s: float
+    at_once: bool
+
+    def seconds(self, count: int) -> float:
+        return self.first_s + (count - 1) * self.step_s
+
+
+def _drafted(engine: Engine) -> int:
+    """K of the rounds that are timed of an engine's one drafter."""
+    return min([DRAFTED, *(head.most for head in engine.heads.values())])
+
+
+def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> _Timed | None:
+    """Time the drafting of an engine's one drafter; None where it was left out."""
+    count = _drafted(engine)
+    session = begun(engine, start, draft_tokens=count)
+    if engine.drafts and not session.drafted:
         return None
-    (name,) = engine.drafts
+    (name,) = (*engine.drafts, *engine.heads)
+    at_once = session.rounds.drafters[name].at_once
+    all_s, _ = halves(session, count, repeats, name)
+    if at_once or count == 1:
+        return _Timed(all_s, 0.0, at_once)
     first_s, _ = halves(session, 1, repeats, name)
-    all_s, _ = halves(session, DRAFTED, repeats, name)
-    return first_s, max(all_s - first_s, 0.0)
+    return _Timed(first_s, max(all_s - first_s, 0.0) / (count - 1), at_once)
+
+
+def _counted(engine: Engine, texts: Sequence[Text], most: int) -> dict[int, list[Proposed]]:
+    """What rounds of an engine's one drafter would keep along texts, by K."""
+    if engine.heads:
+        return acceptance.of_head(engine, texts, most)
+    return acceptance.of_model(engine.models[1], texts, most)
