@@ -81,10 +81,16 @@ def test_demo_from_a_clean_copy(copy):
     # the comparison is worth a line on how fast it is.
     passing = "CPU kernels", "decoding again"
     lines = [line for line in first.stderr.splitlines() if not any(one in line for one in passing)]
-    prompt = find_pair("demo").prompt.splitlines()
-    assert lines[1:-1] == ["the pair's own prompt:", *prompt]
-    for words in ("output: 160 tokens", "written: ", "seed 3", "compared: ", "the same text"):
-        assert words in lines[-1]
+    (second,) = (at for at, line in enumerate(lines) if line.startswith("2 of 2: greedy text"))
+    assert lines[1].startswith("1 of 2: sampled text")
+    assert lines[second - 1] == ""
+    for name, shown in (("demo", lines[2 : second - 1]), ("demo-head", lines[second + 1 :])):
+        prompt = find_pair(name).prompt.splitlines()
+        assert shown[:-1] == ["the pair's own prompt:", *prompt]
+        for words in ("output: 160 tokens", "written: ", "compared: ", "the same text"):
+            assert words in shown[-1]
+    assert "seed 3" in lines[second - 2]
+    assert "sampling: greedy" in lines[-1]
     assert first.stdout.strip()
 
     taken = []
@@ -167,7 +173,9 @@ def test_install_takes_another_backend_and_starts_anew_for_it(copy, uv):
 def test_demo_passes_its_arguments_on(copy, uv):
     run = script(copy, "demo", "def f(x):", "--max-tokens", "3", env=uv)
     assert run.stdout == "ran generate def f(x): --max-tokens 3\n"
-    assert script(copy, "demo", env=uv).stdout.startswith("ran generate ")
+    sampled, greedy = script(copy, "demo", env=uv).stdout.splitlines()
+    assert sampled.startswith("ran generate --temp 0.4 ")
+    assert greedy.startswith("ran generate --pair demo-head --temp 0 ")
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["dev", "dev"], [""]])
