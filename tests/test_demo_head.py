@@ -10,18 +10,21 @@ import pytest
 import mlxspec
 from mlxspec import load
 from mlxspec.bench.prompt_sets import beginnings
+from mlxspec.drafters.heads import block_config
 from mlxspec.drafters.heads.block_layers import Attention
 from mlxspec.drafters.proposals import PLAIN, Choice
 from mlxspec.models.caches.positional import Places
 from mlxspec.pairs.table import Pair
 
 DEMO = Path(mlxspec.__file__).parent / "demo"
+OWN = json.loads((DEMO / "head" / "config.json").read_text())["dflash_config"]
 PROMPTS = beginnings("python")[:4]
 
 
 def kept(head: Path, count: int = 3) -> float:
     """The acceptance rate of greedy rounds after held-out prompts."""
-    engine = load(Pair("demo-head", str(DEMO / "target"), (str(head),)))
+    # What builds a round's kernels takes longer than so few rounds.
+    engine = load(Pair("demo-head", str(DEMO / "target"), (str(head),)), compiled=False)
     runs = [
         engine.generate(one, draft_tokens=count, max_tokens=48, ignore_eos=True) for one in PROMPTS
     ]
@@ -53,7 +56,7 @@ def test_one_token_is_kept_most_often():
 
 
 def test_the_controller_knows_that_one_pass_drafts_all():
-    engine = load(Pair("demo-head", str(DEMO / "target"), (str(DEMO / "head"),)))
+    engine = load(Pair("demo-head", str(DEMO / "target"), (str(DEMO / "head"),)), compiled=False)
     (name,) = engine.heads
     policy = engine.session([1, 2, 3], draft_tokens="auto").policy
     for choice, seconds in ((PLAIN, 1.0), (Choice(name, 1), 1.8)):
@@ -61,10 +64,21 @@ def test_the_controller_knows_that_one_pass_drafts_all():
     assert policy.seconds(Choice(name, 2)) < 2.4
 
 
-def test_a_shifted_tap_is_seen(right, tmp_path):
-    own = json.loads((DEMO / "head" / "config.json").read_text())["dflash_config"]
-    taps = own | {"target_layer_ids": [one - 1 for one in own["target_layer_ids"]]}
-    assert kept(changed(tmp_path / "head", dflash_config=taps)) < right - 0.05
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_layer_ids": [one - 1 for one in OWN["target_layer_ids"]]},
+        {"mask_token_id": 300},
+    ],
+    ids=["taps", "mask"],
+)
+def test_another_tap_or_mask_is_seen(right, change, tmp_path):
+    assert kept(changed(tmp_path / "head", dflash_config=OWN | change)) < right - 0.05
+
+
+def test_another_first_row_is_seen(right, monkeypatch):
+    monkeypatch.setattr(block_config, "_first", lambda keys, block: 0)
+    assert kept(DEMO / "head") < right - 0.05
 
 
 def test_a_shifted_position_is_seen(right, monkeypatch):
