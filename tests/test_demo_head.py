@@ -9,6 +9,7 @@ import pytest
 
 import mlxspec
 from mlxspec import load
+from mlxspec.bench.following import share
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.drafters.heads import block_config
 from mlxspec.drafters.heads.block_layers import Attention
@@ -97,3 +98,10 @@ def test_norms_shifted_twice_are_seen(right, tmp_path):
     shifted = {name: one + 1 if "norm" in name else one for name, one in weights.items()}
     mx.save_safetensors(str(folder / "model.safetensors"), shifted)
     assert kept(folder) < right - 0.05
+
+
+def test_what_a_parked_head_costs_is_measured():
+    engine = load(Pair("demo-head", str(DEMO / "target"), (str(DEMO / "head"),)), compiled=False)
+    (name,) = engine.heads
+    (found,) = share(engine, name, texts=1, rounds=4)
+    assert -0.9 < found < 2
