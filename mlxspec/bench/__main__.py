@@ -8,6 +8,7 @@ BENCHES = {
     "acceptance": "How many proposals of each drafter are kept, by kind of text?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "compiling": "How much does compiling a round gain, and how long does it take?",
+    "following": "How much longer is a plain round beside a head that proposes nothing?",
     "heads": "How long is a round with a trained head, beside its bare forwards and a model's?",
     "joining": "How much of the time do texts take to join a batch and to leave it?",
     "load": "What becomes of a server's answers when many clients come, leave, and read slowly?",
