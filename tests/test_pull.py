@@ -13,26 +13,31 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from architectures import build
 from cli_tools import (
+    LETTERS,
     Hub,
     TerminalRun,
     command,
     environment,
     is_one_error,
+    letters_tokenizer,
     save_model,
     serving,
     wait_for,
 )
 from huggingface_hub import close_session, constants
+from mtp_makers import original, raw_weights
 
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import LoadError
 from mlxspec.pairs import pull as pulling
+from mlxspec.pairs.check import check
 from mlxspec.pairs.hub import Repository
 from mlxspec.pairs.loading import load
 from mlxspec.pairs.pull import cached_size, plan, pull, require_space, unfinished
 from mlxspec.pairs.stock import held, stock
-from mlxspec.pairs.table import Pair
+from mlxspec.pairs.table import Pair, load_pairs
 
 MODEL = Repository("org/model")
 WEIGHTS = "model.safetensors"
@@ -323,6 +328,34 @@ def test_a_terminal_is_asked_before_gigabytes_move(hub, away, answer):
         code = run.end()
     assert code == (0 if answer == b"y\n" else 1)
     assert bool(hub.asked) == (answer == b"y\n")
+
+
+def test_of_an_original_checkpoint_only_the_layer_that_drafts_is_planned(hub, tmp_path, invoke):
+    """Its index says which shard has the tensors mtp.*; the others stay where they are."""
+    converted = save_model(tmp_path / "converted", name="qwen3_5", seed=0)
+    model = build("qwen3_5", vocabulary=len(LETTERS))
+    weights = raw_weights(model, "qwen3_5")
+    published = original(tmp_path / "published", model, "qwen3_5", weights)
+    letters_tokenizer().save_pretrained(published)
+    hub.models |= {"org/converted": converted, "org/published": published}
+    table = tmp_path / "mine.toml"
+    table.write_text('[mine]\ntarget = "org/converted"\ndraft = "org/published"\n')
+    mine = ("mine", "--models", str(table))
+    checked = check(Pair("mine", "org/converted", "org/published"))
+    assert checked.is_usable, checked.findings
+    needed = ["config.json", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]
+    dry = invoke("pairs", "pull", *mine, "--dry-run", "--json").json
+    assert [one["path"] for one in dry["models"][1]["files"]] == needed
+    size = (published / needed[1]).stat().st_size
+    assert checked.memory.weights["draft"] == size
+    assert hub.asked == [], "no weights yet"
+    invoke("pairs", "pull", *mine)
+    assert len(hub.asked) == 2, "one file of each"
+    held_now = stock(load_pairs(table)["mine"])
+    assert [(one.state, one.head) for one in held_now] == [("here", None), ("here", "mtp")]
+    command = ("generate", "--pair", *mine, "--no-compile", "--max-tokens", "4", "--json", "abc")
+    assert invoke(*command).json["draft"] == "org/published"
+    assert len(hub.asked) == 2, "loading needs no more"
 
 
 def test_stock_says_what_is_here_of_a_pair(hub, target, tmp_path):

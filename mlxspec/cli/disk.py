@@ -27,7 +27,7 @@ PairOrRepo = Annotated[
 def pull_pair(
     name: PairOrRepo,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what is missing, and download nothing.")
+        bool, typer.Option("--dry-run", help="Say what is missing, and download no weights.")
     ] = False,
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
@@ -260,16 +260,11 @@ def _is_here(pair: Pair) -> bool:
 
 def _plans(pair: Pair, *, speculation: bool = True) -> list[Plan]:
     """What the hub has of a pair's repositories, its adapter included."""
-    from mlxspec.pairs.contents import ADAPTER_CONFIG, ADAPTERS
-    from mlxspec.pairs.folders import located
-    from mlxspec.pairs.hub import Repository
+    from mlxspec.pairs.folders import wanted
     from mlxspec.pairs.pull import plan
 
-    wanted = _repositories(pair) if speculation else _repositories(pair)[:1]
-    plans = [plan(one, pair.name) for one in wanted]
-    if pair.adapter is not None and isinstance(at := located(pair.adapter), Repository):
-        plans.append(plan(at, pair.name, (ADAPTER_CONFIG, ADAPTERS)))
-    return plans
+    repositories = wanted(pair, speculation=speculation)
+    return [plan(one, pair.name, patterns) for one, patterns in repositories]
 
 
 def _plan_as_dict(one: Plan) -> dict[str, object]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from mlxspec.drafters.heads.block_config import BlockConfig
@@ -17,7 +18,8 @@ from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
-from mlxspec.pairs.hub import Repository, download
+from mlxspec.pairs.folders import draft_files
+from mlxspec.pairs.hub import MODEL_FILES, Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.memory import IN_WORDS, MemorySum
 from mlxspec.pairs.pull import gigabytes, plan
@@ -113,13 +115,17 @@ def _guarded(role: str, found: Callable[[], Iterable[Finding]]) -> list[Finding]
 def _fetched(pair: Pair) -> tuple[list[Held], dict[str, int]]:
     """A pair's models with their configurations, and the bytes of their weights by role."""
     weights: dict[str, int] = {}
+    target: Path | None = None  # which is the first of them
     for one in stock(pair):
-        if one.state == "here" and one.folder is not None:
+        folder = one.folder
+        if one.state == "here" and folder is not None:
             weights[one.role] = weights_in(one)
-        elif isinstance(one.repository, Repository):
-            download(one.repository, pair.name, PREVIEW)
-            files = plan(one.repository, pair.name).files
+        elif isinstance(at := one.repository, Repository):
+            folder = download(at, pair.name, PREVIEW)
+            patterns = MODEL_FILES if target is None else draft_files(at, pair, target)
+            files = plan(at, pair.name, patterns).files
             weights[one.role] = sum(f.size for f in files if f.path.endswith(".safetensors"))
+        target = target or folder
     return stock(pair), weights
 
 

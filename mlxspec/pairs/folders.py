@@ -18,6 +18,7 @@ from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import (
     ADAPTER_CONFIG,
     ADAPTERS,
+    CONFIG,
     no_folder,
     require_adapter,
     require_complete,
@@ -104,12 +105,54 @@ def unless_left_out(step: Callable[[], T], tell: Tell | None) -> T | None:
 def _draft_folder(location: str, pair: Pair, target: Path) -> Path:
     """The folder of a draft: of a checkpoint that is wanted for its MTP layer, that part alone."""
     at = located(location)
-    if isinstance(at, Repository) and mtp.is_target(target):
+    if isinstance(at, Repository):
+        patterns = draft_files(at, pair, target)
+        if patterns != MODEL_FILES:
+            return download(at, pair.name, patterns)
+    return _model_folder(location, pair)
+
+
+def draft_files(at: Repository, pair: Pair, target: Path) -> Sequence[str]:
+    """What a draft's repository is wanted for: of an original checkpoint, its MTP layer alone.
+
+    Its configuration and its index tell, and are downloaded where the target's layer is known.
+
+    Args:
+        target: a folder with the target's configuration.
+
+    Raises:
+        LoadError: the hub does not give them, or cannot be reached.
+    """
+    if mtp.is_target(target):
         folder = download(at, pair.name, mtp.ABOUT)
         files = mtp.files_of(folder)
         if files and mtp.is_original_of(folder, target):
-            return download(at, pair.name, (*mtp.ABOUT, *files))
-    return _model_folder(location, pair)
+            return (*mtp.ABOUT, *files)
+    return MODEL_FILES
+
+
+def wanted(pair: Pair, *, speculation: bool = True) -> list[tuple[Repository, Sequence[str]]]:
+    """The repositories of a pair, its target first, and the files that it needs of each.
+
+    Args:
+        speculation: False leaves the drafts out.
+
+    Raises:
+        LoadError: a location is wrong, or the hub does not give what tells; see `draft_files`.
+    """
+    target = located(pair.target, pair.revision)
+    found: list[tuple[Repository, Sequence[str]]] = []
+    if isinstance(target, Repository):
+        found.append((target, MODEL_FILES))
+    places = [located(location) for location in named(pair).values()] if speculation else []
+    drafts = [at for at in places if isinstance(at, Repository)]
+    if drafts:
+        if isinstance(target, Repository):
+            target = download(target, pair.name, (CONFIG,))
+        found += [(at, draft_files(at, pair, target)) for at in drafts]
+    if pair.adapter is not None and isinstance(at := located(pair.adapter), Repository):
+        found.append((at, (ADAPTER_CONFIG, ADAPTERS)))
+    return found
 
 
 def _model_folder(location: str, pair: Pair, revision: str | None = None) -> Path:

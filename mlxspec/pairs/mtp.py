@@ -75,7 +75,8 @@ def is_original_of(folder: Path, target: Path) -> bool:
 
 def is_target(folder: Path) -> bool:
     """Whether a folder has a model of a kind whose layer is known."""
-    return read_json(folder / CONFIG).get("model_type") in TARGETS
+    file = folder / CONFIG
+    return file.exists() and read_json(file).get("model_type") in TARGETS
 
 
 def files_of(folder: Path) -> tuple[str, ...]:
