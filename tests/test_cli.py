@@ -838,10 +838,12 @@ def processor_seconds(arguments):
 def test_what_needs_no_model_answers_at_once(arguments):
     # A bound in seconds would depend on the machine; mlx-lm would add eight times as much.
     bare, ours = [], []
-    for _ in range(4):
+    for _ in range(6):  # on a busy machine the first may not tell
         bare.append(processor_seconds([sys.executable, "-c", SCREEN]))
         ours.append(processor_seconds(command(*arguments)))
-    assert min(ours) < 3 * min(bare)
+        if min(ours) < 3 * min(bare):
+            return
+    raise AssertionError(f"{min(ours):.2f} s, and {min(bare):.2f} s without mlxspec")
 
 
 # --- a terminal -------------------------------------------------------------------------
@@ -1005,7 +1007,7 @@ def test_a_prediction_that_cannot_be_read_is_one_error(generate, tmp_path, conte
     path = tmp_path / "expected.txt"
     if content is not None:
         path.write_bytes(content)
-    run = mlxspec("generate", "x", "--prediction", str(path))
-    assert run.returncode == PromptError.exit_code
-    assert is_one_error(run.stderr)
-    assert b"expected.txt" in run.stderr
+    run = generate("x", "--prediction", str(path))
+    assert run.code == PromptError.exit_code
+    assert is_one_error(run.err)
+    assert "expected.txt" in run.err

@@ -1,4 +1,4 @@
-"""A few seconds of random damage to model folders, 20 in CI; MLXSPEC_FUZZ_S names others."""
+"""A few seconds of random damage to model folders, 8 in CI; MLXSPEC_FUZZ_S names others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pytest
 from fuzz_folders import fuzz
 
-DEFAULT_S = "20" if os.environ.get("CI") else "4"
+DEFAULT_S = "8" if os.environ.get("CI") else "4"
 SECONDS = float(os.environ.get("MLXSPEC_FUZZ_S", DEFAULT_S))
 
 
