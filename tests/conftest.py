@@ -32,6 +32,7 @@ from mlxspec.device import kernels
 from mlxspec.drafters.graph import Past
 from mlxspec.drafters.vocabulary import Shared
 from mlxspec.models.caches.layers import stack
+from mlxspec.pairs.servers import looked_at
 from mlxspec.params import Penalties, SamplingParams
 from mlxspec.sampling.sampler import Knobs, Processor
 
@@ -256,6 +257,13 @@ def drafts_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
     What may be read is tried in test_reading.py, and depends on no clock elsewhere.
     """
     monkeypatch.setattr(Controller, "permit", lambda *_: Permit.PIECE)
+
+
+@pytest.fixture(autouse=True)
+def servers_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server in a thread of a busy machine may not answer in half a second."""
+    assert looked_at.__kwdefaults__ is not None
+    monkeypatch.setitem(looked_at.__kwdefaults__, "patience_s", 60.0)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,6 @@ from upstreams import KEY, Misbehaving, misbehaving
 from mlxspec.bench import peers, serve
 from mlxspec.bench.arms import Asked, Place, own_arms
 from mlxspec.bench.cells import Configuration
-from mlxspec.bench.clients import free_port
 from mlxspec.bench.measuring import Run
 from mlxspec.bench.mlx_lm_arm import mlx_lm_arms, rounds_of
 from mlxspec.bench.peers import Lost, ServerArm, model_of, server_arms
@@ -39,6 +39,14 @@ PLACE = Place(0, 0, 0.0)
 def arm_of(one: Misbehaving, tokenizer: Any = CHAT_TOKENIZER, **options: Any) -> ServerArm:
     (arm,) = server_arms([one.url], tokenizer, target="org/far", **options)
     return arm
+
+
+@contextmanager
+def absent() -> Iterator[int]:
+    """A port on which nobody listens, and which nobody else is given meanwhile."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        yield one.getsockname()[1]
 
 
 # --- finding servers --------------------------------------------------------------------
@@ -74,7 +82,8 @@ def test_servers_are_running_refused_absent_or_not_what_was_asked_for() -> None:
         assert looked_at(url, key=KEY).state == "running"
         one.models = None
         assert looked_at(url).words == "it has nothing at /v1/models (404)"
-    gone = looked_at(f"http://127.0.0.1:{free_port()}")
+    with absent() as port:
+        gone = looked_at(f"http://127.0.0.1:{port}")
     assert (gone.state, gone.words) == ("absent", "nobody listens there")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -83,10 +92,10 @@ def test_servers_are_running_refused_absent_or_not_what_was_asked_for() -> None:
 
 
 def test_the_doctor_looks_at_the_same_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    with misbehaving("answer") as one, misbehaving("answer") as other:
+    with misbehaving("answer") as one, misbehaving("answer") as other, absent() as port:
         other.key = KEY
         ports = [int(root_of(each.url).rpartition(":")[2]) for each in (one, other)]
-        names = dict(zip(ports, ["LM Studio", "Ollama"], strict=True)) | {free_port(): "exo"}
+        names = dict(zip(ports, ["LM Studio", "Ollama"], strict=True)) | {port: "exo"}
         monkeypatch.setattr(servers, "KNOWN", names)
         first, second = diagnosis._servers()
         assert (first.mark, first.words) == ("✓", "LM Studio: running, with far")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import re
 import struct
 import termios
 import time
@@ -15,6 +16,7 @@ from typing import Any, TextIO
 
 import pyte
 import pytest
+from cli_tools import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcwidth
@@ -572,10 +574,7 @@ def test_spinner_after_a_while_and_then_gone(
     assert terminal.raw == ""
     monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 0)
     with display.status("loading [demo]"):
-        deadline = time.monotonic() + 5  # it is drawn by a thread
-        while not terminal.text() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert terminal.text().endswith(" loading [demo]")
+        wait_for(lambda: terminal.text().endswith(" loading [demo]"))  # it is drawn by a thread
     assert terminal.text() == ""
     assert not terminal.screen.cursor.hidden
 
@@ -600,7 +599,7 @@ def test_bar_for_a_measurement_says_how_long(terminal: Terminal) -> None:
     display = on(terminal).display
     display.measuring(Progress("timing passes", 0, 34))
     display.measuring(Progress("trying on texts", 5, 160, 41.6))
-    assert seen(terminal, "5/160")
+    wait_for(lambda: "5/160" in terminal.text())
     (row,) = filter(None, terminal.rows())
     assert "trying on texts" in row
     assert row.endswith(" 5/160 about 42 s left")
@@ -662,9 +661,8 @@ def test_a_wait_is_told_in_a_line_where_that_is_all_there_is(
     ):
         display, stderr = spoken(measures=measures)
         with display.status("loading", aloud=aloud):
-            deadline = time.monotonic() + 5
-            while told and not stderr.getvalue() and time.monotonic() < deadline:
-                time.sleep(0.005)
+            if told:
+                wait_for(stderr.getvalue)
         assert stderr.getvalue() == told
     monkeypatch.setattr(waiting_module, "SPINNER_AFTER_S", 60)
     display, stderr = spoken(measures=True)
@@ -687,31 +685,30 @@ def test_a_wait_says_what_it_does_where_that_takes_a_while(
         monkeypatch.setattr(waiting_module, "DOING_AFTER_S", after_s)
         with display.status("loading") as doing:
             doing("trying [it]")
-            deadline = time.monotonic() + (0.1 if after_s else 5)
-            while "trying" not in text() and time.monotonic() < deadline:
-                time.sleep(0.005)
-            assert ("loading: trying [it]" in text()) == (not after_s)
+            if after_s:
+                time.sleep(0.1)
+                assert "trying" not in text()
+            else:
+                wait_for(lambda: "loading: trying [it]" in text())
 
 
-def seen(terminal: Terminal, *parts: str) -> bool:
-    """Whether the screen shows all of `parts` before long."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        if all(part in terminal.text() for part in parts):
-            return True
-        time.sleep(0.02)
-    return False
+def seconds(terminal: Terminal, behind: str) -> float:
+    """The seconds that the screen shows behind some words; 0 where it shows none."""
+    found = re.search(rf"{behind} · (\d+\.\d) s", terminal.text())
+    return 0.0 if found is None else float(found[1])
 
 
 def test_something_moves_while_nothing_happens(terminal: Terminal) -> None:
     run = on(terminal)
     with run.display.running():
-        assert seen(terminal, "reading the prompt · 0.")
-        assert seen(terminal, "reading the prompt · 1.")
+        wait_for(lambda: seconds(terminal, "reading the prompt") > 0)
+        first_s = seconds(terminal, "reading the prompt")
+        wait_for(lambda: seconds(terminal, "reading the prompt") > first_s)
         run.say("some words")
         assert "reading" not in terminal.text()
         # The clock of the live line goes on while a round takes its time.
-        assert seen(terminal, "some words", "40 tok/s", "tokens/round · 0.7 s")
+        wait_for(lambda: seconds(terminal, "tokens/round") > 0.1)
+        assert "40 tok/s" in terminal.text()
         assert terminal.screen.cursor.x == len("some words")
     run.finish()
     assert terminal.rows()[0] == "some words"
@@ -726,11 +723,7 @@ def test_the_bar_moves_while_a_piece_is_read(
     with display.running():
         display.prefill(128, 512)
         shown = {terminal.text()}
-        deadline = time.monotonic() + 5
-        while len(shown) < 3 and time.monotonic() < deadline:
-            time.sleep(0.02)
-            shown.add(terminal.text())
-    assert len(shown) >= 3
+        wait_for(lambda: shown.add(terminal.text()) or len(shown) >= 3)
     assert all(text.endswith(" 128/512") for text in shown)
 
 

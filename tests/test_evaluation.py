@@ -218,7 +218,7 @@ def gathering(
 ) -> Gathering:
     client = None
     if far is not None:
-        client = Client(replace(FAR_AWAY, base_url=far.url, timeout_s=5.0))
+        client = Client(replace(FAR_AWAY, base_url=far.url, timeout_s=25.0))
     kept, slept = Kept(folder / "kept.jsonl"), [] if waits is None else waits
     return Gathering(
         ["a", "b", "a", "c"], kept, {"seed": 1}, "Be brief.", write, client, slept.append
