@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarked import ARMS, NONE, PLAIN, TYPES, cell, cells, results, samples
-from cli_tools import environment, is_one_error, mlxspec
+from cli_tools import is_one_error
 from typer.testing import CliRunner
 
 from mlxspec.bench.applying import keys
@@ -449,7 +449,7 @@ def test_a_file_that_is_none_is_one_clear_error(tmp_path, content):
             bench(*arguments)
 
 
-def test_the_command_says_what_is_wrong_in_one_error(tmp_path):
-    done = mlxspec("bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"), env=environment())
-    assert done.returncode == 1
-    assert is_one_error(done.stderr)
+def test_the_command_says_what_is_wrong_in_one_error(tmp_path, invoke):
+    done = invoke("bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert done.code == 1
+    assert is_one_error(done.err)

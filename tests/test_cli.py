@@ -778,18 +778,7 @@ def test_pairs_show_of_an_unknown_name(invoke):
     assert "`qwen3-8b`" in run.err
 
 
-def test_checkout_and_module_do_the_same(letters, text_of):
-    listed = [
-        subprocess.run(
-            [sys.executable, *program, "pairs", "list", "--json"],
-            cwd=ROOT,
-            env=environment(),
-            capture_output=True,
-            check=True,
-        ).stdout
-        for program in (["cli.py"], ["-m", "mlxspec"])
-    ]
-    assert listed[0] == listed[1]
+def test_the_script_of_the_checkout_does_the_same(letters, text_of):
     run = subprocess.run(
         [sys.executable, "cli.py", "generate", *letters, "--max-tokens", "12", "abc"],
         cwd=ROOT,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
-from cli_tools import environment, is_one_error, mlxspec, save_model
+from cli_tools import is_one_error, save_model
 from clocks import Clock, Slowed, growing
 from conftest import draft_for, foreign, model
 from rich.console import Console
@@ -537,17 +537,16 @@ def test_a_tuning_that_mlx_keeps_from_listening_keeps_it_too(
     assert f"remembered: {Recommendation(**kept['verdict'])}" == ended.out.splitlines()[-1]
 
 
-def test_a_damaged_memory_is_a_warning_and_no_more(table: Path, tmp_path: Path) -> None:
+def test_a_damaged_memory_is_a_warning_and_no_more(
+    table: Path, tmp_path: Path, invoke: Callable[..., Ended]
+) -> None:
     state = tmp_path / "state" / "mlxspec"
     state.mkdir(parents=True)
     (state / "tuning.json").write_text("not json")
-    env = environment(XDG_STATE_HOME=str(tmp_path / "state"))
-    run = mlxspec(
-        "generate", "--pair", "mine", "--models", str(table), "--no-compile", "abc", env=env
-    )
-    assert run.returncode == 0
-    assert b"is damaged" in run.stderr
-    assert b"Traceback" not in run.stderr
+    ended = invoke("generate", "--pair", "mine", "--models", str(table), "--no-compile", "abc")
+    assert ended.code == 0
+    assert "is damaged" in ended.err
+    assert "Traceback" not in ended.err
     assert json.loads((state / "tuning.json").read_text())["records"]
 
 
@@ -562,10 +561,10 @@ def test_a_target_alone_is_probed_by_the_command(folder: str, run: Callable[...,
     assert set(result["verdict"]) == {"draft_tokens", "speed_up", "drafter", "note"}
 
 
-def test_without_speculation_there_is_one_error(folder: str) -> None:
-    run = mlxspec("probe", "--target", folder, "--no-speculation")
-    assert run.returncode == UsageError.exit_code
-    assert is_one_error(run.stderr)
+def test_without_speculation_there_is_one_error(folder: str, invoke: Callable[..., Ended]) -> None:
+    ended = invoke("probe", "--target", folder, "--no-speculation")
+    assert ended.code == UsageError.exit_code
+    assert is_one_error(ended.err)
 
 
 # --- files of prompts -------------------------------------------------------------------
