@@ -261,6 +261,15 @@ def test_the_doctor_names_a_table_and_records_that_cannot_be_used(monkeypatch, t
     assert "! tuning" in run.out
 
 
+def test_the_library_that_multiplies_is_the_one_that_is_loaded():
+    mapped = "7f0-7f1 r-xp 00000000 fe:00 42   /venv/lib/"
+    wheels = f"7ffd-7ffe rw-p 0 00:00 0\n{mapped}mlx_cpu.libs/libblas-bd8a.so.3\n"
+    wheels += f"{mapped}numpy.libs/libscipy_openblas64_-fdde.so\n{mapped}mlx/lib/libmlx.so\n"
+    assert diagnosis._blas(wheels) == "the reference library of MLX's wheel"
+    preloaded = "7f0-7f1 r-xp 0 fe:00 7 /usr/lib/openblas/libopenblasp-r0.3.21.so\n"
+    assert diagnosis._blas(wheels + preloaded) == "libopenblasp-r0.3.21.so"
+
+
 def test_a_server_is_named_by_its_models(models, monkeypatch):
     monkeypatch.setattr(servers, "KNOWN", {1: "nothing"})
     assert lines(diagnosis._servers) == []

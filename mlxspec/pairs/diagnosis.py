@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ Mark = Literal["✓", "!", "✗"]
 TESTED = {"mlx": "0.32", "mlx-lm": "0.32", "huggingface-hub": "2"}
 LITTLE_DISK = 10e9  # bytes: less than a small pair
 LITTLE_MEMORY = 7e9
+_BLAS = re.compile("blas|blis|mkl")
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,21 @@ def _compiler() -> Iterator[Line]:
             "✗", "compiler", "rounds on a CPU are compiled, and there is no C++ compiler", hint
         )
     if sys.platform == "linux":
-        preloaded = Path(os.environ.get("LD_PRELOAD", "")).name
-        yield Line("✓", "BLAS", preloaded or "MLX's own OpenBLAS")
+        yield Line("✓", "BLAS", _blas(Path("/proc/self/maps").read_text()))
+
+
+def _blas(maps: str) -> str:
+    """The library that multiplies, by the files that Linux says are loaded here.
+
+    MLX's wheel brings one, as numpy's does for itself; one that is preloaded comes before it.
+    """
+    files = {Path(line.split(maxsplit=5)[-1]) for line in maps.splitlines()}
+    others = sorted(
+        one.name
+        for one in files
+        if _BLAS.search(one.name) and not one.parent.name.endswith(".libs")
+    )
+    return ", ".join(others) or "the reference library of MLX's wheel"
 
 
 def _disk() -> Iterator[Line]:
