@@ -309,6 +309,13 @@ def engines() -> tuple[Engine, Engine]:
     return load("demo", compiled=False), shaped
 
 
+def test_a_shape_lies_in_memory_as_the_embedded_pair_does(engines: tuple[Engine, Engine]) -> None:
+    for real, shaped in zip(*(engine.models for engine in engines), strict=True):
+        both = [dict(tree_flatten(one.model.parameters())) for one in (real, shaped)]
+        strides = [{name: memoryview(one).strides for name, one in each.items()} for each in both]
+        assert strides[0] == strides[1]
+
+
 def test_a_shape_costs_what_the_embedded_pair_costs(engines: tuple[Engine, Engine]) -> None:
     """T(1), T(9) and rounds, each beside the other's: the machine is not ours alone."""
     steps: dict[tuple[str, int, int], Any] = {}

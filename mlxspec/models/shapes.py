@@ -24,6 +24,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from mlxspec.errors import LoadError, UsageError, nearest
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.models.footprint import dtype_of, outlined
+from mlxspec.models.layout import lay_out
 
 # How mlx_lm.convert packs weights, by the word behind a shape's name.
 PACKINGS: Mapping[str, Mapping[str, Any]] = {
@@ -95,7 +96,7 @@ class Shape:
         return model
 
     def made(self, seed: int) -> Model:
-        """The model with random weights, all of them computed.
+        """The model with random weights, all of them computed, and laid out as if it were loaded.
 
         Args:
             seed: of the weights.
@@ -106,6 +107,7 @@ class Shape:
         model = self.outline()
         mx.random.seed(seed)
         _fill(model)
+        lay_out(model)
         try:
             mx.eval(model(mx.zeros((1, 1), mx.int32), cache=fresh_cache(model, None)))
         except Exception as error:  # MLX's, or whatever a model comes across
