@@ -12,7 +12,7 @@ import pytest
 from conftest import model, prompt_of
 
 from mlxspec import load
-from mlxspec.models.layout import lay_out
+from mlxspec.models.layout import as_stored, lay_out
 from mlxspec.models.rotary import shared_angles
 
 LINUX = pytest.mark.skipif(platform.system() != "Linux", reason="another BLAS library")
@@ -41,6 +41,18 @@ def test_a_model_says_the_same_with_its_weights_laid_out() -> None:
     embedding = next(one for one in target.modules() if isinstance(one, nn.Embedding))
     assert strides(embedding.weight)[0] == 4
     assert mx.array_equal(target(tokens), before)
+
+
+@LINUX
+def test_weights_lie_as_they_are_stored_for_a_while() -> None:
+    target, tokens = model("llama"), mx.array([prompt_of(9)])
+    lay_out(target)
+    layers = [one for one in target.modules() if isinstance(one, nn.Linear | nn.Embedding)]
+    before, laid_out = target(tokens), [layer.weight for layer in layers]
+    with as_stored(target):
+        assert all(strides(layer.weight)[-1] == 4 for layer in layers)
+        assert mx.array_equal(target(tokens), before)
+    assert all(layer.weight is one for layer, one in zip(layers, laid_out, strict=True))
 
 
 @LINUX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlxspec.bench.results import Peer
 from mlxspec.bench.summing import Series, acceptance_of
 from mlxspec.defaults import MODEL
 from mlxspec.metrics import RoundStats, SpeculationStats
+from mlxspec.models.layout import as_stored
 from mlxspec.pairs.loading import bytes_of
 
 NAME = "mlx-lm"
@@ -28,6 +29,8 @@ READ_BESIDE = 8  # prompts that its batch generator reads side by side, as it do
 
 class MlxLmArm:
     """mlx-lm's `stream_generate` with the weights of an engine, or its `BatchGenerator`.
+
+    The weights lie in memory as mlx-lm loads them.
 
     Args:
         own: plain decoding of ours: its requests have the prompt's tokens. draft_tokens: K, 0 for
@@ -39,6 +42,7 @@ class MlxLmArm:
         self.beside = not draft_tokens  # its batch generator has no draft
         self._own = own
         self._spared = spared_bytes
+        self._copied = 0  # bytes of weights that lie as they are stored, beside those laid out
 
     @property
     def name(self) -> str:
@@ -47,13 +51,14 @@ class MlxLmArm:
     def write(self, asked: Asked, place: Place) -> Written:
         """Write one text, with the same sampling values; its random numbers are mlx-lm's own."""
         tokens = list(self._own.requests(asked)[0].tokens)
-        clock, text, drafted, ended = self._begun(asked), "", [], ""
-        for one in self._stream(tokens, asked):
-            if one.finish_reason != "stop":  # which comes with the token that ends the text
-                clock.add(1)
-                drafted.append(one.from_draft)
-            text += one.text
-            ended = one.finish_reason or ended
+        text, drafted, ended = "", [], ""
+        with self._begun(asked) as clock:
+            for one in self._stream(tokens, asked):
+                if one.finish_reason != "stop":  # which comes with the token that ends the text
+                    clock.add(1)
+                    drafted.append(one.from_draft)
+                text += one.text
+                ended = one.finish_reason or ended
         sample = self._sample(clock, place, asked, len(tokens), stopped=ended == "stop")
         counts = [rounds_of(drafted, self.draft_tokens)] if self.draft_tokens else []
         return Written(sample=sample, texts=[text], speculation=counts, seconds=sample.total_s)
@@ -62,7 +67,6 @@ class MlxLmArm:
         """Write the texts side by side, all of them at a time."""
         prompts = [list(one.tokens) for one in self._own.requests(asked)]
         tokenizer: Any = self._own.engine.tokenizer
-        clock = self._begun(asked)
         stopped: list[bool] = []
         generator = BatchGenerator(
             self._own.engine.target,
@@ -71,7 +75,7 @@ class MlxLmArm:
             completion_batch_size=len(prompts),
             prefill_batch_size=min(len(prompts), READ_BESIDE),
         )
-        with closing(generator):
+        with self._begun(asked) as clock, closing(generator):
             rows = generator.insert(prompts, [asked.max_tokens] * len(prompts))
             texts: dict[int, list[int]] = {row: [] for row in rows}
             while len(stopped) < len(rows):
@@ -90,10 +94,16 @@ class MlxLmArm:
             sample=sample, texts=[tokenizer.decode(one) for one in tokens], tokens=tokens
         )
 
-    def _begun(self, asked: Asked) -> Clock:
-        mx.random.seed(asked.seed)
-        mx.reset_peak_memory()
-        return Clock()
+    @contextmanager
+    def _begun(self, asked: Asked) -> Iterator[Clock]:
+        """While the block runs, the weights lie as mlx-lm loads them."""
+        engine: Any = self._own.engine
+        held = mx.get_active_memory()
+        with as_stored(engine.target, *[engine.draft] * (self.draft_tokens > 0)):
+            self._copied = mx.get_active_memory() - held
+            mx.random.seed(asked.seed)
+            mx.reset_peak_memory()
+            yield Clock()
 
     def _sample(
         self,
@@ -111,7 +121,7 @@ class MlxLmArm:
             overall=overall,
             prompt=asked.prompt,
             prompt_tokens=prompt_tokens,
-            peak_bytes=mx.get_peak_memory() - self._spared,
+            peak_bytes=mx.get_peak_memory() - self._spared - self._copied,
             ended=ended,
         )
 

@@ -10,6 +10,9 @@ output is the same sum in the same order: the same bits. That is not so where a 
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,10 +26,33 @@ def lay_out(model: nn.Module) -> None:
     Neither shapes nor values change. A table of embeddings may be the last layer too, and is taken
     for one. Does nothing where it would gain nothing, as on a GPU and on a Mac.
     """
+    for module in _gaining(model):
+        module.weight = mx.contiguous(module.weight.T).T
+        mx.eval(module.weight)
+
+
+@contextmanager
+def as_stored(*models: nn.Module) -> Iterator[None]:
+    """While the block runs, the weights lie as they are stored: as other programs have them."""
+    laid_out = [(module, module.weight) for model in models for module in _gaining(model)]
+    for module, weight in laid_out:
+        module.weight = mx.contiguous(weight)
+        mx.eval(module.weight)
+    try:
+        yield
+    finally:
+        for module, weight in laid_out:
+            module.weight = weight
+
+
+def _gaining(model: nn.Module) -> list[Any]:
+    """The layers whose weights gain by lying transposed."""
     if not on_cpu() or platform.system() != "Linux":
-        return
-    for module in model.modules():
-        is_product = isinstance(module, nn.Linear | nn.Embedding) and "bias" not in module
-        if is_product and module.weight.dtype == mx.float32:
-            module.weight = mx.contiguous(module.weight.T).T
-            mx.eval(module.weight)
+        return []
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+        and "bias" not in module
+        and module.weight.dtype == mx.float32
+    ]
