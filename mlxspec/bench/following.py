@@ -9,11 +9,12 @@ is what the rounds with the head take more: the projection of the target's featu
 from __future__ import annotations
 
 import time
-from statistics import median
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from mlxspec.bench.statistics import median
 from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session
@@ -32,8 +33,8 @@ def share(engine: Engine, name: str, *, texts: int, rounds: int = ROUNDS) -> lis
     shares = []
     for _ in range(texts):
         sessions = [begun(one, prompt, draft_tokens=0) for one in engines]
-        pairs = ([_round_s(one) for one in sessions] for _ in range(rounds))
-        shares.append(median(following / plain for plain, following in pairs) - 1)
+        pairs = [[_round_s(one) for one in sessions] for _ in range(rounds)]
+        shares.append(median([following / plain for plain, following in pairs]) - 1)
     return shares
 
 
@@ -51,12 +52,12 @@ def main(
     texts: Annotated[int, typer.Option(min=1, help="Texts that are written twice.")] = 8,
 ) -> None:
     """Measure what a parked head costs."""
-    engine = load(pair)
+    console, engine = Console(), load(pair)
     if not engine.heads:
         raise UsageError(f"The pair {pair} has no head.", hint="Name one that has: demo-head.")
     for name in engine.heads:
         found = sorted(share(engine, name, texts=texts))
-        print(
+        console.print(
             f"{name}: {median(found):+.1%} of a plain round ({found[0]:+.1%} to {found[-1]:+.1%})"
         )
 
