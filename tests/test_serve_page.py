@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,6 +151,16 @@ def test_a_race_shows_the_first_difference(page: Page) -> None:
         assert text[same:].startswith(marked)
 
 
+@pytest.fixture
+def slowed(server: Served) -> Iterator[None]:
+    """Rounds so far apart that a text lasts until the page looks at the queue, once a second."""
+    watchers = server.service.worker.watchers
+    watchers.append(lambda step: time.sleep(0.1))
+    yield
+    watchers.pop()
+
+
+@pytest.mark.usefixtures("slowed")
 def test_a_text_is_written_and_stopped_by_keyboard(page: Page, server: Served) -> None:
     page("tab-write").send_keys(Keys.ARROW_RIGHT)
     assert page("tab-race").get_attribute("aria-selected") == "true"
