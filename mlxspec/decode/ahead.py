@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from math import inf
 
 from mlxspec.control.policy import Outlook
@@ -26,7 +27,10 @@ class Ahead:
 
     def outlook(self, bound: int) -> Outlook:
         """The outlook where no text is longer than `bound` tokens before the next round."""
-        return Outlook(self._left(), lambda choice: self._is_new(choice, bound), self._reading_s)
+        # Every draft's rounds of any K have the same reading before them: it is summed up once.
+        return Outlook(
+            self._left(), lambda choice: self._is_new(choice, bound), cache(self._reading_s)
+        )
 
     def _left(self) -> float:
         """The rounds for which there are as many rows; 0 where more rows come next."""
