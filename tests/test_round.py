@@ -126,6 +126,22 @@ def test_measurements_leave_the_session_as_it_was() -> None:
     assert tokens == plain_of("llama", 7, 40)
 
 
+def test_rounds_after_the_end_have_room_for_what_was_kept_beyond_the_limit() -> None:
+    beyond = set()
+    for limit in range(20, 28):
+        session = engine_of("llama", "agrees").session(
+            prompt_of(61), max_tokens=limit, draft_tokens=8
+        )
+        while session.step().tokens:
+            pass
+        position = session.ahead(0)[0].position.item()
+        beyond.add(position + 1 - len(session.text))
+        rounds = (128 - len(session.text)) // 9  # as many as the text, cut at its limit, leaves
+        state, length = session.ahead(rounds)
+        assert position + 1 + rounds * 9 <= length <= state.capacity
+    assert max(beyond) >= 7
+
+
 @pytest.mark.parametrize(("kind", "draft_tokens"), [("agrees", 8), ("half", 4), ("half", 1)])
 def test_text_that_outgrows_its_caches_twice(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int
