@@ -134,6 +134,7 @@ class Format(NamedTuple):
 BOTH = ("embed_tokens", "lm_head")
 FORMATS = {
     "DFlash": Format(Z_LAB),
+    "DFlash, causal": Format({**Z_LAB, "is_causal": True}),
     "DFlash, a window": Format(SLIDING, taps=(-1, 1)),
     "DFlash, a window both ways": Format({**SLIDING, "is_causal": False}, taps=(-1, 1)),
     "DFlash2": Format(DFLASH2, seed=1),
@@ -266,6 +267,15 @@ def of_pasts(past: Any, references: list[Reference]) -> float:
 @pytest.mark.parametrize("name", FORMATS)
 def test_proposals_and_pasts_are_those_of_the_formulas(name: str) -> None:
     assert difference(FORMATS[name]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("name", "rows"), [("DFlash", 8), ("DFlash, causal", 3)])
+def test_a_causal_block_has_the_rows_that_propose_and_no_more(name: str, rows: int) -> None:
+    head, _ = made(FORMATS[name], target())
+    past, two = head.begin(16), mx.zeros((1, 2), mx.int32)
+    past = head.propose(past, two, mx.array([0]), Recorded(1), 2, 16)
+    for layer in past:
+        assert int(mx.any(layer.keys != 0, axis=-1).sum(axis=-1).max()) == rows
 
 
 def test_the_taps_are_the_layers_that_the_format_means() -> None:

@@ -76,8 +76,9 @@ class BlockHead:
         length: int,
     ) -> Past:
         first, last = self._config.first, last_two[:, 1:]
-        # The whole block whatever `count` is: no other was trained, and its rows see each other.
-        masks = mx.full((last.shape[0], self.block - 1), self._config.mask, mx.int32)
+        # Where rows see those behind them, a shorter block is not what was trained.
+        size = first + count if all(self._config.causal) else self.block
+        masks = mx.full((last.shape[0], size - 1), self._config.mask, mx.int32)
         rows = self._embedded(mx.concatenate([last, masks], axis=1))
         after: Past = []
         places = Places(position)

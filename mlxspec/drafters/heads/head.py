@@ -24,9 +24,8 @@ class Head(Proposer, Protocol):
     none that it is given. Keys and values by position stand in a `FullLayer`: it grows with the
     text, and texts that begin alike share it. All else in a past is its state at one place.
 
-    A head may have a `block`, the rows that it reads at once whatever the number of tokens that it
-    is asked for: its past has room for so many beyond the text, and a controller expects it to
-    draft any number of tokens in the same time.
+    A head may have a `block`, the most rows that it reads at once: its past has room for so many
+    beyond the text, and a controller expects it to draft any number of tokens in the same time.
 
     A head may have an `identity` beside this, a string that no other weights have: then a prompt
     cache on disk keeps its pasts.
