@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from mlxspec.bench import heads
-from mlxspec.bench.heads import COUNTS, KINDS, measure, show
+from mlxspec.bench.commands import run
+from mlxspec.bench.heads import COUNTS, KINDS, main, measure, show
 from mlxspec.errors import UsageError
 
 
@@ -33,3 +34,15 @@ def test_what_does_not_exist_is_one_error() -> None:
     for arguments in (("huge", "bf16", 1), ("tiny", "bf16", 1, ["bert"]), ("tiny", "3bits", 1)):
         with pytest.raises(UsageError, match="There is no"):
             measure(*arguments)
+
+
+def test_a_wrong_value_is_one_line_and_a_hint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["heads", "--packing", "9bit"])
+    with pytest.raises(SystemExit) as end:
+        run(main)
+    assert end.value.code == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == "error: There is no packing '9bit'."
+    assert hint.startswith("hint:  Choose of 2bit, ")

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.control import replay
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import Engine
@@ -188,4 +189,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.statistics import interval_of_ratio, median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
@@ -217,4 +218,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio, median
 from mlxspec.decode.engine import Engine
@@ -123,4 +124,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

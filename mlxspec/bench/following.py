@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.statistics import median
 from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
@@ -63,4 +64,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

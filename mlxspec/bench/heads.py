@@ -25,6 +25,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.device import machine
@@ -283,4 +284,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

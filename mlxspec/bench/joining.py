@@ -22,6 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
@@ -98,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

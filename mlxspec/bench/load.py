@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 
 from mlxspec.bench.clients import TIMEOUT, Answer, Process, free_port, quantile, serving, streamed
+from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
@@ -180,4 +181,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

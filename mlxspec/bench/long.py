@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
@@ -194,4 +195,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

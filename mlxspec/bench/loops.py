@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.functions import parses, whole_functions
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.decode.engine import Engine
@@ -87,4 +88,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

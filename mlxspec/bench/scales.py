@@ -21,6 +21,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.statistics import median
 from mlxspec.device import machine
 from mlxspec.measure.timing import in_turns
@@ -85,4 +86,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

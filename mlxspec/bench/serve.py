@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
+from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio, median
 from mlxspec.defaults import DEFAULT_PAIR
@@ -168,4 +169,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import median
 from mlxspec.chat.conversation import Conversation, Turn
@@ -121,4 +122,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)
