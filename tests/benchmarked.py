@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from mlxspec.bench.cells import Acceptance, Cell, Configuration, Round, Sample, Source, Speedup
+from mlxspec.bench.cells import Acceptance, Cell, Configuration, Round, Sample, Source
 from mlxspec.bench.results import Cost, Drift, Peer, Recommendation, Remark, Results, Shape
+from mlxspec.bench.statistics import Interval
 
 TYPES = (
     "code",
@@ -91,7 +92,7 @@ def cell(question, arm, gain=None, *, width=0.06, seed=0, **others):
         made,
         acceptance=acceptance(6, 0.87) if arm.auto else acceptance(arm.draft_tokens, 0.78),
         round=Round(round_s=draft_s + 0.033, draft_s=draft_s, verify_s=0.03, host_s=0.003),
-        speedup=Speedup(median=gain, low=gain * (1 - width), high=gain * (1 + width)),
+        speedup=Interval(median=gain, low=gain * (1 - width), high=gain * (1 + width)),
         predicted=gain * 1.04,
         identical=1.0,
         memory_ratio=1.18,
@@ -131,8 +132,8 @@ def peers():
             status="measured",
             configuration="3",
             samples=samples(1.4, seed=5),
-            over=Speedup(median=1.38, low=1.29, high=1.46),
-            ours_over=Speedup(median=1.47, low=1.4, high=1.55),
+            over=Interval(median=1.38, low=1.29, high=1.46),
+            ours_over=Interval(median=1.47, low=1.4, high=1.55),
         ),
         Peer(
             name="LM Studio",
@@ -197,7 +198,7 @@ def results(**others):
         shape=(shape(),),
         recommendation=Recommendation(
             configuration=best,
-            speedup=Speedup(median=2.04, low=1.92, high=2.16),
+            speedup=Interval(median=2.04, low=1.92, high=2.16),
             words="Use auto: 2.04 x plain decoding (1.92–2.16), and no setting is better on any "
             "prompt type.",
             best="code",

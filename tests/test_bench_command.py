@@ -15,7 +15,7 @@ from cli_tools import is_one_error, save_model
 from rich.console import Console
 
 from mlxspec.bench import plan, results
-from mlxspec.bench.cells import Speedup
+from mlxspec.bench.statistics import Interval
 from mlxspec.cli import bench_tables, interrupts
 from mlxspec.cli.bench_live import left, table_of
 from mlxspec.cli.display import Display
@@ -230,6 +230,6 @@ def test_a_narrow_terminal_cuts_nothing():
 
 
 def test_an_interval_that_says_nothing_is_not_shown():
-    assert bench_tables.times(Speedup(median=2.0, low=0.1, high=40.0)) == "2.00 (?)"
-    assert bench_tables.times(Speedup(median=2.0, low=1.9, high=2.1)) == "2.00 (1.90–2.10)"
+    assert bench_tables.times(Interval(median=2.0, low=0.1, high=40.0)) == "2.00 (?)"
+    assert bench_tables.times(Interval(median=2.0, low=1.9, high=2.1)) == "2.00 (1.90–2.10)"
     assert bench_tables.times(None) == "…"

@@ -13,13 +13,13 @@ from cli_tools import is_one_error
 from typer.testing import CliRunner
 
 from mlxspec.bench.applying import keys
-from mlxspec.bench.cells import Cell, Configuration, Speedup
+from mlxspec.bench.cells import Cell, Configuration
 from mlxspec.bench.compare import compare, differences, unsteadiness
 from mlxspec.bench.history import lines, sparkline
 from mlxspec.bench.judging import recommendation
 from mlxspec.bench.llama_bench import jsonl
 from mlxspec.bench.results import Drift, Recommendation
-from mlxspec.bench.statistics import Verdict
+from mlxspec.bench.statistics import Interval, Verdict
 from mlxspec.bench.targets import targets
 from mlxspec.cli.app import app
 from mlxspec.errors import UsageError
@@ -49,7 +49,7 @@ def run(seed, *, slowdown=0.0, later=0.0, noise=0.03, prompts=27, wobble=0.005):
             )
             for one, speed, first in zip(base, speeds, firsts, strict=True)
         )
-        gain = None if arm == NONE else Speedup(median=2.0, low=1.9, high=2.1)
+        gain = None if arm == NONE else Interval(median=2.0, low=1.9, high=2.1)
         made.append(Cell(question="configs", configuration=arm, samples=own, speedup=gain))
         for place, kind in enumerate(TYPES):
             each = prompts // len(TYPES)
@@ -232,7 +232,7 @@ def test_the_targets_are_held_against_the_recommendation():
 
 
 def test_a_target_is_met_only_beyond_its_limit():
-    at = Speedup(median=2.0, low=1.9, high=2.1)
+    at = Interval(median=2.0, low=1.9, high=2.1)
     (plain, *_, auto) = (one for one in cells() if one.question == "configs")
     late = tuple(replace(one, ttft_s=0.08 * 1.11) for one in auto.samples)
     auto = replace(auto, speedup=at, memory_ratio=2.0, samples=late)

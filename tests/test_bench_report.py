@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from benchmarked import ARMS, NONE, TYPES, acceptance, cell, cells, peers, results, shape
 
-from mlxspec.bench.cells import Configuration, Speedup
+from mlxspec.bench.cells import Configuration
 from mlxspec.bench.report import svg
 from mlxspec.bench.report.about import date, verdict
 from mlxspec.bench.report.chapters import chapters
@@ -23,6 +23,7 @@ from mlxspec.bench.report.page import html
 from mlxspec.bench.report.plots import NARROW, WIDE, Forest, Lines, Point, Spot, Stacks
 from mlxspec.bench.report.writing import write_report
 from mlxspec.bench.results import Drift, Remark, of_json, read
+from mlxspec.bench.statistics import Interval
 from mlxspec.files import replacing
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -224,7 +225,7 @@ def test_an_interrupted_question_shows_what_there_is():
 
 def test_one_turn_has_a_median_and_no_interval():
     arms = [cell("configs", NONE), cell("configs", ARMS[1])]
-    arms[1] = replace(arms[1], speedup=Speedup(median=1.5, low=0.01, high=90.0))
+    arms[1] = replace(arms[1], speedup=Interval(median=1.5, low=0.01, high=90.0))
     found = by_key(results(cells=tuple(arms)))["configs"]
     assert "1.50 x (from too few turns)" in found.finding
     assert found.tables[0].rows[1][2] == "1.50"

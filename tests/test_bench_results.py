@@ -5,8 +5,9 @@ import json
 import pytest
 
 from mlxspec.bench import results
-from mlxspec.bench.cells import Acceptance, Cell, Configuration, Sample, Source, Speedup
+from mlxspec.bench.cells import Acceptance, Cell, Configuration, Sample, Source
 from mlxspec.bench.results import Drift, Recommendation, Remark, Results, Shape
+from mlxspec.bench.statistics import Interval
 from mlxspec.errors import UsageError
 
 THREE = Configuration(name="3", draft_tokens=3)
@@ -40,7 +41,7 @@ def made(**others):
         prompt_type="code",
         samples=(sample,),
         acceptance=acceptance,
-        speedup=Speedup(median=2.0, low=1.9, high=2.1),
+        speedup=Interval(median=2.0, low=1.9, high=2.1),
     )
     return Results(
         created="2026-01-01T00:00:00+00:00",

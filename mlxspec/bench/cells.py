@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mlxspec.bench.statistics import Interval
+
 Question = Literal["configs", "prompts", "system", "sampling", "context", "rows"]
 Ended = Literal["stop", "length", "interrupted", "error"]
 BASELINE = "none"  # the configuration that all others are compared with: plain decoding
@@ -52,24 +54,6 @@ class Sample:
     peak_bytes: int | None = None
     ended: Ended = "length"
     identical: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Speedup:
-    """A ratio of tokens per second over the baseline's: its median, and the median's interval.
-
-    The two of a turn are paired. Where a prompt had several turns, the median of its ratios stands
-    for it, because they say more of that prompt and nothing of others.
-    """
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval over the median: what `--precision` asks for."""
-        return (self.high - self.low) / 2 / self.median
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +178,7 @@ class Cell(Conditions):
     samples: tuple[Sample, ...] = ()
     acceptance: Acceptance | None = None
     round: Round | None = None
-    speedup: Speedup | None = None
+    speedup: Interval | None = None
     predicted: float | None = None
     identical: float | None = None
     memory_ratio: float | None = None

@@ -63,7 +63,7 @@ class GroupRun:
         for arm in self.group.arms[1:]:
             samples = self.series[arm.name].samples
             found, error = speedup_of(samples, base), error_of(samples, base)
-            widest = max(widest, min(found.half_width if found else inf, error) / precision)
+            widest = max(widest, min(found.precision if found else inf, error) / precision)
         if widest == inf or self.turns < LEAST_TURNS:
             return max(LEAST_TURNS, 2 * len(self.steps)) - self.turns
         return max(1.0, self.turns * (widest**2 - 1))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mlxspec.bench.cells import Cell, Speedup
+from mlxspec.bench.cells import Cell
 from mlxspec.bench.plan import PLAIN
 from mlxspec.bench.results import Drift, Recommendation, Remark
+from mlxspec.bench.statistics import Interval
 from mlxspec.bench.summing import speed_of
 from mlxspec.metrics import speed
 
@@ -19,9 +20,9 @@ HIGH = 0.6  # an acceptance rate of which one expects a gain
 GAIN = 1.05
 
 
-def times(found: Speedup) -> str:
+def times(found: Interval) -> str:
     """A speed-up with its interval, in words."""
-    if found.half_width > 1:
+    if found.precision > 1:
         return f"{found.median:.2f} x (from too few turns)"
     return f"{found.median:.2f} x ({found.low:.2f}–{found.high:.2f})"
 
@@ -182,6 +183,6 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:2])} and {len(names) - 2} others"
 
 
-def _of(cell: Cell) -> Speedup:
+def _of(cell: Cell) -> Interval:
     assert cell.speedup is not None
     return cell.speedup

@@ -16,7 +16,8 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
-from mlxspec.bench.cells import Acceptance, Cell, Configuration, Question, Sample, Speedup
+from mlxspec.bench.cells import Acceptance, Cell, Configuration, Question, Sample
+from mlxspec.bench.statistics import Interval
 from mlxspec.bench.strict import WrongValue, decoded
 from mlxspec.errors import UsageError
 from mlxspec.files import replacing
@@ -71,11 +72,11 @@ class Peer:
     counted_by: Literal["", "usage", "tokenizer", "tokens"] = ""
     samples: tuple[Sample, ...] = ()
     acceptance: Acceptance | None = None
-    over: Speedup | None = None
-    ours_over: Speedup | None = None
+    over: Interval | None = None
+    ours_over: Interval | None = None
     question: Question = "configs"
     row: str = ""
-    ours: Mapping[str, Speedup] = field(default_factory=dict)
+    ours: Mapping[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,7 @@ class Recommendation:
     """
 
     configuration: Configuration
-    speedup: Speedup | None
+    speedup: Interval | None
     words: str
     best: str = ""
     worst: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, sqrt
+from math import sqrt
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,9 @@ from mlxspec.bench.cells import (
     Round,
     Sample,
     Source,
-    Speedup,
 )
 from mlxspec.bench.plan import Group
-from mlxspec.bench.statistics import median
+from mlxspec.bench.statistics import Interval, median
 from mlxspec.metrics import SpeculationStats
 
 if TYPE_CHECKING:
@@ -69,11 +68,12 @@ def joined(some: Iterable[Series]) -> Series:
     return whole
 
 
-def speedup_of(over: Sequence[Sample], under: Sequence[Sample]) -> Speedup | None:
+def speedup_of(over: Sequence[Sample], under: Sequence[Sample]) -> Interval | None:
     """How many times as fast `over` is, or None where there are too few ratios to tell.
 
     The samples of one prompt and one turn are paired. The median of a prompt's ratios stands for
-    it; where there are fewer than FEWEST prompts, every turn counts.
+    it, because they say more of that prompt and nothing of others; where there are fewer than
+    FEWEST prompts, every turn counts.
     """
     by_prompt = _ratios(over, under)
     values = [median([ratio for _, ratio in some]) for some in by_prompt.values()]
@@ -82,9 +82,7 @@ def speedup_of(over: Sequence[Sample], under: Sequence[Sample]) -> Speedup | Non
     if len(values) < FEWEST:
         return None
     found = statistics.interval(values)
-    if not isfinite(found.high):
-        return None
-    return Speedup(median=found.median, low=found.low, high=found.high)
+    return found if found.is_known else None
 
 
 def is_settled(over: Sequence[Sample], under: Sequence[Sample], precision: float) -> bool:
@@ -96,7 +94,7 @@ def is_settled(over: Sequence[Sample], under: Sequence[Sample], precision: float
     found = speedup_of(over, under)
     if found is None:
         return False
-    return found.half_width <= precision or error_of(over, under) <= precision
+    return found.precision <= precision or error_of(over, under) <= precision
 
 
 def error_of(over: Sequence[Sample], under: Sequence[Sample]) -> float:

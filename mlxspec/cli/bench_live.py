@@ -116,4 +116,4 @@ def _cell(one: GroupRun, name: str) -> str:
     ratio = speedup_of(series.samples, one.series[BASELINE].samples)
     if ratio is None:
         return "…"
-    return f"{ratio.median:.2f} ±{min(ratio.half_width, 9.99):.0%}"
+    return f"{ratio.median:.2f} ±{min(ratio.precision, 9.99):.0%}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlxspec.bench.cells import BASELINE, Cell, Question, Sample, Speedup
+from mlxspec.bench.cells import BASELINE, Cell, Question, Sample
 from mlxspec.bench.report.figures import (
     MISSING,
     brought,
@@ -24,6 +24,7 @@ from mlxspec.bench.report.figures import (
 )
 from mlxspec.bench.report.tables import of_ours, titled
 from mlxspec.bench.results import Peer, Results
+from mlxspec.bench.statistics import Interval
 from mlxspec.bench.summing import speed_of
 
 _ROOMY = 1000  # columns that no table needs
@@ -235,7 +236,7 @@ def _say(console: Console, words: str, style: str = "") -> None:
     console.print(Text(words, style), soft_wrap=not console.is_terminal)
 
 
-def times(found: Speedup | None) -> str:
+def times(found: Interval | None) -> str:
     """A speed-up and its interval, unless that says nothing."""
     if found is None:
         return "…"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from mlxspec.bench.cells import BASELINE, Cell, Sample, Speedup
+from mlxspec.bench.cells import BASELINE, Cell, Sample
 from mlxspec.bench.results import Peer
+from mlxspec.bench.statistics import Interval
 from mlxspec.metrics import speed
 
 MISSING = "–"
@@ -71,9 +72,9 @@ def in_bytes(value: float | None) -> str:
     return f"{value / 1e9:.2f} GB" if value >= 1e8 else f"{value / 1e6:.1f} MB"
 
 
-def in_interval(found: Speedup | None) -> str:
+def in_interval(found: Interval | None) -> str:
     """The limits of an interval, unless they tell nothing."""
-    if found is None or found.half_width > 1:
+    if found is None or found.precision > 1:
         return MISSING
     return f"{found.low:.2f}–{found.high:.2f}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from mlxspec.bench.cells import BASELINE, Cell, Question, Round, Speedup
+from mlxspec.bench.cells import BASELINE, Cell, Question, Round
 from mlxspec.bench.report import figures
 from mlxspec.bench.report.figures import (
     in_bytes,
@@ -17,6 +17,7 @@ from mlxspec.bench.report.figures import (
     in_time,
 )
 from mlxspec.bench.results import Cost, Peer, Results, Shape
+from mlxspec.bench.statistics import Interval
 from mlxspec.bench.summing import speed_of
 
 NEVER = "never"
@@ -284,9 +285,9 @@ def _whole(value: float | None) -> str:
     return figures.MISSING if value is None else f"{value:,.0f}"
 
 
-def _with_interval(found: Speedup | None) -> str:
+def _with_interval(found: Interval | None) -> str:
     return figures.MISSING if found is None else f"{in_ratio(found.median)} ({in_interval(found)})"
 
 
-def _ratio(found: Speedup | None) -> str:
+def _ratio(found: Interval | None) -> str:
     return figures.MISSING if found is None else in_ratio(found.median)
