@@ -14,7 +14,6 @@ from mlxspec.bench.statistics import (
     interval,
     interval_of_ratio,
     limits,
-    median,
 )
 
 SAMPLES = 20_000
@@ -105,7 +104,7 @@ def test_a_ratio_pairs_the_halves_of_each_turn():
 
 @pytest.mark.parametrize("values", [[], [1.0, 0.0], [1.0, -1.0], [math.nan], [math.inf, 1.0]])
 def test_what_is_no_time_is_refused(values):
-    with pytest.raises(ValueError, match=r"positive|needs a value"):
+    with pytest.raises(ValueError, match=r"positive|no median"):
         interval(values)
 
 
@@ -114,8 +113,6 @@ def test_what_cannot_be_paired_is_refused():
         interval_of_ratio([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="positive"):
         interval_of_ratio([1.0, 2.0], [1.0, 0.0])
-    with pytest.raises(ValueError, match="needs a value"):
-        median([])
 
 
 # --- a machine's drift ---

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -27,8 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.statistics import interval_of_ratio, median
+from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.device import machine

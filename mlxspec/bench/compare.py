@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Literal
 
 from mlxspec.bench import statistics
 from mlxspec.bench.cells import Cell, Question, Sample
 from mlxspec.bench.results import Results
-from mlxspec.bench.statistics import Change, Verdict, change, median
+from mlxspec.bench.statistics import Change, Verdict, change
 
 What = Literal["tokens/s", "first token"]
 # What must be the same for a figure to mean the same, and how a person calls it.

@@ -17,6 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, cast
 
 import typer
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
-from mlxspec.bench.statistics import interval_of_ratio, median
+from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import DEFAULT_PAIR

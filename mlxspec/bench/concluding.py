@@ -31,13 +31,12 @@ def results_of(
     prompts: Sequence[Prompt],
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    shape: tuple[Any, ...] = (),
 ) -> Results:
     """The results so far.
 
     Args:
         created: when the run began. pair: see `about_pair`.
-        before, after: the environments. shape: of the measurements on random weights.
+        before, after: the environments.
     """
     cells = tuple(_cells(run))
     drift, best = drift_of(run.reference), recommendation(cells)
@@ -53,7 +52,6 @@ def results_of(
         drift=drift,
         cells=cells,
         peers=tuple(_peers(run)),
-        shape=shape,
         recommendation=best,
         warnings=(*remarked, *_left_out(run)),
     )

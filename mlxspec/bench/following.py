@@ -9,13 +9,12 @@ is what the rounds with the head take more: the projection of the target's featu
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.statistics import median
 from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session

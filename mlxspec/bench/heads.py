@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import mlx.core as mx
@@ -25,8 +26,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.device import machine
 from mlxspec.drafters.heads.block import BlockHead

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -24,7 +25,6 @@ from rich.table import Table
 
 from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
-from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.lane import Lane
 from mlxspec.defaults import DEFAULT_PAIR

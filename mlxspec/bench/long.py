@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -30,8 +31,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.statistics import median
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request

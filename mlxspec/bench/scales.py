@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import mlx.core as mx
@@ -21,8 +22,6 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.statistics import median
 from mlxspec.device import machine
 from mlxspec.measure.timing import in_turns
 from mlxspec.models.caches.original import Model

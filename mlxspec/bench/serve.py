@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import httpx
@@ -29,7 +30,7 @@ from rich.table import Table
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
 from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
-from mlxspec.bench.statistics import interval_of_ratio, median
+from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
 from mlxspec.pairs.folders import fetch

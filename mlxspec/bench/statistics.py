@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from itertools import combinations
 from math import comb, inf, log
-from statistics import median as middle
+from statistics import median
 
 import numpy as np
 import numpy.typing as npt
@@ -66,14 +66,6 @@ class Interval:
     def precision(self) -> float:
         """Half the interval's width, as a fraction of the median; infinity for one value."""
         return (self.high - self.low) / 2 / abs(self.median) if self.median else inf
-
-
-def median(values: Iterable[float]) -> float:
-    """The median. Raises ValueError without values."""
-    some = list(values)
-    if not some:
-        raise ValueError("a median needs a value")
-    return float(middle(some))
 
 
 def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:

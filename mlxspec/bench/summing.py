@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
-from statistics import fmean
+from statistics import fmean, median
 from typing import TYPE_CHECKING
 
 from mlxspec.bench import statistics
@@ -20,7 +20,7 @@ from mlxspec.bench.cells import (
     Source,
 )
 from mlxspec.bench.plan import Group
-from mlxspec.bench.statistics import Interval, median
+from mlxspec.bench.statistics import Interval
 from mlxspec.metrics import SpeculationStats
 
 if TYPE_CHECKING:

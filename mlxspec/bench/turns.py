@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, NamedTuple
 
 import typer
@@ -22,7 +23,6 @@ from rich.table import Table
 
 from mlxspec.bench.commands import run
 from mlxspec.bench.prompt_sets import beginnings
-from mlxspec.bench.statistics import median
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending
 from mlxspec.decode.engine import Engine

@@ -46,7 +46,7 @@ class Forest:
     Args:
         rows: labels, with a point for each series that was measured.
         series: names by number. Where there is one, or the label is the name, there is no legend.
-        unit: below the axis. digits: of the numbers.
+        unit: below the axis.
     """
 
     rows: Sequence[tuple[str, Sequence[Point]]]
@@ -151,10 +151,10 @@ def _said(point: Point, width: float, y: float, whole: bool) -> str:
     return made
 
 
-def _bottom(scale: Scale, y: float, top: float, unit: str, digits: str = "g") -> str:
+def _bottom(scale: Scale, y: float, top: float, unit: str) -> str:
     made = "".join(
         line(x, top, x, y, class_="grid")
-        + words(x, y + 16, f"{tick:{digits}}", class_="tick", text_anchor="middle")
+        + words(x, y + 16, f"{tick:g}", class_="tick", text_anchor="middle")
         for tick, x in ((tick, scale.place(tick)) for tick in scale.ticks)
     )
     middle = (scale.place(scale.ticks[0]) + scale.place(scale.ticks[-1])) / 2

@@ -11,6 +11,7 @@ from itertools import pairwise
 LETTER = 6.7  # the width of a letter of 12 px, on average; texts are laid out before they are seen
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "down")
 COLOURS = 6
+RADIUS = 4.5  # of a mark
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
@@ -36,8 +37,9 @@ def _plain(value: object) -> str:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
 
 
-def marker(series: int, x: float, y: float, r: float = 4.5) -> str:
+def marker(series: int, x: float, y: float) -> str:
     """The mark of a series: a shape and a colour of its own."""
+    r = RADIUS
     shape, colour = SHAPES[series % len(SHAPES)], f"s{series % COLOURS}"
     if shape == "circle":
         return tag("circle", cx=x, cy=y, r=r, class_=f"mark {colour}")

@@ -31,12 +31,12 @@ class Refusal(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def refusal_of(error: MlxspecError, param: str | None = None) -> Refusal:
+def refusal_of(error: MlxspecError) -> Refusal:
     """An error of ours as an answer: 400 where the request is at fault, else 500."""
     message = f"{error.message} {error.hint}".strip()
     if isinstance(error, UsageError):
         code = "context_length_exceeded" if "context is" in error.message else None
-        return Refusal(400, message, param=param, code=code)
+        return Refusal(400, message, code=code)
     return Refusal(500, message, kind="server_error")
 
 
