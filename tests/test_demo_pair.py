@@ -9,8 +9,7 @@ from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
 from mlxspec.bench.acceptance import Task, measure
-from mlxspec.bench.functions import parses, whole_functions
-from mlxspec.bench.loops import loops, sense
+from mlxspec.bench.loops import loops, parses, sense, whole_functions
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY

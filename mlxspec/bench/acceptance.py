@@ -11,7 +11,6 @@ figures depend on the models alone, on no machine's speed. Where a prompt names 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.control import replay
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.engine import Engine
@@ -169,11 +168,11 @@ def _cell(figures: dict[str, float]) -> str:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     target: Annotated[str | None, typer.Option(help="A target in place of a pair's.")] = None,
     draft: Annotated[list[str] | None, typer.Option(help="Its drafts, or `history`.")] = None,
     max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each text at most.")] = 64,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Count the proposals that a target keeps of each drafter."""
     chosen = pair if target is None else Pair(target, target, tuple(draft or ("history",)))
@@ -182,10 +181,8 @@ def main(
         raise NothingDrafts
     found = measure(engine, TASKS, max_tokens)
     show(found, Console())
-    if output is not None:
-        name = pair if target is None else Path(target).name
-        result = {"target": name, "max_tokens": max_tokens, "kinds": found}
-        output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    name = pair if target is None else Path(target).name
+    write({"target": name, "max_tokens": max_tokens, "kinds": found}, output)
 
 
 if __name__ == "__main__":

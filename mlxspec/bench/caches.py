@@ -1,7 +1,7 @@
 """The cost of taking proposals back, for each kind of cache, on random models of mlx-lm.
 
-    scripts/bench_caches
-    scripts/bench_caches --hidden-size 1024 --json FILE
+    python -m mlxspec.bench.caches
+    python -m mlxspec.bench.caches --hidden-size 1024 --json FILE
 
 A round verifies three fixed proposals from the same place again and again, compiled, in turn with
 the other measurements of its model:
@@ -14,10 +14,8 @@ the other measurements of its model:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -28,11 +26,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.programs import JsonFile, write
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound
 from mlxspec.device import machine
-from mlxspec.measure.timing import stepper
+from mlxspec.measure.timing import in_turns, stepper
 from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import Layers, each
 from mlxspec.models.caches.original import Model
@@ -168,12 +167,8 @@ def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> 
 
     steps = {"round": step(exact), "careless": step(careless), "room": step(exact, capacity=ROOM)}
     steps |= {f"rows {rows}": step(exact, rows - 1) for rows in (1, *ROWS)}
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(repeats + 3):
-        for name, one in steps.items():
-            took = one()
-            if i >= 3:  # traces, kernels, buffers
-                times[name].append(took)
+    turns = in_turns(steps, repeats + 3, warm_up=False)
+    times = {name: some[3:] for name, some in turns.items()}  # behind traces, kernels, buffers
 
     def ratio(name: str, other: str) -> float:
         return interval_of_ratio(times[name], times[other]).median
@@ -189,7 +184,7 @@ def measure(config: dict[str, Any], kv: KVQuantization | None, repeats: int) -> 
 def main(
     hidden_size: Annotated[int, typer.Option(help="Of the models, a multiple of 128.")] = 512,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds of each measurement.")] = 30,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure the cost of taking proposals back, for each kind of cache."""
     console = Console()
@@ -210,11 +205,9 @@ def main(
             f"{found['room']:.2f}",
             *(f"{found[f'rows_{rows}']:.2f}" for rows in ROWS),
         )
-    console.print(machine.described(machine.about()))
-    console.print(table)
-    if json_file is not None:
-        written = {"machine": machine.about(), "hidden_size": hidden_size}
-        json_file.write_text(json.dumps({**written, "kinds": results}, indent=2) + "\n")
+    about = machine.about()
+    console.print(machine.described(about), table, sep="\n")
+    write({"machine": about, "hidden_size": hidden_size, "kinds": results}, output)
 
 
 if __name__ == "__main__":

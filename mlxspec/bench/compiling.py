@@ -16,14 +16,13 @@ import sys
 import tempfile
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
 
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine
@@ -102,10 +101,10 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     draft_tokens: Annotated[int, typer.Option(min=1, help="K of the rounds.")] = 3,
     repeats: Annotated[int, typer.Option(min=2, help="Turns.")] = 7,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure what compiling rounds gains and costs."""
     engine = load(pair, compiled=True)
@@ -120,8 +119,7 @@ def main(
     if kernels.on_cpu() and kernels.can_compile():
         result |= cold_kernels(pair, draft_tokens)
     show(result, Console())
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ mlx-lm's own caches, and the rows of context that the head keeps of them.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
 
@@ -26,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mlxspec.bench.programs import JsonFile, write
 from mlxspec.decode.engine import Engine
 from mlxspec.device import machine
 from mlxspec.drafters.heads.block import BlockHead
@@ -273,13 +272,12 @@ def main(
     packing: Annotated[str, typer.Option(help="Of weights: bf16, 8bit, 4bit, …")] = "bf16",
     repeats: Annotated[int, typer.Option(min=1, help="Counted turns.")] = 3,
     family: Annotated[list[str] | None, typer.Option(help="llama or qwen3; both.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure rounds of random heads on Llama- and Qwen-shaped targets."""
     result = measure(size, packing, repeats, family or ())
     show(result, Console())
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

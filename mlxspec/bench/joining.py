@@ -9,12 +9,10 @@ device comes to rest before and after each change of the rows, which a batch wou
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -23,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.lane import Lane
@@ -80,10 +78,10 @@ def _rest(lane: Lane) -> None:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     rows: Annotated[list[int] | None, typer.Option(help="Texts at a time; repeatable.")] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each text.")] = 32,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure what joining a batch and leaving it take."""
     engine = load(pair, compiled=True)
@@ -92,10 +90,9 @@ def main(
     table = Table("rows", "joining and leaving, of the time", box=None)
     for number, found in shares.items():
         table.add_row(str(number), f"{found:.1%}")
-    Console().print(machine.described(machine.about()), table, sep="\n")
-    if output is not None:
-        about = {"machine": machine.about(), "pair": pair, "max_tokens": max_tokens}
-        output.write_text(json.dumps(about | {"shares": shares}, indent=1) + "\n")
+    about = machine.about()
+    Console().print(machine.described(about), table, sep="\n")
+    write({"machine": about, "pair": pair, "max_tokens": max_tokens, "shares": shares}, output)
 
 
 if __name__ == "__main__":

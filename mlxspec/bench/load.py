@@ -1,7 +1,7 @@
 """A server under load: streams that arrive at random, clients that leave, and slow readers.
 
-    scripts/load_serve                     # 64 streams at a time for 60 s
-    scripts/load_serve --streams 8 --seconds 10 --json FILE
+    python -m mlxspec.bench.load           # 64 streams at a time for 60 s
+    python -m mlxspec.bench.load --streams 8 --seconds 10 --json FILE
 
 Every text is asked for once alone beforehand, and under load it must be the same. A share of the
 clients goes away in the middle, some read slowly. At the end nothing may be left: no text that is
@@ -11,11 +11,9 @@ written or waits, and no memory that grows while the load lasts.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -23,7 +21,7 @@ import typer
 from rich.console import Console
 
 from mlxspec.bench.clients import TIMEOUT, Answer, Process, free_port, quantile, serving, streamed
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine
@@ -158,12 +156,12 @@ def measured(
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     streams: Annotated[int, typer.Option(min=1, help="At a time.")] = 64,
     seconds: Annotated[float, typer.Option(min=2, help="That the load lasts.")] = 60.0,
     aborts: Annotated[int, typer.Option(min=0, help="Clients that go away afterwards.")] = 1000,
     rows: Annotated[int, typer.Option(min=1, max=32, help="Of the server.")] = 16,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Load a server, and count what goes wrong: nothing should."""
     port = free_port()
@@ -174,8 +172,7 @@ def main(
     about = {"pair": pair, "machine": machine.about(), "streams": streams, "seconds": seconds}
     result = {**about, "rows": rows, **figures}
     Console().print_json(data=result)
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output)
     if figures["lost"] or figures["different"]:
         raise typer.Exit(1)
 

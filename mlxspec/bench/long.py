@@ -15,10 +15,8 @@ alone is shown beside.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -31,6 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request
@@ -179,9 +178,9 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     repeats: Annotated[int, typer.Option(min=1, help="Of everything.")] = 5,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure the time per token as texts grow."""
     engine = load(pair, compiled=True)
@@ -189,8 +188,7 @@ def main(
     result: dict[str, Any] = {"pair": pair, "repeats": repeats, "machine": machine.about()}
     result["per_token_s"] = growing(engine, repeats)
     show(result, Console())
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,19 @@ counts where the text writes its body to the end; sampling is with the pair's ow
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import ast
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from mlxspec.bench.commands import run
-from mlxspec.bench.functions import parses, whole_functions
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR
@@ -30,6 +31,7 @@ from mlxspec.pairs.table import find_pair
 from mlxspec.params import SamplingParams, sampling_params
 
 PHRASE, OFTEN = 5, 4  # tokens, and times in a row, from which on a text loops
+_START = re.compile(r"( *)(?:async )?def \w+\(")
 
 
 def loops(tokens: Sequence[int], text: str) -> bool:
@@ -43,6 +45,35 @@ def loops(tokens: Sequence[int], text: str) -> bool:
         if equal >= PHRASE * (OFTEN - 1):
             return True
     return False
+
+
+def whole_functions(text: str) -> Iterator[str]:
+    """The functions whose bodies a text ends: a line follows that is indented no further.
+
+    A function that is cut off at the text's end is none of them, nor is a line that closes a
+    signature's bracket an end. Functions inside functions count too.
+    """
+    lines = text.splitlines()
+    for first, line in enumerate(lines):
+        start = _START.match(line)
+        if start is None:
+            continue
+        for last in range(first + 1, len(lines)):
+            words = lines[last].lstrip(" ")
+            if words and words[0] not in ")]}" and len(lines[last]) - len(words) <= start.end(1):
+                yield textwrap.dedent("\n".join(lines[first:last]))
+                break
+
+
+def parses(source: str) -> bool:
+    """Whether Python reads a source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        try:
+            ast.parse(source)
+        except (SyntaxError, ValueError):
+            return False
+    return True
 
 
 class Sense(NamedTuple):
@@ -66,9 +97,9 @@ def sense(engine: Engine, prompts: Sequence[str], params: dict[str, float]) -> S
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     count: Annotated[int, typer.Option(min=1, help="How many of the prompts.")] = 64,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Count loops and functions, greedily and with the pair's own sampling values."""
     console, engine = Console(), load(pair)
@@ -83,8 +114,7 @@ def main(
             f"{name}: {len(found.looping)} of {len(prompts)} texts loop, "
             f"{found.parsed} of {found.functions} functions parse"
         )
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ On a Linux CPU, 16-bit scales make it many times as long; `mlxspec.models.scales
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -22,6 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mlxspec.bench.programs import JsonFile, write
 from mlxspec.device import machine
 from mlxspec.measure.timing import in_turns
 from mlxspec.models.caches.original import Model
@@ -71,7 +70,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 def main(
     shape: Annotated[str, typer.Option(help="Shape of the model.")] = "small-8",
     repeats: Annotated[int, typer.Option(min=1, help="Passes that are timed.")] = 7,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Time a token by the bits of weights and the type of their scales."""
     result = {
@@ -80,8 +79,7 @@ def main(
         "token_ms": measure(shape, repeats),
     }
     show(result, Console())
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

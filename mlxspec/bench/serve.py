@@ -1,7 +1,7 @@
 """`mlxspec serve` beside `mlx_lm.server` on the same weights, by the number of clients.
 
-    scripts/bench_serve
-    scripts/bench_serve --clients 1 --clients 4 --count 3 --json FILE
+    python -m mlxspec.bench.serve
+    python -m mlxspec.bench.serve --clients 1 --clients 4 --count 3 --json FILE
 
 Every client asks for one text after the other, greedily, as a stream. All servers run from the
 beginning, and they take turns; what they write in a first turn is not counted. Ratios are taken
@@ -11,12 +11,10 @@ turn by turn, and a median is quoted with its interval of 95%, which one turn al
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -28,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.defaults import DEFAULT_PAIR
@@ -133,11 +131,11 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     clients: Annotated[list[int] | None, typer.Option(help="At a time; repeatable.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Turns.")] = 5,
     max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of each text.")] = 64,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Compare `mlxspec serve` with `mlx_lm.server`, with and without its draft."""
     chosen = find_pair(pair)
@@ -165,8 +163,7 @@ def main(
     about = {"pair": pair, "machine": machine.about(), "max_tokens": max_tokens}
     result = {**about, "clients": found}
     show(result, Console(width=max(Console().width, 120)))
-    if output is not None:
-        output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write(result, output)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ busy machine slows both down.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, NamedTuple
 
@@ -21,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.commands import run
+from mlxspec.bench.programs import JsonFile, PairOption, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending
@@ -98,12 +96,12 @@ def _show(found: list[Waited], sums: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    pair: Annotated[str, typer.Option(help="A pair of the table.")] = DEFAULT_PAIR,
+    pair: PairOption = DEFAULT_PAIR,
     target: Annotated[str | None, typer.Option(help="A target in place of a pair's.")] = None,
     turns: Annotated[int, typer.Option(min=7, help="Questions.")] = 20,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 24,
     draft_tokens: Annotated[int | None, typer.Option(min=0, help="K; auto by default.")] = None,
-    output: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    output: JsonFile = None,
 ) -> None:
     """Measure the time to the first token of each turn of a chat."""
     chosen = find_pair(pair) if target is None else Pair(target, target)
@@ -115,10 +113,9 @@ def main(
     found = list(track(steps, "talking", total=turns, transient=True))
     sums = summed_up(found)
     _show(found, sums, console)
-    if output is not None:
-        about = {"machine": machine.about(), "pair": chosen.name, "tokens": tokens}
-        rows = [one._asdict() for one in found]
-        output.write_text(json.dumps(about | {"medians": sums, "turns": rows}, indent=1) + "\n")
+    about = {"machine": machine.about(), "pair": chosen.name, "tokens": tokens}
+    rows = [one._asdict() for one in found]
+    write(about | {"medians": sums, "turns": rows}, output)
 
 
 if __name__ == "__main__":
