@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +14,8 @@ from platformdirs import user_config_path
 
 from mlxspec.cascade.rules import Thresholds
 from mlxspec.errors import TableError, UsageError, nearest
-from mlxspec.pairs.table_file import Place, content_of, text_of
+from mlxspec.pairs.servers import is_loopback
+from mlxspec.pairs.table_file import Checks, Place, checked, content_of, flag, text_of
 
 TIMEOUT_S = 30.0
 _KEY_NEEDED = ("base_url", "model")
@@ -113,41 +113,25 @@ def load_upstreams(path: Path | None = None) -> Upstreams:
     for key in content:
         if key not in ("upstreams", "rules"):
             raise place.at(key).unknown("is no section of this table", ("upstreams", "rules"))
-    sections = _table(place.at("upstreams"), content.get("upstreams", {}))
+    sections = content.get("upstreams", {})
+    if not isinstance(sections, dict):
+        raise place.at("upstreams").bad("is not a table", "a section with keys")
     found = {name: _upstream(place.at("upstreams").at(name), one) for name, one in sections.items()}
-    return Upstreams(path, found, _thresholds(place.at("rules"), content.get("rules", {})))
+    rules = checked(place.at("rules"), content.get("rules", {}), _RULES, "is no threshold", "keys")
+    return Upstreams(path, found, Thresholds(**rules))
 
 
 def _upstream(place: Place, entry: Any) -> Upstream:
-    values = _checked(place, entry, _UPSTREAM, "is no key of an upstream")
+    values = checked(place, entry, _UPSTREAM, "is no key of an upstream", "keys")
     for key in _KEY_NEEDED:
         if key not in values:
             raise place.bad(f"has no `{key}`", _EXAMPLE)
     url = urlsplit(values["base_url"])
-    if "api_key_env" in values and url.scheme == "http" and not _is_loopback(url.hostname or ""):
+    if "api_key_env" in values and url.scheme == "http" and not is_loopback(url.hostname or ""):
         raise place.at("base_url").bad(
             "would send the key over http, where others can read it", "an address with https"
         )
     return Upstream(name=place.keys[-1], **values)
-
-
-def _thresholds(place: Place, entry: Any) -> Thresholds:
-    return Thresholds(**_checked(place, entry, _RULES, "is no threshold"))
-
-
-def _checked(
-    place: Place, entry: Any, checks: Mapping[str, Callable[[Place, Any], Any]], strange: str
-) -> dict[str, Any]:
-    for key in _table(place, entry):
-        if key not in checks:
-            raise place.at(key).unknown(strange, checks)
-    return {key: checks[key](place.at(key), value) for key, value in entry.items()}
-
-
-def _table(place: Place, entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise place.bad("is not a table", "a section with keys")
-    return entry
 
 
 # --- keys. No error shows a value that may hold a key by mistake --------------------------
@@ -182,12 +166,6 @@ def _words(place: Place, value: Any) -> str:
     return value
 
 
-def _flag(place: Place, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise place.bad(f"is {value!r}", "true or false")
-    return value
-
-
 def _number(low: float, high: float, expected: str) -> Callable[[Place, Any], float]:
     def check(place: Place, value: Any) -> float:
         if type(value) not in (int, float) or not low <= value <= high:
@@ -214,25 +192,18 @@ def _or_off(check: Callable[[Place, Any], Any], off: Any = None) -> Callable[[Pl
     return lambda place, value: off if value is False else check(place, value)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 _SHARE = _number(0, 1, "a number from 0 to 1")
 _PRICE = _number(0, 1e9, "the price of a million tokens")
-_UPSTREAM: Mapping[str, Callable[[Place, Any], Any]] = {
+_UPSTREAM: Checks = {
     "base_url": _address,
     "model": _words,
     "api_key_env": _variable,
     "timeout_s": _number(0.001, 86400, "a number of seconds, such as 30"),
     "price_in": _PRICE,
     "price_out": _PRICE,
-    "prediction": _flag,
+    "prediction": flag,
 }
-_RULES: Mapping[str, Callable[[Place, Any], Any]] = {
+_RULES: Checks = {
     "max_draft_tokens": _count,
     "min_confidence": _SHARE,
     "near_limit": _or_off(_SHARE),

@@ -112,7 +112,7 @@ class ServerOptions:
         Raises:
             UsageError: there is none where one is needed, or the variable is empty.
         """
-        from mlxspec.serve.running import is_loopback
+        from mlxspec.pairs.servers import is_loopback
 
         if self.api_key_env is not None:
             if key := os.environ.get(self.api_key_env, "").strip():

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from ipaddress import ip_address
 from typing import Any, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -27,7 +28,6 @@ _BY_OWNER = {"mlxspec": "mlxspec", "vllm": "vLLM", "library": "Ollama", "llamacp
 PATIENCE_S = 0.5
 _MOST = 2**20  # bytes of a list of models
 _NAMED = 3  # models in one line
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,15 @@ def known() -> Iterator[Server]:
 
 def is_here(url: str) -> bool:
     """Whether a server is on this machine, where no proxy has to be asked."""
-    return urlsplit(url).hostname in _LOOPBACK
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches a host."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _named(url: str) -> str:

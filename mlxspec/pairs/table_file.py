@@ -45,7 +45,7 @@ class TableFile:
         default = content.pop(DEFAULT, None)
         if default is not None:
             _string(place.at(DEFAULT), default)
-        sections = {name: _checked(place.at(name), entry) for name, entry in content.items()}
+        sections = {name: _pair(place.at(name), entry) for name, entry in content.items()}
         return cls(path, text, sections, default)
 
     def bad(self, keys: Sequence[str], found: str, expected: str) -> TableError:
@@ -99,6 +99,9 @@ class Place:
         return self.bad(found, listed)
 
 
+Checks = Mapping[str, Callable[[Place, Any], Any]]
+
+
 def line_of(text: str, keys: Sequence[str]) -> int:
     """The line on which a key stands: the first behind the longest beginning that lacks it."""
     lines = text.splitlines(keepends=True)
@@ -133,13 +136,26 @@ def _no_toml(path: Path, why: str) -> TableError:
 # --- keys -------------------------------------------------------------------------------
 
 
-def _checked(place: Place, entry: Any) -> dict[str, Any]:
+def checked(place: Place, entry: Any, checks: Checks, strange: str, holds: str) -> dict[str, Any]:
+    """The values of a section.
+
+    Args:
+        checks: what makes a value of each key. strange: what a key is that is none of them.
+        holds: what a section has.
+
+    Raises:
+        TableError: it is no section, or a key is not what it should be.
+    """
     if not isinstance(entry, dict):
-        raise place.bad("is not a table", "a section with a target and a draft")
+        raise place.bad("is not a table", f"a section with {holds}")
     for key in entry:
-        if key not in CHECKS:
-            raise place.at(key).unknown("is no key of a pair", CHECKS)
-    return {key: CHECKS[key](place.at(key), value) for key, value in entry.items()}
+        if key not in checks:
+            raise place.at(key).unknown(strange, checks)
+    return {key: checks[key](place.at(key), value) for key, value in entry.items()}
+
+
+def _pair(place: Place, entry: Any) -> dict[str, Any]:
+    return checked(place, entry, CHECKS, "is no key of a pair", "a target and a draft")
 
 
 def _string(place: Place, value: Any) -> str:
@@ -154,7 +170,7 @@ def _words(place: Place, value: Any) -> str:
     return str(value)
 
 
-def _flag(place: Place, value: Any) -> bool:
+def flag(place: Place, value: Any) -> bool:
     if not isinstance(value, bool):
         raise place.bad(f"is {value!r}", "true or false")
     return value
@@ -250,7 +266,7 @@ def _located(place: Place, location: str) -> str:
         raise place.bad(f"is {location!r}", "a repository or a folder") from error
 
 
-CHECKS: dict[str, Callable[[Place, Any], Any]] = {
+CHECKS: Checks = {
     "target": _location,
     "draft": _draft,
     "draft_tokens": _draft_tokens,
@@ -265,6 +281,6 @@ CHECKS: dict[str, Callable[[Place, Any], Any]] = {
     "gb": _size,
     "adapter": _location,
     "revision": _string,
-    "trust_remote_code": _flag,
+    "trust_remote_code": flag,
     "draft_bits": _bits,
 }

@@ -84,8 +84,3 @@ def listen(host: str, port: int) -> socket.socket:
             hint="Choose another with --host and --port; --port 0 takes any that is free.",
         ) from error
     return listening
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches an address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
