@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.programs import JsonFile, write
+from mlxspec.bench.commands import JsonFile, run, write
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.round import FusedRound

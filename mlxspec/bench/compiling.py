@@ -22,7 +22,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.console import Console
 
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.decode.engine import Engine

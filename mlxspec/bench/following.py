@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mlxspec.bench.commands import run
 from mlxspec.decode.alone import alone
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.session import Session

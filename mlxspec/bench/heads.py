@@ -24,7 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.programs import JsonFile, write
+from mlxspec.bench.commands import JsonFile, run, write
 from mlxspec.decode.engine import Engine
 from mlxspec.device import machine
 from mlxspec.drafters.heads.block import BlockHead

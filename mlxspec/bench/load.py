@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from mlxspec.bench.clients import TIMEOUT, Answer, Process, free_port, quantile, serving, streamed
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.defaults import DEFAULT_PAIR
 from mlxspec.device import machine

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.reader import Reader
 from mlxspec.decode.request import GREEDY, Request

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import DEFAULT_PAIR

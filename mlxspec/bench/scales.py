@@ -20,7 +20,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from mlxspec.bench.programs import JsonFile, write
+from mlxspec.bench.commands import JsonFile, run, write
 from mlxspec.device import machine
 from mlxspec.measure.timing import in_turns
 from mlxspec.models.caches.original import Model

@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mlxspec.bench.clients import TIMEOUT, Answer, free_port, serving, streamed
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.bench.statistics import interval_of_ratio
 from mlxspec.defaults import DEFAULT_PAIR

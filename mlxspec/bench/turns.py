@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mlxspec.bench.programs import JsonFile, PairOption, write
+from mlxspec.bench.commands import JsonFile, PairOption, run, write
 from mlxspec.bench.prompt_sets import beginnings
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending
