@@ -1,4 +1,4 @@
-"""Writing files whole, and telling files from folders."""
+"""Writing files whole, telling files from folders, and the style of pages."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         return path
+
+
+def page_style(own: Path) -> str:
+    """What every page of mlxspec begins with, and then a page's own style."""
+    base = Path(__file__).with_name("page.css")
+    return "\n".join(file.read_text(encoding="utf-8") for file in (base, own))
 
 
 def require_no_folder(cache: Path) -> None:

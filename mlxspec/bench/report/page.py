@@ -15,6 +15,7 @@ from mlxspec.bench.report.plots import NARROW, WIDE, Plot
 from mlxspec.bench.report.svg import tag
 from mlxspec.bench.report.tables import Table
 from mlxspec.bench.results import Results
+from mlxspec.files import page_style
 
 LONG_TABLE = 12  # rows from which a table is folded
 SMALL = 52  # letters in a row of a table that fits on a narrow page
@@ -24,7 +25,7 @@ LONG = 20  # letters from which a column holds words, and no figures
 def html(results: Results) -> str:
     """The page."""
     name = escape(about.title(results))
-    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    style = page_style(Path(__file__).with_name("page.css"))
     told = chapters(results)
     return f"""<!doctype html>
 <html lang="en">

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
+from mlxspec.files import page_style
 from mlxspec.serve.core.service import Asked
 
 router = APIRouter(tags=["The server"])
@@ -27,8 +28,8 @@ async def page(service: Asked) -> Response:
 @cache
 def _page(*, needs_key: bool) -> tuple[str, dict[str, str]]:
     """The page with its style and its script in it, and the headers that allow just these."""
-    folder = files("mlxspec.serve.own") / "page"
-    style = (folder / "page.css").read_text(encoding="utf-8")
+    folder = Path(__file__).with_name("page")
+    style = page_style(folder / "page.css")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     whole = (folder / "page.html").read_text(encoding="utf-8")
     whole = whole.replace('data-key="none"', f'data-key="{"needed" if needs_key else "none"}"')
