@@ -15,7 +15,6 @@ from mlxspec.cli.bench import bench_app
 from mlxspec.cli.calls import CallError, in_words, shows_help
 from mlxspec.cli.chat import EXAMPLES as TALKING
 from mlxspec.cli.chat import chat
-from mlxspec.cli.doctor import diagnose
 from mlxspec.cli.evaluating import cascade_app
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
 from mlxspec.cli.help import Command, Group
@@ -43,7 +42,7 @@ app.command(cls=Command, epilog=SERVING)(serve)
 app.command("audit", cls=Command)(audit_text)
 app.command("probe", cls=Command)(probe_pair)
 app.command("tune", cls=Command)(tune_pair)
-app.command("doctor", cls=Command)(diagnose)
+app.command("doctor", cls=Command)(checking.diagnose)
 pairs_app.command("check", cls=Command)(checking.check_pair)
 pairs_app.command("suggest", cls=Command)(checking.suggest_drafts)
 pairs_app.command("pull", cls=Command)(disk.pull_pair)

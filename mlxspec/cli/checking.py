@@ -1,4 +1,4 @@
-"""`mlxspec pairs check` and `pairs suggest`: whether models belong together."""
+"""`mlxspec pairs check`, `pairs suggest` and `doctor`: what can be used together, and here."""
 
 from __future__ import annotations
 
@@ -147,3 +147,25 @@ def _measure(target: str, found: list[Suggestion], out: Output) -> None:
     here = [one.draft for one in found if one.here and one.draft != HISTORY][:_PROBED]
     chosen = ModelOptions(target=target, draft=[*here, HISTORY])
     probe_models(chosen, None, BUDGET_S, out, tunes=False)
+
+
+def diagnose(as_json: options.JsonOption = False) -> None:
+    """Look over this machine, its software, disk, tables and servers. Exits with 1 on ✗."""
+    from mlxspec import require_backend
+
+    require_backend()
+    quietly()
+    from mlxspec.pairs.diagnosis import diagnosis, sound
+
+    out, lines = Output(as_json), diagnosis()
+    if as_json:
+        out.object({"sound": sound(lines), "lines": [line.as_dict() for line in lines]})
+    else:
+        out.show(
+            marked(
+                (line.mark, line.what, line.words + (f"\n{line.hint}" if line.hint else ""))
+                for line in lines
+            )
+        )
+    if not sound(lines):
+        raise typer.Exit(MlxspecError.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -226,11 +227,10 @@ def _agreed(question: str, *, default: bool) -> bool:
     return typer.confirm(question, default=default, err=True)
 
 
-def quietly() -> None:
-    """Keep libraries from drawing bars and giving advice of their own."""
-    import os
-
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+def quietly(*, progress_bars: bool = False) -> None:
+    """Keep libraries from giving advice, which is for programs, and from drawing bars."""
+    if not progress_bars:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from mlxspec.cli.checking import show_check
+from mlxspec.cli.options import draft_tokens_of
 from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import NameArgument
-from mlxspec.defaults import AUTO, HISTORY, MTP
+from mlxspec.defaults import HISTORY, MTP
 from mlxspec.errors import UsageError
 from mlxspec.pairs.table import Pair, default_pair, user_table
 
@@ -24,8 +25,12 @@ def add_pair(
         typer.Option(metavar="PATH_OR_REPO|mtp|history", help="A draft of it; repeatable."),
     ] = None,
     draft_tokens: Annotated[
-        str | None,
-        typer.Option(metavar="auto|0-64", help="Tokens proposed in a round; auto by default."),
+        Any,
+        typer.Option(
+            metavar="auto|0-64",
+            parser=draft_tokens_of,
+            help="Tokens proposed in a round; auto by default.",
+        ),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option(help="A tag; repeatable.")] = None,
     note: Annotated[str | None, typer.Option(help="A line about it.")] = None,
@@ -40,7 +45,7 @@ def add_pair(
     drafts = list(dict.fromkeys(map(_location, draft or ())))
     entry: dict[str, Any] = {"target": _location(target)}
     entry |= {"draft": drafts[0] if len(drafts) == 1 else drafts} if drafts else {}
-    entry |= {} if draft_tokens is None else {"draft_tokens": _count(draft_tokens)}
+    entry |= {} if draft_tokens is None else {"draft_tokens": draft_tokens}
     entry |= {"tags": tag} if tag else {}
     entry |= {} if note is None else {"note": note}
     if check:
@@ -86,13 +91,3 @@ def _location(given: str) -> str:
 
     path = Path(given).expanduser()
     return str(path.resolve()) if given and path.is_dir() and given not in (HISTORY, MTP) else given
-
-
-def _count(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text if text == AUTO else _no_count(text)
-
-
-def _no_count(text: str) -> int:
-    raise UsageError(
-        f"--draft-tokens is {text!r}.", hint="Give auto, or a whole number from 0 to 64."
-    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mlxspec.cli.disk import quietly, require_here
 from mlxspec.cli.options import ModelOptions
 from mlxspec.control import records
 from mlxspec.control.records import Record
@@ -29,7 +29,6 @@ def load_engine(
 
     with display.status("starting", aloud=False):
         loading = _loading(progress_bars=sys.stderr.isatty() and not quiet)
-        from mlxspec.cli.disk import require_here
         from mlxspec.pairs.folders import fetch
     require_here(pair, quiet=quiet, speculation=models.speculates)
     hears = tell if models.falls_back else None
@@ -85,11 +84,7 @@ def _loading(*, progress_bars: bool) -> ModuleType:
     from mlxspec import require_backend
 
     require_backend()
-    # Their advice is for programs that use them, not for people who use a program.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if not progress_bars:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quietly(progress_bars=progress_bars)
     from mlxspec.pairs import loading
 
     return loading

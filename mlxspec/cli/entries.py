@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mlxspec.cli.prompts import read_text
+from mlxspec.cli.prompts import parsed, read_text
 from mlxspec.cli.streams import not_utf8
 from mlxspec.conversations import begins_with_system
 from mlxspec.errors import MlxspecError, PromptError, UsageError
@@ -98,7 +98,7 @@ def written_in(path: Path) -> set[int]:
     whole, _, cut = content.rpartition(b"\n")
     if cut and _is_stdout(path):
         os.truncate(path, len(content) - len(cut))
-    results = [_parsed(line) for line in whole.split(b"\n")]
+    results = [parsed(line) for line in whole.split(b"\n")]
     return {
         one["index"]
         for one in results
@@ -169,13 +169,6 @@ def _unusable(
     why: str, hint: str = "Correct the line; the others are written all the same."
 ) -> PromptError:
     return PromptError(f"This line cannot be used: {why}.", hint=hint)
-
-
-def _parsed(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
 
 
 def _is_stdout(path: Path) -> bool:

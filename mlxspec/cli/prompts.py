@@ -106,8 +106,8 @@ def _prompts_in(content: str, path: Path) -> list[str]:
         return [_prompt_of(whole, "the object", path)]
     lines = enumerate(re.split(r"\r\n|\r|\n", content), 1)
     filled = [(at, line) for at, line in lines if line.strip()]
-    if filled and isinstance(_parsed(filled[0][1]), dict):
-        return [_prompt_of(_parsed(line), f"line {at}", path) for at, line in filled]
+    if filled and isinstance(parsed(filled[0][1]), dict):
+        return [_prompt_of(parsed(line), f"line {at}", path) for at, line in filled]
     return [line for _, line in filled]
 
 
@@ -124,7 +124,8 @@ def _require_no_list(content: str, path: Path, why: str) -> None:
         )
 
 
-def _parsed(content: str) -> Any:
+def parsed(content: str | bytes) -> Any:
+    """JSON as a value; None where it is none."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

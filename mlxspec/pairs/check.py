@@ -17,7 +17,7 @@ from mlxspec.drafters.heads.mtp import MOST
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.pairs import mtp
-from mlxspec.pairs.contents import CONFIG, TOKENIZER_FILES, read_json
+from mlxspec.pairs.contents import TOKENIZER_FILES
 from mlxspec.pairs.folders import draft_files
 from mlxspec.pairs.hub import MODEL_FILES, Repository, download
 from mlxspec.pairs.loading import shared_of
@@ -195,8 +195,7 @@ def _of_head(one: Held, target: Held) -> Iterator[Finding]:
     """A trained head beside the target that it reads."""
     read = BlockConfig.read(one.config(), one.location)
     config = target.config()
-    text = config.get("text_config")
-    own = {**config, **(text if isinstance(text, dict) else {})}
+    own = {**config, **mtp.text_of(config)}
     sizes = (
         ("hidden size", read.target_hidden_size, own.get("hidden_size")),
         ("number of layers", read.target_layers, own.get("num_hidden_layers")),
@@ -272,10 +271,3 @@ def _of_memory(memory: MemorySum) -> Finding:
         f"{gigabytes(memory.limit)} on this machine"
     )
     return Finding("✓" if memory.fits else "✗", "memory", words)
-
-
-def config_of(one: Held) -> dict[str, Any]:
-    """A model's configuration; empty where it is not here."""
-    if one.folder is None or not (one.folder / CONFIG).exists():
-        return {}
-    return read_json(one.folder / CONFIG)

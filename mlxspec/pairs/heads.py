@@ -7,12 +7,12 @@ from pathlib import Path
 from mlxspec.drafters.heads.kinds import MAKERS, TrainedHead
 from mlxspec.drafters.heads.recognition import Kind, kind_of
 from mlxspec.drafters.heads.trunk import Trunk
-from mlxspec.errors import LoadError, UsageError
+from mlxspec.errors import UsageError
 from mlxspec.models.caches.original import Model
 from mlxspec.models.layout import lay_out
 from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json
-from mlxspec.pairs.weights import index_error, missing_file, readings
+from mlxspec.pairs.weights import first_usable
 
 BITS = (4, 8)
 
@@ -47,11 +47,5 @@ def load_head(kind: Kind, folder: Path, target: Model, bits: int | None = None) 
 def _made(kind: Kind, folder: Path, target: Model, bits: int | None) -> TrainedHead:
     """A head of a folder's configuration, with its weights by either of their names."""
     config, trunk = read_json(folder / CONFIG), Trunk(target)
-    first: LoadError | None = None
-    for weights in readings(folder):
-        try:
-            return MAKERS[kind](config, weights.read(), trunk, str(folder), bits)
-        except LoadError as error:
-            first = first or error
-    assert first is not None
-    raise missing_file(folder) or index_error(folder) or first
+    maker = MAKERS[kind]
+    return first_usable(folder, lambda one: maker(config, one.read(), trunk, str(folder), bits))

@@ -20,14 +20,20 @@ from mlxspec.drafters.heads.mtp_weights import is_of_layer
 from mlxspec.errors import LoadError, MlxspecError
 from mlxspec.models.caches.original import Model, fresh_cache
 from mlxspec.pairs.contents import CONFIG, in_one_line, read_json, weight_files
-from mlxspec.pairs.weights import Weights, index_error, missing_file, readings
+from mlxspec.pairs.weights import Weights, first_usable
 
 # Small files beside the configuration that mlx-lm reads.
 _BESIDE = ("generation_config.json", "hf_quant_config.json")
-_KNOWN_PACKINGS = {"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt"} | {
+_KNOWN_PACKINGS = [
+    "bitnet",
+    "mxfp4",
+    "mxfp8",
+    "fp8",
+    "compressed-tensors",
+    "modelopt",
     "awq",
     "gptq",
-}
+]
 
 
 @dataclass(frozen=True)
@@ -54,16 +60,7 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False) -> Loaded:
     """
     config = read_json(folder / CONFIG)
     _require_trusted(folder, config, trust_remote_code)
-    first: LoadError | None = None
-    for weights in readings(folder):
-        try:
-            model, config_read = _built(weights, config)
-        except LoadError as error:
-            first = first or error
-            continue
-        return Loaded(model, config_read, _notes(weights))
-    assert first is not None
-    raise missing_file(folder) or index_error(folder) or first
+    return first_usable(folder, lambda weights: _loaded(weights, config))
 
 
 def _require_trusted(folder: Path, config: Mapping[str, Any], trust: bool) -> None:
@@ -93,7 +90,7 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _built(weights: Weights, config: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+def _loaded(weights: Weights, config: dict[str, Any]) -> Loaded:
     """mlx-lm's model of `config` with these weights.
 
     mlx-lm is given a folder without weights, and takes them where a model would sanitize its own.
@@ -125,7 +122,7 @@ def _built(weights: Weights, config: dict[str, Any]) -> tuple[Model, dict[str, A
         ) from error
     for name in ("sanitize", "load_weights"):
         vars(model).pop(name, None)
-    return model, completed
+    return Loaded(model, completed, _notes(weights))
 
 
 def _classes(

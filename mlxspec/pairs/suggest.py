@@ -16,7 +16,7 @@ from mlxspec.defaults import DEFAULT_PAIR, HISTORY, MTP
 from mlxspec.drafters.vocabulary import ENOUGH
 from mlxspec.errors import MlxspecError
 from mlxspec.pairs import mtp
-from mlxspec.pairs.check import PREVIEW, config_of
+from mlxspec.pairs.check import PREVIEW
 from mlxspec.pairs.hub import Repository, download
 from mlxspec.pairs.loading import shared_of
 from mlxspec.pairs.stock import Held, held, weights_of
@@ -136,9 +136,10 @@ def _judged(target: Held, draft: str, listed: bool, accepted: float | None) -> S
 
 
 def _shared(target: Held, draft: Held) -> float | None:
-    if target.folder is None or draft.folder is None or not config_of(draft):
+    if target.folder is None or draft.folder is None:
         return None
     try:
+        draft.config()  # what has none is no model
         tokenizer = load_folder_tokenizer(target.folder)
         shared = shared_of(tokenizer, target.folder, draft.folder, False)
     except MlxspecError:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import mlx.core as mx
 
@@ -25,6 +25,8 @@ from mlxspec.pairs.contents import (
     read_json,
     weight_files,
 )
+
+T = TypeVar("T")
 
 _SERIES = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _SINGLE = "model.safetensors"
@@ -95,6 +97,22 @@ def readings(folder: Path) -> list[Weights]:
         for group in (*_groups(list(names)), list(names))
     ]
     return [one for i, one in enumerate(found) if all(one.tensors != x.tensors for x in found[:i])]
+
+
+def first_usable(folder: Path, use: Callable[[Weights], T]) -> T:
+    """What `use` makes of the first reading of a folder that it can use.
+
+    Raises:
+        LoadError: it can use none; the error is that of the likeliest cause.
+    """
+    first: LoadError | None = None
+    for weights in readings(folder):
+        try:
+            return use(weights)
+        except LoadError as error:
+            first = first or error
+    assert first is not None
+    raise missing_file(folder) or index_error(folder) or first
 
 
 def missing_file(folder: Path) -> LoadError | None:

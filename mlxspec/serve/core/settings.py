@@ -10,8 +10,6 @@ from mlxspec.cascade.cascade import Policy
 
 Strategy = Literal["local", "speculative_decoding", "upstream"]
 LOCAL: Strategy = "local"
-MAX_BODY_BYTES = 8 * 2**20
-MAX_CHOICES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,8 @@ class Settings:
     max_queue: int = 64
     max_tokens: int | None = None
     max_prompt_tokens: int | None = None
-    max_choices: int = MAX_CHOICES
-    max_body_bytes: int = MAX_BODY_BYTES
+    max_choices: int = 8
+    max_body_bytes: int = 8 * 2**20
     upstream: Policy | None = None
     routing: Strategy = LOCAL
     log_texts: bool = False
