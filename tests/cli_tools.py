@@ -25,7 +25,9 @@ from typing import IO, Any
 from urllib.parse import unquote
 
 import mlx.core as mx
+import pytest
 from conftest import build
+from huggingface_hub import close_session, constants
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -349,3 +351,19 @@ def serving(hub: Hub) -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def as_the_hub(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """While the block runs, this process asks `hub`, and keeps what it gets in `cache`."""
+    with serving(hub):
+        for name, value in {
+            "ENDPOINT": hub.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint
+            + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(cache),
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        yield hub
+        close_session()

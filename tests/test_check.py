@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cli_tools import LETTERS, Hub, save_model, serving
-from huggingface_hub import close_session, constants
+from cli_tools import LETTERS, Hub, as_the_hub, save_model, serving
+from huggingface_hub import constants
 
 from mlxspec.cli.display import Display
 from mlxspec.control import places, records
@@ -114,15 +114,10 @@ def test_the_command_prints_one_object(models, invoke):
 
 
 def test_a_check_fetches_no_weights(models, tmp_path, monkeypatch):
-    with serving(Hub({"org/target": models["target"], "org/draft": models["draft"]}, {})) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = Hub({"org/target": models["target"], "org/draft": models["draft"]}, {})
+    with as_the_hub(hub, tmp_path / "cache", monkeypatch):
         away = check(Pair("mine", "org/target", "org/draft"))
         assert hub.asked == []
-        close_session()
     here = check(Pair("mine", str(models["target"]), str(models["draft"])))
     assert away.memory is not None
     assert here.memory is not None

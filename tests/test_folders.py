@@ -11,8 +11,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from cli_tools import COMMIT, Hub, environment, is_one_error, mlxspec, save_model, serving
-from huggingface_hub import close_session, constants
+from cli_tools import COMMIT, Hub, as_the_hub, environment, is_one_error, mlxspec, save_model
+from huggingface_hub import constants
 from mlx_lm.utils import load_adapters, load_model
 
 from mlxspec.errors import LoadError, UnknownPair, UsageError
@@ -388,14 +388,9 @@ def test_the_command_applies_an_adapter_and_runs_code_for_those_who_ask(
 
 @pytest.fixture
 def hub(whole, tmp_path, monkeypatch):
-    with serving(Hub({"org/model": whole}, {})) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache [1]"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = Hub({"org/model": whole}, {})
+    with as_the_hub(hub, tmp_path / "cache [1]", monkeypatch):
         yield hub
-        close_session()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from cli_tools import LETTERS, Hub, environment, is_one_error, mlxspec, save_model, serving
-from huggingface_hub import close_session, constants
+from cli_tools import (
+    LETTERS,
+    Hub,
+    as_the_hub,
+    environment,
+    is_one_error,
+    mlxspec,
+    save_model,
+    serving,
+)
+from huggingface_hub import constants
 from mlx.utils import tree_flatten
 from mlx_lm.utils import _get_classes
 from tokenizers import Tokenizer, decoders, models
@@ -434,14 +443,9 @@ REFUSED = {"org/gated": (403, "GatedRepo"), "org/broken": (500, ""), "org/cut": 
 @pytest.fixture
 def hub(target, tmp_path, monkeypatch):
     """A hub with one model, and an empty cache; nothing of this process goes anywhere else."""
-    with serving(Hub({"org/model": target}, REFUSED)) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    hub = Hub({"org/model": target}, REFUSED)
+    with as_the_hub(hub, tmp_path / "cache", monkeypatch):
         yield hub
-        close_session()
 
 
 def test_a_repository_is_downloaded_once_and_then_needs_no_hub(target, tmp_path, invoke):

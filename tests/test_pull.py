@@ -18,15 +18,15 @@ from cli_tools import (
     LETTERS,
     Hub,
     TerminalRun,
+    as_the_hub,
     command,
     environment,
     is_one_error,
     letters_tokenizer,
     save_model,
-    serving,
     wait_for,
 )
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 from mtp_makers import original, raw_weights
 
 from mlxspec.defaults import INTERRUPTED
@@ -57,15 +57,10 @@ def target(tmp_path_factory):
 @pytest.fixture
 def hub(target, tmp_path, monkeypatch):
     """A hub with one model, and an empty cache; nothing of this process goes anywhere else."""
-    with serving(Hub({"org/model": target}, dict(REFUSED))) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(pulling, "WAIT_S", 0.01)
+    monkeypatch.setattr(pulling, "WAIT_S", 0.01)
+    hub = Hub({"org/model": target}, dict(REFUSED))
+    with as_the_hub(hub, tmp_path / "cache", monkeypatch):
         yield hub
-        close_session()
 
 
 def size_of(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,8 @@ from mlxspec.bench.cells import BASELINE, Sample
 from mlxspec.bench.clients import Answer, streamed
 from mlxspec.bench.results import Peer
 from mlxspec.bench.summing import Series, speed_of, speedup_of
-from mlxspec.errors import MlxspecError, UsageError
-from mlxspec.pairs.servers import Server, is_here, known, looked_at, root_of
+from mlxspec.errors import MlxspecError
+from mlxspec.pairs.servers import Server, is_here, key_of, known, looked_at, root_of
 from mlxspec.text import is_raw
 from mlxspec.tokens import Tokenizer
 
@@ -299,24 +298,3 @@ def model_of(server: Server, target: str) -> str:
     names = ((one, one.rpartition("/")[2].lower()) for one in server.models)
     alike = [one for one, name in names if short and (name in short or short in name)]
     return next(iter([*alike, *server.models]), "default")
-
-
-def key_of(variable: str | None) -> str | None:
-    """The key in a variable of the environment.
-
-    Raises:
-        UsageError: there is none, or it cannot be sent. The error does not show it.
-    """
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise UsageError(
-            f"The environment has no key in {variable}.", hint=f"Set it: export {variable}=…"
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UsageError(
-            f"The key in {variable} has characters that no header can hold.",
-            hint=f"Set it: export {variable}=…",
-        )
-    return key

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -14,7 +13,7 @@ from platformdirs import user_config_path
 
 from mlxspec.cascade.rules import Thresholds
 from mlxspec.errors import TableError, UsageError, nearest
-from mlxspec.pairs.servers import is_loopback
+from mlxspec.pairs.servers import is_loopback, key_of
 from mlxspec.pairs.table_file import Checks, Place, checked, content_of, flag, text_of
 
 TIMEOUT_S = 30.0
@@ -48,20 +47,7 @@ class Upstream:
         Raises:
             UsageError: there is none, or it cannot be sent. The error does not show it.
         """
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "").strip()
-        hint = f"Set it: export {self.api_key_env}=…"
-        if not key:
-            raise UsageError(
-                f"The environment has no key for the upstream {self.name} in {self.api_key_env}.",
-                hint=hint,
-            )
-        if not (key.isascii() and key.isprintable()) or " " in key:
-            raise UsageError(
-                f"The key in {self.api_key_env} has characters that no header can hold.", hint=hint
-            )
-        return key
+        return key_of(self.api_key_env, f" for the upstream {self.name}")
 
     def cost(self, tokens_in: int, tokens_out: int) -> float | None:
         """What an answer costs; None without prices."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -117,6 +118,27 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def key_of(variable: str | None, whose: str = "") -> str | None:
+    """The key in a variable of the environment; None where no variable is named.
+
+    Args:
+        whose: it is, for the error.
+
+    Raises:
+        UsageError: there is none, or it cannot be sent. The error does not show it.
+    """
+    if variable is None:
+        return None
+    key, hint = os.environ.get(variable, "").strip(), f"Set it: export {variable}=…"
+    if not key:
+        raise UsageError(f"The environment has no key{whose} in {variable}.", hint=hint)
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(
+            f"The key in {variable} has characters that no header can hold.", hint=hint
+        )
+    return key
 
 
 def _named(url: str) -> str:
