@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlxspec import require_backend
 from mlxspec.cli.output import Output
 from mlxspec.errors import UsageError
 from mlxspec.files import expanded
@@ -125,8 +126,6 @@ def apply_results(
     anyway: AnywayOption = False,
 ) -> None:
     """Store the recommended configuration for its pair, so that `generate` and `serve` use it."""
-    from mlxspec import require_backend
-
     require_backend()
     from mlxspec.bench.applying import elsewhere, keys
     from mlxspec.device import machine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mlxspec.cli.costs import made, require_no_models, show
+from mlxspec.cli.costs import made, require_no_models, resolved, show
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
@@ -41,7 +41,7 @@ def measure_shapes(
     created, started = datetime.now(UTC), time.perf_counter()
     interrupted = False
     with out.display(text=False) as display:
-        pairs = _resolved(names, display)
+        pairs = resolved(names, display)
         from mlxspec.bench.environment import concerns, environment
         from mlxspec.bench.shapes import results_of_shapes, shape_of
 
@@ -80,20 +80,6 @@ def measure_shapes(
         end()
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _resolved(names: Sequence[str], display: Display) -> list[ShapePair]:
-    """The pairs of shapes that names mean; all of them before the first is measured."""
-    with display.status("starting", aloud=False):
-        from mlxspec import require_backend
-
-        require_backend()
-        from mlxspec.cli.disk import quietly
-
-        quietly()
-        from mlxspec.pairs.shapes import pair_of
-
-        return [pair_of(name) for name in names]
 
 
 def _begun(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxspec.cli import options
-from mlxspec.cli.disk import quietly
+from mlxspec.cli.disk import require_mlx
 from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import ContextOption, show_memory
@@ -43,8 +43,6 @@ def check_pair(
 
     Fetches their configurations and tokenizers alone. Exits with 1 where they cannot be used.
     """
-    from mlxspec import require_backend
-
     if (name is None) == (target is None):
         raise UsageError(
             "Nothing to check." if name is None else "A name and --target both name a target.",
@@ -53,8 +51,7 @@ def check_pair(
     pair = find_pair(name, models) if name is not None else Pair(str(target), str(target))
     if draft:
         pair = Pair(pair.name, pair.target, tuple(draft), revision=pair.revision)
-    require_backend()
-    quietly()
+    require_mlx()
     from mlxspec.pairs.check import check
 
     out = Output(as_json)
@@ -101,12 +98,9 @@ def suggest_drafts(
     as_json: options.JsonOption = False,
 ) -> None:
     """Suggest drafts for a target: of its family, from the table and from this machine."""
-    from mlxspec import require_backend
-
     out, pairs = Output(as_json), load_pairs(models)
     location = pairs[target].target if target in pairs else target
-    require_backend()
-    quietly()
+    require_mlx()
     from mlxspec.pairs.suggest import suggest
 
     found = suggest(location, pairs.values(), records.load_all(out.tell))
@@ -151,10 +145,7 @@ def _measure(target: str, found: list[Suggestion], out: Output) -> None:
 
 def diagnose(as_json: options.JsonOption = False) -> None:
     """Look over this machine, its software, disk, tables and servers. Exits with 1 on ✗."""
-    from mlxspec import require_backend
-
-    require_backend()
-    quietly()
+    require_mlx()
     from mlxspec.pairs.diagnosis import diagnosis, sound
 
     out, lines = Output(as_json), diagnosis()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mlxspec.cli import engines
+from mlxspec.cli.disk import require_mlx
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
@@ -40,17 +42,9 @@ def probe_shape(shape: str, models: ModelOptions, budget_s: float, out: Output) 
     """Measure and print what rounds of a shape cost."""
     require_no_models(models)
     with out.display(text=False) as display:
-        with display.status("starting", aloud=False):
-            from mlxspec import require_backend
+        (pair,) = resolved([shape], display)
+        from mlxspec.measure.costing import Costing
 
-            require_backend()
-            from mlxspec.cli.disk import quietly
-
-            quietly()
-            from mlxspec.measure.costing import Costing
-            from mlxspec.pairs.shapes import pair_of
-
-            pair = pair_of(shape)
         costing = Costing(made(pair, models, display), pair.target.layers, budget_s=budget_s)
 
         def end() -> None:
@@ -81,6 +75,15 @@ def require_no_models(models: ModelOptions) -> None:
                 f"--shape makes models of its own, and {option} names others.",
                 hint="Leave one out; a draft's shape follows a plus: --shape TARGET+DRAFT.",
             )
+
+
+def resolved(names: Iterable[str], display: Display) -> list[ShapePair]:
+    """The pairs of shapes that names mean; all of them before the first is measured."""
+    with display.status("starting", aloud=False):
+        require_mlx()
+        from mlxspec.pairs.shapes import pair_of
+
+        return [pair_of(name) for name in names]
 
 
 def made(pair: ShapePair, models: ModelOptions, display: Display) -> dict[int, Engine]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlxspec import require_backend
 from mlxspec.cli import options
 from mlxspec.cli.output import Output
 from mlxspec.errors import LoadError, UsageError
@@ -225,6 +226,12 @@ def _agreed(question: str, *, default: bool) -> bool:
     if not _can_ask():
         return False
     return typer.confirm(question, default=default, err=True)
+
+
+def require_mlx(*, progress_bars: bool = False) -> None:
+    """Raise BackendMissing where MLX cannot run; libraries are quiet from here on."""
+    require_backend()
+    quietly(progress_bars=progress_bars)
 
 
 def quietly(*, progress_bars: bool = False) -> None:

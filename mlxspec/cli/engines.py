@@ -6,7 +6,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mlxspec.cli.disk import quietly, require_here
+from mlxspec.cli.disk import require_here, require_mlx
 from mlxspec.cli.options import ModelOptions
 from mlxspec.control import records
 from mlxspec.control.records import Record
@@ -81,10 +81,7 @@ def build_kernels(
 
 def _loading(*, progress_bars: bool) -> ModuleType:
     """Import the part that needs MLX, which takes a second or two."""
-    from mlxspec import require_backend
-
-    require_backend()
-    quietly(progress_bars=progress_bars)
+    require_mlx(progress_bars=progress_bars)
     from mlxspec.pairs import loading
 
     return loading

@@ -77,9 +77,8 @@ class Many:
         self._held: dict[int, dict[str, Any]] = {}  # results that wait for those before them
         self._order = deque(one.index for one in self._left)
         self._tokens = self._drafted = self._accepted = self._rounds = 0
-        self._parked: Counter[str] = (
-            Counter()
-        )  # rounds in which nothing was proposed, by the reason
+        # Rounds in which nothing was proposed, by the reason.
+        self._parked: Counter[str] = Counter()
         self._is_parked = False
 
     def write(self) -> Iterator[Progress]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mlxspec import require_backend
 from mlxspec.cli import options
 from mlxspec.cli.help import BESIDE, Command, Group
 from mlxspec.cli.output import Output
@@ -56,8 +57,6 @@ def list_pairs(
     as_json: options.JsonOption = False,
 ) -> None:
     """Show the pairs of the table: their size, whether they fit, and what is on disk."""
-    from mlxspec import require_backend
-
     out = Output(as_json)
     wanted = set(tag or ())
     pairs = [pair for pair in load_pairs(models).values() if wanted <= set(pair.tags)]
@@ -130,8 +129,6 @@ def show_pair(
     as_json: options.JsonOption = False,
 ) -> None:
     """Show all of one pair: its entry, the memory that it needs, and what was learned here."""
-    from mlxspec import require_backend
-
     out, pair = Output(as_json), find_pair(name, models)
     require_backend()
     from mlxspec.errors import LoadError
