@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxspec.cli import bench_results
+from mlxspec.cli.bench_options import share
 from mlxspec.cli.bench_results import RESULTS
 from mlxspec.cli.options import JsonOption
 from mlxspec.cli.output import Output
@@ -30,7 +31,6 @@ def compare_results(
 ) -> None:
     """Tell what changed between two results beyond noise; exit code 1 on a regression."""
     from mlxspec.bench.compare import compare, differences
-    from mlxspec.cli.bench_options import share
 
     allowed, out = share("--threshold", threshold), Output(as_json)
     earlier, later = bench_results.read(before), bench_results.read(after)

@@ -12,6 +12,7 @@ from mlxspec import require_backend
 from mlxspec.cli.output import Output
 from mlxspec.errors import UsageError
 from mlxspec.files import expanded
+from mlxspec.pairs.table import find_pair, user_table
 
 if TYPE_CHECKING:
     from mlxspec.bench.history import Line
@@ -130,7 +131,6 @@ def apply_results(
     from mlxspec.bench.applying import elsewhere, keys
     from mlxspec.device import machine
     from mlxspec.pairs import editing
-    from mlxspec.pairs.table import find_pair, user_table
 
     found, out = read(results), Output()
     chosen = find_pair(pair or str(found.pair.get("name")))

@@ -11,6 +11,7 @@ from mlxspec.cli.disk import require_mlx
 from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import ContextOption, show_memory
+from mlxspec.cli.probe import probe_models
 from mlxspec.control import records
 from mlxspec.defaults import BUDGET_S, HISTORY
 from mlxspec.errors import MlxspecError, UsageError
@@ -136,8 +137,6 @@ def _entry(target: str, found: list[Suggestion]) -> str:
 
 def _measure(target: str, found: list[Suggestion], out: Output) -> None:
     """Probe a target with the best of the drafts that are on disk."""
-    from mlxspec.cli.probe import probe_models
-
     here = [one.draft for one in found if one.here and one.draft != HISTORY][:_PROBED]
     chosen = ModelOptions(target=target, draft=[*here, HISTORY])
     probe_models(chosen, None, BUDGET_S, out, tunes=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -87,7 +88,5 @@ def choose_pair(
 
 def _location(given: str) -> str:
     """A folder as the whole path to it, which holds from wherever it is read; else as it is."""
-    from pathlib import Path
-
     path = Path(given).expanduser()
     return str(path.resolve()) if given and path.is_dir() and given not in (HISTORY, MTP) else given

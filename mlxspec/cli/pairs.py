@@ -16,7 +16,7 @@ from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
 from mlxspec.control.records import Record
 from mlxspec.defaults import HISTORY
-from mlxspec.errors import BackendMissing
+from mlxspec.errors import BackendMissing, LoadError
 from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 
 if TYPE_CHECKING:
@@ -131,7 +131,6 @@ def show_pair(
     """Show all of one pair: its entry, the memory that it needs, and what was learned here."""
     out, pair = Output(as_json), find_pair(name, models)
     require_backend()
-    from mlxspec.errors import LoadError
     from mlxspec.pairs.overview import is_of
     from mlxspec.pairs.stock import memory_of, stock
 

@@ -13,6 +13,7 @@ import typer
 
 from mlxspec.cli import engines
 from mlxspec.cli.cascade import RoutingOptions, UpstreamOptions
+from mlxspec.cli.disk import require_here
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import handed_to
 from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
@@ -175,7 +176,6 @@ def serve(
     """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
     _require_libraries()
     from mlxspec.cli.board import open_board
-    from mlxspec.cli.disk import require_here
     from mlxspec.pairs.stock import recommended_of
     from mlxspec.serve.core.service import Service
     from mlxspec.serve.core.worker import Worker
