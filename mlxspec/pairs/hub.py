@@ -74,19 +74,32 @@ def download(repository: Repository, pair_name: str, patterns: Sequence[str] = M
         LoadError: the hub does not give it, or cannot be reached.
     """
     with hub_errors(repository, pair_name):
-        try:
-            return Path(
-                snapshot_download(
-                    repository.name,
-                    revision=repository.revision,
-                    allow_patterns=list(patterns),
-                )
+        return snapshot(repository, patterns)
+
+
+def snapshot(
+    repository: Repository, patterns: Sequence[str] = MODEL_FILES, *, here: bool = False
+) -> Path:
+    """The folder of a repository in the hub's cache, of which offline a part may be missing.
+
+    Whether all that matters is there shows in loading.
+
+    Args:
+        here: whether it is only looked for on this machine.
+    """
+    try:
+        return Path(
+            snapshot_download(
+                repository.name,
+                revision=repository.revision,
+                allow_patterns=list(patterns),
+                local_files_only=here,
             )
-        except IncompleteSnapshotError as error:
-            # Offline with a part of the files. Whether all that matter are there shows in loading.
-            if not error.snapshot_path:
-                raise
-            return Path(error.snapshot_path)
+        )
+    except IncompleteSnapshotError as error:
+        if not error.snapshot_path:
+            raise
+        return Path(error.snapshot_path)
 
 
 def listing(repository: Repository) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HFValidationError,
     IncompleteSnapshotError,
@@ -25,7 +24,7 @@ from mlxspec.pairs import mtp
 from mlxspec.pairs.contents import CONFIG, read_json, require_complete, weight_files
 from mlxspec.pairs.folders import located, named
 from mlxspec.pairs.heads import kind_in
-from mlxspec.pairs.hub import MODEL_FILES, Repository
+from mlxspec.pairs.hub import Repository, snapshot
 from mlxspec.pairs.memory import USUAL_CONTEXT, MemorySum, memory_sum
 from mlxspec.pairs.pull import cached_size
 from mlxspec.pairs.recommended import recommended
@@ -91,28 +90,13 @@ def held(role: str, location: str, revision: str | None = None) -> Held:
         state: State = "here" if _is_whole(at) else "in part" if at.is_dir() else "absent"
         size = sum(path.stat().st_size for path in at.glob("*") if path.is_file())
         return Held(role, location, None, at, state, size)
-    folder = _snapshot(at)
+    folder = None
+    with suppress(IncompleteSnapshotError, LocalEntryNotFoundError, HFValidationError):
+        folder = snapshot(at, here=True)
     size = cached_size(at)
     if folder is not None and _is_whole(folder):
         return Held(role, location, at, folder, "here", size)
     return Held(role, location, at, folder, "in part" if size else "absent", size)
-
-
-def _snapshot(repository: Repository) -> Path | None:
-    """The folder of a repository in the hub's cache, whole or not; None where there is none."""
-    try:
-        return Path(
-            snapshot_download(
-                repository.name,
-                revision=repository.revision,
-                allow_patterns=list(MODEL_FILES),
-                local_files_only=True,
-            )
-        )
-    except IncompleteSnapshotError as error:
-        return Path(error.snapshot_path) if error.snapshot_path else None
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
 
 
 def recommended_of(pair: Pair) -> dict[str, float]:

@@ -15,8 +15,7 @@ from mlxspec.serve.protocol.fields import (
     Fields,
     JsonObject,
     MaxTokens,
-    SamplingFields,
-    StreamOptions,
+    OpenAIFields,
     may_call,
 )
 from mlxspec.serve.protocol.thinking import template_options
@@ -48,17 +47,11 @@ class Expected(Fields):
         return "".join(part.text for part in self.content)
 
 
-class Chat(SamplingFields):
+class Chat(OpenAIFields):
     """The body of a request."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    n: Annotated[int, Field(ge=1)] = 1
-    stop: str | list[str] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     prediction: Expected | None = None
@@ -68,11 +61,6 @@ class Chat(SamplingFields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: JsonObject | None = None
-
-    @property
-    def with_usage(self) -> bool:
-        """Whether a stream ends with the counts of tokens."""
-        return self.stream_options is not None and self.stream_options.include_usage
 
     def all_options(self, service: Service, tell: Tell) -> dict[str, Any]:
         """The options of `Engine.request`.

@@ -16,7 +16,7 @@ from mlxspec.serve.core.service import Asked, Service
 from mlxspec.serve.openai.infill import infill_of
 from mlxspec.serve.protocol.answering import answer, choices
 from mlxspec.serve.protocol.answers import name_of, now, timings, usage
-from mlxspec.serve.protocol.fields import MaxTokens, SamplingFields, StreamOptions, Token
+from mlxspec.serve.protocol.fields import OpenAIFields, Token
 from mlxspec.serve.protocol.listening import DONE, sse
 from mlxspec.serve.protocol.routing import route_of
 from mlxspec.spelling import Spelling
@@ -26,16 +26,10 @@ router = APIRouter(tags=["OpenAI"])
 Prompt = str | Annotated[list[Token], Field(min_length=1)]
 
 
-class Completion(SamplingFields):
+class Completion(OpenAIFields):
     """The body of a request."""
 
     prompt: Prompt | Annotated[list[Prompt], Field(min_length=1)]
-    model: str | None = None
-    max_tokens: MaxTokens | None = None
-    n: Annotated[int, Field(ge=1)] = 1
-    stop: str | list[str] | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: Literal[False] | None = None
     suffix: str | None = None
@@ -81,9 +75,8 @@ async def complete(body: Completion, service: Asked, http: Http) -> Response:
         for prompt in prompts
         for one in choices(await service.request(notes, prompt=prompt, **options), body.n)
     ]
-    with_usage = body.stream_options is not None and body.stream_options.include_usage
     spelling = service.spelling if body.logprobs is not None else None
-    form = CompletionForm(service.settings.name, spelling, with_usage=with_usage)
+    form = CompletionForm(service.settings.name, spelling, with_usage=body.with_usage)
     return await answer(service, http, requests, form, stream=body.stream, trace=body.traces)
 
 

@@ -10,6 +10,7 @@ from mlxspec.defaults import MAX_LOGPROBS
 from mlxspec.metrics import Tell
 from mlxspec.serve.core.refusal import Refusal
 from mlxspec.serve.core.service import Service
+from mlxspec.serve.openai.chat_body import ResponseFormat
 from mlxspec.serve.protocol.fields import (
     Effort,
     Fields,
@@ -141,16 +142,10 @@ class Reasoning(Fields):
     summary: str | None = None
 
 
-class Format(Fields):
-    """Text, and nothing else: output cannot be constrained."""
-
-    type: Literal["text"]
-
-
 class Text(Fields):
     """How the text of the answer is to look."""
 
-    format: Format | None = None
+    format: ResponseFormat | None = None
 
 
 class Body(SamplingFields):

@@ -125,6 +125,22 @@ class SamplingFields(Fields):
         return {int(token): bias for token, bias in self.logit_bias.items()}
 
 
+class OpenAIFields(SamplingFields):
+    """What OpenAI's two older protocols share."""
+
+    model: str | None = None
+    max_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1)] = 1
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the counts of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
 def may_call(choice: Any) -> bool:
     """Whether the model may call tools, from a `tool_choice` or its type.
 
