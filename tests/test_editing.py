@@ -97,7 +97,7 @@ def test_the_default_is_the_first_line_and_is_changed_there(table):
 @pytest.mark.parametrize(
     ("call", "code", "words"),
     [
-        (("add", "x", "--target", "org/a", "--no-check", "--draft-tokens", "65"), 2, "0 to 64"),
+        (("add", "x", "--target", "org/a", "--no-check", "--draft-tokens", "65"), 2, "0-64"),
         (("add", "x", "--target", "org/a", "--no-check", "--draft-tokens", "many"), 2, "'many'"),
         (("add", "x", "--target", "", "--no-check"), 2, "`x.target` is empty"),
         (("remove", "demo"), 2, "is a pair that is shipped"),
