@@ -88,6 +88,13 @@ class Reply:
     tokens_out: int | None = None
     seconds: float = 0.0
 
+    @property
+    def tokens(self) -> int | None:
+        """That it read and wrote."""
+        if self.tokens_in is None or self.tokens_out is None:
+            return None
+        return self.tokens_in + self.tokens_out
+
 
 class Client:
     """Asks one upstream; for any thread. All clients ask on one thread of their own.

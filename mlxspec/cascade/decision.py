@@ -142,8 +142,8 @@ def decided(
         reason=f"the two are {likeness:.0%} alike ({asked})",
         similarity=likeness,
         verified_tokens=len(generation.tokens) - generation.reasoning_tokens,
-        cost=_cost(upstream, reply),
-        spent_tokens=_tokens(reply),
+        cost=upstream.cost(reply.tokens_in, reply.tokens_out),
+        spent_tokens=reply.tokens,
     )
     if likeness >= most.min_confidence:
         return compared
@@ -195,8 +195,8 @@ def sent(
         accepted=False,
         spilled_over=True,
         reason=asked,
-        cost=_cost(upstream, reply),
-        spent_tokens=_tokens(reply),
+        cost=upstream.cost(reply.tokens_in, reply.tokens_out),
+        spent_tokens=reply.tokens,
         latency_s=latency_s,
     )
 
@@ -210,15 +210,3 @@ def similarity(one: str, other: str) -> float:
 
 def _normalised(text: str) -> str:
     return " ".join(text.casefold().split())
-
-
-def _tokens(reply: Reply) -> int | None:
-    if reply.tokens_in is None or reply.tokens_out is None:
-        return None
-    return reply.tokens_in + reply.tokens_out
-
-
-def _cost(upstream: Upstream, reply: Reply) -> float | None:
-    if reply.tokens_in is None or reply.tokens_out is None:
-        return None
-    return upstream.cost(reply.tokens_in, reply.tokens_out)

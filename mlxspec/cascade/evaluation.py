@@ -125,9 +125,8 @@ def rules_of(local: Local, setting: Setting) -> tuple[str, ...]:
 
 def cost_of(case: Case, upstream: Upstream) -> float | None:
     """What the upstream's answer cost; None where that is not known."""
-    if case.reply is None or case.reply.tokens_in is None or case.reply.tokens_out is None:
-        return None
-    return upstream.cost(case.reply.tokens_in, case.reply.tokens_out)
+    reply = case.reply
+    return None if reply is None else upstream.cost(reply.tokens_in, reply.tokens_out)
 
 
 def _outcome(

@@ -7,6 +7,7 @@ go to the upstream, or None.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -145,15 +146,7 @@ def judged(draft: Draft, most: Thresholds, off: frozenset[str] = frozenset()) ->
 
 def _holds(text: str, marker: str) -> bool:
     """Whether a text holds a marker, which is no part of a longer word."""
-    text, marker = text.casefold(), marker.casefold()
-    at = text.find(marker)
-    while at >= 0:
-        before, after = text[at - 1 : at], text[at + len(marker) : at + len(marker) + 1]
-        if not (_joins(before, marker[:1]) or _joins(marker[-1:], after)):
-            return True
-        at = text.find(marker, at + 1)
-    return False
-
-
-def _joins(left: str, right: str) -> bool:
-    return left.isalnum() and right.isalnum()
+    marker = marker.casefold()
+    before = r"(?<![^\W_])" if marker[:1].isalnum() else ""
+    behind = r"(?![^\W_])" if marker[-1:].isalnum() else ""
+    return re.search(before + re.escape(marker) + behind, text.casefold()) is not None

@@ -49,9 +49,11 @@ class Upstream:
         """
         return key_of(self.api_key_env, f" for the upstream {self.name}")
 
-    def cost(self, tokens_in: int, tokens_out: int) -> float | None:
-        """What an answer costs; None without prices."""
+    def cost(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
+        """What an answer costs; None without prices, or where its tokens are not known."""
         if self.price_in is None or self.price_out is None:
+            return None
+        if tokens_in is None or tokens_out is None:
             return None
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
