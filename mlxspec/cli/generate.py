@@ -28,6 +28,7 @@ from mlxspec.cli.summary import Both
 from mlxspec.control import records
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
+from mlxspec.metrics import Split
 from mlxspec.pairs.table import Pair
 from mlxspec.spelling import Spelling
 
@@ -36,10 +37,8 @@ if TYPE_CHECKING:
     from mlxspec.cascade.decision import Decision
     from mlxspec.cli.display import Display
     from mlxspec.decode.engine import Engine
-    from mlxspec.decode.request import Request
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
-    from mlxspec.metrics import Generation
 
 EXAMPLES = """
 Examples:
@@ -141,9 +140,8 @@ def _write_many(
 
 @dataclass(frozen=True)
 class _Result:
-    """A text and what its checks found."""
+    """What was found of a text by the checks behind it."""
 
-    run: Run
     interrupted: bool
     both: Both | None = None
     report: Audit | None = None
@@ -194,153 +192,148 @@ def _write(
             cascade = cascade_of(policy, engine, request, words, options, pair)
         run = cascade.run if cascade else engine.run(request)
         run.generation.notes += notes
-        result = _run(pair, engine, run, cascade, display, checks, out, shown=shown)
-    _print(pair, engine, result, out, shown=shown)
-
-
-def _run(
-    pair: Pair,
-    engine: Engine,
-    run: Run,
-    cascade: Cascade | None,
-    display: Display,
-    checks: CheckOptions,
-    out: Output,
-    *,
-    shown: bool,
-) -> _Result:
-    """Show a run on a display, remember what it learned, and check its text."""
-    record = engines.recall(pair, engine, display) if run.request.auto else None
-    engines.build_kernels(engine, run.request, display)
-    leaves = leaving(lambda: _end(pair, engine, run, display, out))
-    with leaves, display.told("writing the text"):
-        interrupted = _show(cascade or run, run.generation, display)
-    if record is not None:
-        records.remember(replace(record, learned=engine.learned), display.note)
-    if interrupted:
-        display.finish(run.generation, None)
-        return _Result(run, interrupted)
-    if cascade is not None and cascade.decision is not None:
-        display.note(cascade.decision.line())
-    with leaving(lambda: _end(pair, engine, run, display, out)):
-        result = _compared(engine, run, display, checks, with_split=shown and not out.quiet)
-    if cascade is not None:
-        return replace(result, decision=cascade.decision)
-    if result.interrupted or not checks.audit:
-        return result
-    return _audited(pair, engine, result, display, out, shown=shown)
-
-
-def _compared(
-    engine: Engine, run: Run, display: Display, checks: CheckOptions, *, with_split: bool
-) -> _Result:
-    """Sum up a whole text; a comparison that a person ends takes nothing from it."""
-    both = split = None
-    display.close()
-    try:
-        if checks.compare:
-            with display.status("decoding again, with and without speculation", aloud=True):
-                both = _both(engine, run.request)
-        if with_split:
-            with display.status("timing the parts of a round"):
-                split = _split(run)
-    except KeyboardInterrupt:
-        display.finish(run.generation, split, both)
-        return _Result(run, True, both)
-    display.finish(run.generation, split, both)
-    return _Result(run, False, both)
-
-
-def _audited(
-    pair: Pair, engine: Engine, result: _Result, display: Display, out: Output, *, shown: bool
-) -> _Result:
-    """Audit a text; a person who ends that gets a report on the tokens until then."""
-    from mlxspec.measure.audit import Auditing
-
-    auditing = Auditing(engine, result.run)
-
-    def audited(*, interrupted: bool) -> _Result:
-        return replace(result, interrupted=interrupted, report=auditing.report)
-
-    def last_words() -> None:
-        display.close()
-        _tell(pair, engine, audited(interrupted=True), out, shown=shown)
-
-    with leaving(last_words):
-        interrupted = display.follow(auditing)
-    return audited(interrupted=interrupted)
-
-
-def _show(events: Run | Cascade, generation: Generation, display: Display) -> bool:
-    """Show a run to its end; True when a person ended it."""
-    with closing(events), display.running():
-        try:
-            for event in events:
-                display.show(event, generation, generation.timing.decode_s)
-        except KeyboardInterrupt:
-            return True
-    return False
-
-
-def _end(pair: Pair, engine: Engine, run: Run, display: Display, out: Output) -> None:
-    """Sum up a run that ends in the middle of a round."""
-    display.finish(run.generation, None)
-    if out.as_json:
-        out.object(_as_dict(pair, engine, _Result(run, interrupted=True)))
-
-
-def _both(engine: Engine, request: Request) -> Both:
-    """The request again, now that its rounds are traced, and without speculation."""
-    again = replace(request, cache=None)
-    plain = replace(again, draft_tokens=0, auto=False)
-    return Both(engine.generate(again), engine.generate(plain))
-
-
-def _split(run: Run) -> Any:
-    from mlxspec.measure.timing import measure_split
-
-    if run.session is None:
-        return None
-    # A draft reads the text between rounds: that is no round's time, and not the host's.
-    rounds_s = run.generation.timing.decode_s - run.session.draft_reading_s
-    return measure_split(run.session, rounds_s / run.generation.speculation.rounds)
-
-
-def _print(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
-    """Print what is left to print, and exit as the result asks for."""
-    _tell(pair, engine, result, out, shown=shown)
+        writing = _Writing(pair, engine, run, cascade, display, checks, out, shown)
+        result = writing.written()
+    writing.tell(result)
     if result.report is not None and result.report.outcome == "defect":
         raise typer.Exit(MlxspecError.exit_code)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
-def _tell(pair: Pair, engine: Engine, result: _Result, out: Output, *, shown: bool) -> None:
-    """Print a result's object, or the report of its audit."""
-    report = result.report
-    if out.as_json:
-        out.object(_as_dict(pair, engine, result))
-    elif report is not None and not (shown and out.quiet):
-        tokenizer = engine.tokenizer
-        line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
-        (out.tell if shown else out.line)(line)
+@dataclass(frozen=True)
+class _Writing:
+    """A text that is written, shown and checked.
 
+    Args:
+        cascade: the run with an upstream behind it, where there is one.
+        shown: whether the text itself is what a person waits for.
+    """
 
-def _as_dict(pair: Pair, engine: Engine, result: _Result) -> dict[str, Any]:
-    generation = result.run.generation
-    speculates = generation.speculation.enabled
-    values = {
-        "pair": pair.name,
-        "target": pair.target,
-        "draft": pair.draft_name if speculates and (engine.drafts or engine.heads) else None,
-        **generation.as_dict(),
-    }
-    if result.run.request.logprobs is not None:
-        values["logprobs"] = Spelling(engine.tokenizer).as_dicts(generation.logprobs)
-    if result.both is not None:
-        values["compared"] = {name: one.as_dict() for name, one in result.both._asdict().items()}
-    if result.report is not None:
-        values["audit"] = result.report.as_dict()
-    if result.decision is not None:
-        values |= result.decision.as_dict()
-    return values
+    pair: Pair
+    engine: Engine
+    run: Run
+    cascade: Cascade | None
+    display: Display
+    checks: CheckOptions
+    out: Output
+    shown: bool
+
+    def written(self) -> _Result:
+        """Show the run, remember what it learned, and check its text."""
+        pair, engine, run, display = self.pair, self.engine, self.run, self.display
+        record = engines.recall(pair, engine, display) if run.request.auto else None
+        engines.build_kernels(engine, run.request, display)
+        with leaving(self._end), display.told("writing the text"):
+            interrupted = self._show()
+        if record is not None:
+            records.remember(replace(record, learned=engine.learned), display.note)
+        if interrupted:
+            display.finish(run.generation, None)
+            return _Result(interrupted)
+        decision = None if self.cascade is None else self.cascade.decision
+        if decision is not None:
+            display.note(decision.line())
+        with leaving(self._end):
+            result = self._compared()
+        if self.cascade is not None:
+            return replace(result, decision=decision)
+        return result if result.interrupted or not self.checks.audit else self._audited(result)
+
+    def _show(self) -> bool:
+        """Show the run to its end; True when a person ended it."""
+        generation, events = self.run.generation, self.cascade or self.run
+        with closing(events), self.display.running():
+            try:
+                for event in events:
+                    self.display.show(event, generation, generation.timing.decode_s)
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    def _end(self) -> None:
+        """Sum up a run that ends in the middle of a round."""
+        self.display.finish(self.run.generation, None)
+        if self.out.as_json:
+            self.out.object(self._as_dict(_Result(interrupted=True)))
+
+    def _compared(self) -> _Result:
+        """Sum up a whole text; a comparison that a person ends takes nothing from it."""
+        both = split = None
+        interrupted = False
+        self.display.close()
+        try:
+            if self.checks.compare:
+                words = "decoding again, with and without speculation"
+                with self.display.status(words, aloud=True):
+                    both = self._both()
+            if self.shown and not self.out.quiet:
+                with self.display.status("timing the parts of a round"):
+                    split = self._split()
+        except KeyboardInterrupt:
+            interrupted = True
+        self.display.finish(self.run.generation, split, both)
+        return _Result(interrupted, both)
+
+    def _both(self) -> Both:
+        """The request again, now that its rounds are traced, and without speculation."""
+        again = replace(self.run.request, cache=None)
+        plain = replace(again, draft_tokens=0, auto=False)
+        return Both(self.engine.generate(again), self.engine.generate(plain))
+
+    def _split(self) -> Split | None:
+        from mlxspec.measure.timing import measure_split
+
+        session, generation = self.run.session, self.run.generation
+        if session is None:
+            return None
+        # A draft reads the text between rounds: that is no round's time, and not the host's.
+        rounds_s = generation.timing.decode_s - session.draft_reading_s
+        return measure_split(session, rounds_s / generation.speculation.rounds)
+
+    def _audited(self, result: _Result) -> _Result:
+        """Audit a text; a person who ends that gets a report on the tokens until then."""
+        from mlxspec.measure.audit import Auditing
+
+        auditing = Auditing(self.engine, self.run)
+
+        def audited(*, interrupted: bool) -> _Result:
+            return replace(result, interrupted=interrupted, report=auditing.report)
+
+        def last_words() -> None:
+            self.display.close()
+            self.tell(audited(interrupted=True))
+
+        with leaving(last_words):
+            interrupted = self.display.follow(auditing)
+        return audited(interrupted=interrupted)
+
+    def tell(self, result: _Result) -> None:
+        """Print a result's object, or the report of its audit."""
+        report, tokenizer = result.report, self.engine.tokenizer
+        if self.out.as_json:
+            self.out.object(self._as_dict(result))
+        elif report is not None and not (self.shown and self.out.quiet):
+            line = report.described(lambda token: str(tokenizer and tokenizer.decode([token])))
+            (self.out.tell if self.shown else self.out.line)(line)
+
+    def _as_dict(self, result: _Result) -> dict[str, Any]:
+        pair, engine, generation = self.pair, self.engine, self.run.generation
+        speculates = generation.speculation.enabled
+        values = {
+            "pair": pair.name,
+            "target": pair.target,
+            "draft": pair.draft_name if speculates and (engine.drafts or engine.heads) else None,
+            **generation.as_dict(),
+        }
+        if self.run.request.logprobs is not None:
+            values["logprobs"] = Spelling(engine.tokenizer).as_dicts(generation.logprobs)
+        if result.both is not None:
+            values["compared"] = {
+                name: one.as_dict() for name, one in result.both._asdict().items()
+            }
+        if result.report is not None:
+            values["audit"] = result.report.as_dict()
+        if result.decision is not None:
+            values |= result.decision.as_dict()
+        return values
