@@ -44,7 +44,7 @@ class PeerArm(Arm, Protocol):
         """
 
 
-class Run:
+class Run(Iterator[Progress]):
     """Measures: an iterator of progress, with everything measured so far beside it.
 
     A loop that ends early, because a person interrupts it, leaves whole turns.
@@ -78,9 +78,6 @@ class Run:
         self._places = 0
         self._reference_s = 0.0
         self._progress = self._measured()
-
-    def __iter__(self) -> Run:
-        return self
 
     def __next__(self) -> Progress:
         return next(self._progress)

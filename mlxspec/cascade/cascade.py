@@ -8,7 +8,7 @@ and one of the two is used as a whole. No text is shown before that is decided.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -115,7 +115,7 @@ class Deciding:
             self.asked.cancel()
 
 
-class Cascade:
+class Cascade(Iterator[Event]):
     """A run, and the decision on its answer: an iterator of events that can be consumed once.
 
     Events come as the run has them, but their text is held until it is decided that it stays.
@@ -141,9 +141,6 @@ class Cascade:
         self._deciding = Deciding(policy, request, question, engine.tokenizer, model)
         self._held: list[Piece] = []
         self._events = self._decided()
-
-    def __iter__(self) -> Cascade:
-        return self
 
     def __next__(self) -> Event:
         return next(self._events)

@@ -132,7 +132,7 @@ class Audit:
         }
 
 
-class Auditing:
+class Auditing(Iterator[Progress]):
     """Compares the text of a run with plain decoding: an iterator of progress.
 
     A loop that ends early, because a person interrupts it, leaves a report on the tokens until
@@ -152,9 +152,6 @@ class Auditing:
         self._rows = rows, self._chunk
         self._found: list[_PlainToken] = []
         self._steps = self._compared()
-
-    def __iter__(self) -> Auditing:
-        return self
 
     def __next__(self) -> Progress:
         return next(self._steps)

@@ -76,7 +76,7 @@ class Depths:
         return high + (self.whole - more) * (high - low) / (more - few)
 
 
-class Costing:
+class Costing(Iterator[Progress]):
     """Measures what rounds cost: an iterator of progress, with the costs so far beside it.
 
     `costs` is None before the first turn is over. `left_out` says what was measured in place of
@@ -106,9 +106,6 @@ class Costing:
         self._schedule = Schedule(budget_s)
         self._passes = {n: Passes(one, self._schedule) for n, one in self._engines.items()}
         self._steps = self._measured()
-
-    def __iter__(self) -> Costing:
-        return self
 
     def __next__(self) -> Progress:
         return next(self._steps)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
-from typing import NamedTuple
 
 from mlxspec.control.replay import Proposed
 from mlxspec.decode.alone import alone
@@ -45,7 +44,7 @@ PROMPTS = (
 )
 
 
-class Probe:
+class Probe(Iterator[Progress]):
     """Measures a pair: an iterator of progress, with the findings so far beside it.
 
     A loop that ends early, because a person interrupts it, leaves all that was measured until then
@@ -75,9 +74,6 @@ class Probe:
         self._prompts = [engine.encode(prompt) for prompt in prompts]
         self._candidates = candidates
         self._steps = self._measured()
-
-    def __iter__(self) -> Probe:
-        return self
 
     def __next__(self) -> Progress:
         return next(self._steps)
@@ -183,15 +179,11 @@ class Probe:
         for done, (name, engine) in enumerate(self._engines.items(), 1):
             timed = _drafting(engine, start, taken.repeats)
             if timed is not None:
-                count, verifying_s = (
-                    _drafted(engine),
-                    pass_seconds(found.pass_s, _drafted(engine) + 1),
-                )
-                host_s = median(running[name]) - verifying_s - timed.seconds(count)
+                count = _drafted(engine)
+                others_s = timed.drafting_s(count) + pass_seconds(found.pass_s, count + 1)
                 rounds = _counted(engine, texts, min(most, MAX_AUTO_TOKENS))
-                drafters[name] = MeasuredDrafter(
-                    timed.first_s, timed.step_s, host_s, rounds, timed.at_once
-                )
+                host_s = median(running[name]) - others_s
+                drafters[name] = replace(timed, host_s=host_s, rounds=rounds)
             yield self._schedule.after(done)
         for make in self._engine.texts:
             rounds = acceptance.of_text(make, texts, most)
@@ -287,24 +279,13 @@ def _speeds(
     }
 
 
-class _Timed(NamedTuple):
-    """t_first and t_draft in seconds, and whether one pass drafts all tokens."""
-
-    first_s: float
-    step_s: float
-    at_once: bool
-
-    def seconds(self, count: int) -> float:
-        return self.first_s + (count - 1) * self.step_s
-
-
 def _drafted(engine: Engine) -> int:
     """K of the rounds that are timed of an engine's one drafter."""
     return min([DRAFTED, *(head.most for head in engine.heads.values())])
 
 
-def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> _Timed | None:
-    """Time the drafting of an engine's one drafter; None where it was left out."""
+def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> MeasuredDrafter | None:
+    """Time the drafting alone of an engine's one drafter; None where it was left out."""
     count = _drafted(engine)
     session = begun(engine, start, draft_tokens=count)
     if engine.drafts and not session.drafted:
@@ -313,9 +294,10 @@ def _drafting(engine: Engine, start: Sequence[int], repeats: int) -> _Timed | No
     at_once = session.rounds.drafters[name].at_once
     all_s, _ = halves(session, count, repeats, name)
     if at_once or count == 1:
-        return _Timed(all_s, 0.0, at_once)
+        return MeasuredDrafter(all_s, 0.0, 0.0, {}, at_once)
     first_s, _ = halves(session, 1, repeats, name)
-    return _Timed(first_s, max(all_s - first_s, 0.0) / (count - 1), at_once)
+    step_s = max(all_s - first_s, 0.0) / (count - 1)
+    return MeasuredDrafter(first_s, step_s, 0.0, {})
 
 
 def _counted(engine: Engine, texts: Sequence[Text], most: int) -> dict[int, list[Proposed]]:
