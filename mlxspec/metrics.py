@@ -338,5 +338,10 @@ def speed(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.{0 if tokens_per_second >= 20 else 1}f}"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things in words: 1 token, 2 tokens."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)

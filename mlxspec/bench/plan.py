@@ -13,6 +13,7 @@ from mlxspec.bench.cells import BASELINE, Conditions, Configuration, Question
 from mlxspec.bench.prompt_sets import Prompt, Step, mixed, systems
 from mlxspec.defaults import AUTO, MAX_DRAFT_TOKENS
 from mlxspec.errors import UsageError, nearest
+from mlxspec.metrics import counted
 from mlxspec.params import Verify
 
 CONFIGS = ("none", "3", "5", "7", "auto")
@@ -71,8 +72,7 @@ class Group(Conditions):
         """What tells the group from the others of a run."""
         parts = [self.prompt_type]
         parts += [f"{self.context} tokens"] if self.context else []
-        plural = "" if self.rows == 1 else "s"
-        parts += [f"{self.rows} row{plural}"] if "rows" in self.questions else []
+        parts += [counted(self.rows, "row")] if "rows" in self.questions else []
         parts += [f"system {self.system}"] if "system" in self.questions else []
         parts += [f"temperature {self.temperature:g}"] if "sampling" in self.questions else []
         return ", ".join(filter(None, parts)) or "all prompts"

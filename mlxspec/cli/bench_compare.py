@@ -14,6 +14,7 @@ from mlxspec.cli.bench_results import RESULTS
 from mlxspec.cli.options import JsonOption
 from mlxspec.cli.output import Output
 from mlxspec.errors import UsageError
+from mlxspec.metrics import counted
 
 if TYPE_CHECKING:
     from mlxspec.bench.compare import Compared, Comparison
@@ -89,13 +90,12 @@ def _show_comparison(
             "is called."
         )
     counts = ", ".join(f"{found.count(one)} {one}" for one in Verdict if found.count(one))
-    plural = "" if len(found.compared) == 1 else "s"
-    out.show(f"{len(found.compared)} comparison{plural} of the same prompts: {counts}.")
+    out.show(f"{counted(len(found.compared), 'comparison')} of the same prompts: {counts}.")
     words = f"Nothing is slower beyond noise by more than {allowed:.0%}."
     if slower:
         worst = min(slower, key=lambda one: one.change.ratio.median)
         words = (
-            f"{len(slower)} regression{'s' if slower[1:] else ''} of more than {allowed:.0%}; "
+            f"{counted(len(slower), 'regression')} of more than {allowed:.0%}; "
             f"the worst: {worst.cell.configuration.name}, {worst.what}, {_where(worst)}: "
             f"{worst.percent}."
         )

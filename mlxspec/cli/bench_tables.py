@@ -26,6 +26,7 @@ from mlxspec.bench.report.tables import of_ours, titled
 from mlxspec.bench.results import Peer, Results
 from mlxspec.bench.statistics import Interval
 from mlxspec.bench.summing import speed_of
+from mlxspec.metrics import counted
 
 _ROOMY = 1000  # columns that no table needs
 _TITLES: dict[Question, tuple[str, str]] = {
@@ -74,7 +75,7 @@ def _head(results: Results) -> str:
     parts = [
         f"{results.pair.get('name', '')}: {results.pair.get('target', '')}",
         f"{machine.get('processor')}, {machine.get('device')}, mlx {machine.get('mlx')}",
-        f"{len(turns)} turn{'' if len(turns) == 1 else 's'} in {results.seconds:.0f} s, "
+        f"{counted(len(turns), 'turn')} in {results.seconds:.0f} s, "
         f"{settings.get('max_tokens')} tokens each",
     ]
     return "; ".join(parts) + ". Medians; in brackets 95% intervals."

@@ -23,7 +23,7 @@ from mlxspec.cli.terminal import ASIDE, visible
 from mlxspec.defaults import AUTO, DraftTokens
 from mlxspec.errors import UsageError, nearest
 from mlxspec.files import expanded
-from mlxspec.metrics import speed
+from mlxspec.metrics import counted, speed
 from mlxspec.pairs.table import load_pairs
 from mlxspec.params import NAMES, WHOLE
 
@@ -126,7 +126,7 @@ def _save(talk: Talk, name: str) -> None:
         raise _nothing("save")
     documents.save(talk.conversation, path)
     talk.file = path
-    talk.out.aside(f"saved {_turns(talk)} to {path}")
+    talk.out.aside(f"saved {counted(len(talk.conversation.turns), 'turn')} to {path}")
 
 
 def _load(talk: Talk, name: str) -> str:
@@ -284,11 +284,6 @@ def _path(name: str, command: str) -> Path:
     if not name:
         raise UsageError(f"{command} needs a file.", hint=f"Write {command} talk.md, or talk.json.")
     return expanded(Path(name))
-
-
-def _turns(talk: Talk) -> str:
-    count = len(talk.conversation.turns)
-    return f"{count} turn{'' if count == 1 else 's'}"
 
 
 def _in_a_line(text: str) -> str:

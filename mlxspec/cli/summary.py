@@ -12,6 +12,7 @@ from mlxspec.metrics import (
     RoundStats,
     SpeculationStats,
     Split,
+    counted,
     speed,
 )
 
@@ -110,7 +111,7 @@ def _doing(latest: RoundStats) -> str:
 
 def _output(generation: Generation) -> list[str]:
     timing, count = generation.timing, len(generation.tokens)
-    tokens = f"{count} token{'' if count == 1 else 's'}"
+    tokens = counted(count, "token")
     parts = [f"{tokens} in {timing.decode_s:.2f} s" if timing.decode_s else tokens]
     if generation.tokens_per_second:
         parts.append(f"{speed(generation.tokens_per_second)} tok/s")
@@ -140,7 +141,7 @@ def _percents(counts: Sequence[int]) -> list[int]:
 def _rounds(stats: SpeculationStats) -> list[str]:
     # A round that the end cut short has written tokens, and is not in the rates that follow.
     cut = ", the last cut short" if 1 < stats.rounds != stats.full_rounds else ""
-    parts = [f"{stats.rounds} round{'' if stats.rounds == 1 else 's'}{cut}"]
+    parts = [f"{counted(stats.rounds, 'round')}{cut}"]
     if stats.tokens_per_round is not None:
         parts.append(f"{stats.tokens_per_round:.2f} tokens per round")
     if stats.acceptance_rate is not None:

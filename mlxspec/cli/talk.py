@@ -24,7 +24,7 @@ from mlxspec.cli.terminal import columns_of, fitted
 from mlxspec.control import records
 from mlxspec.defaults import DraftTokens
 from mlxspec.errors import MlxspecError
-from mlxspec.metrics import Generation
+from mlxspec.metrics import Generation, counted
 from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams, changed
 
@@ -215,8 +215,7 @@ class Talk:
         """Go on with a conversation that was saved; its last question if it has no answer."""
         self.conversation, question = documents.load(path)
         self.run, self.file = None, path
-        count = len(self.conversation.turns)
-        self.out.aside(f"loaded {count} turn{'' if count == 1 else 's'} from {path}")
+        self.out.aside(f"loaded {counted(len(self.conversation.turns), 'turn')} from {path}")
         return question
 
     def change_pair(self, name: str) -> None:

@@ -21,7 +21,7 @@ import mlx.core as mx
 
 from mlxspec.decode.engine import Engine
 from mlxspec.decode.run import Run
-from mlxspec.metrics import Progress
+from mlxspec.metrics import Progress, counted
 from mlxspec.models.prefill import Reading, prefill
 from mlxspec.params import SamplingParams
 from mlxspec.sampling.noise import TARGET_NOISE, gumbel, keys_of, row_key
@@ -109,7 +109,7 @@ class Audit:
             f"audit: {self.outcome} at token {first.index} of {self.of}{cut}: plain decoding "
             f"chooses {plain}, written is {written}; its score leads by {first.gap:.1e} nats, and "
             f"{self._rounding(first.noise)} "
-            f"({len(self.divergences)} such place{'s' * (len(self.divergences) > 1)})"
+            f"({counted(len(self.divergences), 'such place')})"
         )
 
     def _rounding(self, noise: float) -> str:

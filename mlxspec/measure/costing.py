@@ -25,7 +25,7 @@ from mlxspec.measure.passes import Passes, spread
 from mlxspec.measure.plan import DRAFTED, Pace
 from mlxspec.measure.schedule import Schedule
 from mlxspec.measure.timing import begun, halves, round_seconds, turns
-from mlxspec.metrics import Progress
+from mlxspec.metrics import Progress, counted
 
 MOST_DRAFTED = 8  # the largest K whose rounds are timed
 FEWEST_TURNS, MOST_TURNS = 3, 15
@@ -148,7 +148,7 @@ class Costing(Iterator[Progress]):
         if taken.rows != SIZES[0].rows:
             self.left_out.append(f"passes over {', '.join(map(str, taken.rows))} rows")
         if count < FEWEST_TURNS:
-            self.left_out.append(f"{count} turn" + "s" * (count > 1))
+            self.left_out.append(counted(count, "turn"))
         self._schedule.expect({plan.RUNNING: (count + 1) * expected[taken]})
         return taken, count
 

@@ -21,6 +21,7 @@ from mlxspec.control import places, records
 from mlxspec.device import machine, memory, power
 from mlxspec.device.kernels import on_cpu
 from mlxspec.errors import MlxspecError
+from mlxspec.metrics import counted
 from mlxspec.pairs import servers
 from mlxspec.pairs.pull import free_space, gigabytes
 from mlxspec.pairs.table import default_pair, load_pairs, user_table
@@ -187,8 +188,9 @@ def _tuning() -> Iterator[Line]:
         return
     current = {name: version(name) for name in ("mlx", "mlx-lm")}
     old = [one for one in kept if {"mlx": one.setting.mlx, "mlx-lm": one.setting.mlx_lm} != current]
-    count = f"{len(kept)} record{'' if len(kept) == 1 else 's'}"
-    words = f"{count} in {records.file()}" if kept else "nothing was learned yet"
+    words = (
+        f"{counted(len(kept), 'record')} in {records.file()}" if kept else "nothing was learned yet"
+    )
     if old:
         hint = "`mlxspec tune --pair NAME` measures anew."
         yield Line("!", "tuning", f"{words}, {len(old)} of another MLX", hint)

@@ -11,7 +11,7 @@ from mlxspec.control.estimates import Learned
 from mlxspec.control.records import described_length
 from mlxspec.decode.doing import Doing
 from mlxspec.defaults import HISTORY, MODEL, PREDICTION
-from mlxspec.metrics import RoundStats
+from mlxspec.metrics import RoundStats, counted
 from mlxspec.parked import Parked
 from mlxspec.serve.core.counts import Counts, Histogram, Routed
 from mlxspec.serve.core.measured import Measured
@@ -123,8 +123,7 @@ def _controller(latest: RoundStats | None, choices: Sequence[Doing]) -> dict[str
     """What the latest round did, and what was chosen for the texts that share rounds."""
     doing, parked = "no text was written yet", None
     if latest is not None:
-        tokens = f"{latest.drafted} token{'' if latest.drafted == 1 else 's'}"
-        proposes = f"{_named(latest.drafter)} proposes {tokens}"
+        proposes = f"{_named(latest.drafter)} proposes {counted(latest.drafted, 'token')}"
         doing = proposes if latest.drafted else "nothing is proposed"
         parked = _why(latest.parked)
     chosen = [one._asdict() | {"parked": _why(one.parked)} for one in choices]
