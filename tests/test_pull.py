@@ -35,7 +35,7 @@ from mlxspec.pairs import pull as pulling
 from mlxspec.pairs.check import check
 from mlxspec.pairs.hub import Repository
 from mlxspec.pairs.loading import load
-from mlxspec.pairs.pull import cached_size, plan, pull, require_space, unfinished
+from mlxspec.pairs.pull import cache_folder, cached_size, plan, pull, require_space
 from mlxspec.pairs.stock import held, stock
 from mlxspec.pairs.table import Pair, load_pairs
 
@@ -65,6 +65,10 @@ def hub(target, tmp_path, monkeypatch):
 
 def size_of(folder: Path) -> int:
     return (folder / WEIGHTS).stat().st_size
+
+
+def unfinished(repository: Repository) -> list[Path]:
+    return list((cache_folder(repository) / "blobs").glob("*.incomplete"))
 
 
 def text_of(location: str | Path) -> str:

@@ -254,11 +254,6 @@ def _verify(file: File, part: IO[bytes]) -> None:
 # --- taking away ------------------------------------------------------------------------
 
 
-def unfinished(repository: Repository) -> list[Path]:
-    """Files of downloads that were ended, in the cache of a repository."""
-    return sorted((cache_folder(repository) / "blobs").glob("*.incomplete"))
-
-
 def cached_size(repository: Repository) -> int:
     """Bytes that a repository takes in the hub's cache, at all revisions."""
     blobs = cache_folder(repository) / "blobs"
