@@ -585,11 +585,15 @@ def test_a_system_message_needs_a_chat_template(generate):
         assert "system message" in run.err
 
 
-def test_an_unknown_pair_suggests_the_nearest(generate):
-    run = generate("def f(x):", "--pair", "dmo")
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [(("generate", "a", "--pair", "dmo"), "demo"), (("pairs", "show", "qwen3-8c"), "qwen3-8b")],
+)
+def test_an_unknown_pair_suggests_the_nearest(invoke, call, nearest):
+    run = invoke(*call)
     assert (run.code, run.out) == (2, "")
     assert is_one_error(run.err)
-    assert "`demo`" in run.err
+    assert f"`{nearest}`" in run.err
 
 
 def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
@@ -769,13 +773,6 @@ def test_pairs_show_what_a_table_says_to_the_letter(invoke, tmp_path):
     assert "org/[x]" in run.out
     assert "fast [/b] [red]" in run.out
     assert "[b]" in invoke("pairs", "list", "--models", str(table)).out
-
-
-def test_pairs_show_of_an_unknown_name(invoke):
-    run = invoke("pairs", "show", "qwen3-8c")
-    assert (run.code, run.out) == (2, "")
-    assert is_one_error(run.err)
-    assert "`qwen3-8b`" in run.err
 
 
 def test_the_script_of_the_checkout_does_the_same(letters, text_of):
