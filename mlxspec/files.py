@@ -42,6 +42,12 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
             raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text as `replacing` does: all of it, or nothing."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def expanded(path: Path) -> Path:
     """A path with a home in place of `~`; as it is where there is no home of that name."""
     try:

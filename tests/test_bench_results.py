@@ -62,7 +62,7 @@ def made(**others):
 
 def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "results.json"
-    made().write(path)
+    path.write_text(made().as_json())
     assert results.read(path) == made()
 
 

@@ -20,7 +20,6 @@ from mlxspec.bench.cells import Acceptance, Cell, Configuration, Question, Sampl
 from mlxspec.bench.statistics import Interval
 from mlxspec.bench.strict import WrongValue, decoded
 from mlxspec.errors import UsageError
-from mlxspec.files import replacing
 from mlxspec.measure.forecast import TOO_NOISY
 
 SCHEMA = 1
@@ -203,11 +202,6 @@ class Results:
     def as_json(self) -> str:
         """The file, as `--json` and `--report` write it."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write the file whole, in place of an older one."""
-        with replacing(path) as file:
-            file.write(self.as_json().encode())
 
 
 def of_json(text: str, where: str = "The results") -> Results:

@@ -10,7 +10,7 @@ from typing import Any
 from mlxspec.chat.conversation import Conversation, conversation_of
 from mlxspec.conversations import Message
 from mlxspec.errors import MlxspecError, PromptError, UsageError
-from mlxspec.files import replacing
+from mlxspec.files import write_whole
 
 JSON, MARKDOWN = (".json",), (".md", ".markdown")
 _HEADINGS = {"system": "System", "user": "User", "assistant": "Assistant"}
@@ -26,8 +26,7 @@ def save(conversation: Conversation, path: Path) -> None:
     """
     text = _markdown(conversation) if _is_markdown(path) else _json(conversation)
     try:
-        with replacing(path) as file:
-            file.write(text.encode())
+        write_whole(path, text)
     except OSError as error:
         raise _failed(path, "written", error) from error
 

@@ -17,7 +17,7 @@ from mlxspec.cli.options import ModelOptions
 from mlxspec.cli.output import Output
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import UsageError
-from mlxspec.files import expanded, replacing
+from mlxspec.files import expanded, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -229,8 +229,7 @@ def _finish(
     text = options.format.text(results)
     written: list[str] = []
     if options.json_file is not None and not on_stdout:
-        with replacing(expanded(options.json_file)) as file:
-            file.write(text.encode())
+        write_whole(expanded(options.json_file), text)
         written.append(str(options.json_file))
     if options.report is not None:
         from mlxspec.bench.report.writing import write_report

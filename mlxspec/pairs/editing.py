@@ -12,7 +12,7 @@ from tomlkit import TOMLDocument
 from tomlkit.exceptions import TOMLKitError
 
 from mlxspec.errors import UnknownPair, UsageError
-from mlxspec.files import replacing
+from mlxspec.files import write_whole
 from mlxspec.pairs.table import Pair, load_pairs, merged, shipped_table, user_table
 from mlxspec.pairs.table_file import DEFAULT, TableFile, line_of
 
@@ -128,5 +128,4 @@ def _edit(change: Callable[[TOMLDocument], str]) -> None:
         before = TableFile.read(path).text if path.exists() else ""
         text = change(tomlkit.parse(before))
         merged([TableFile.read(shipped_table()), TableFile.parsed(path, text)])
-        with replacing(path) as new:
-            new.write(text.encode())
+        write_whole(path, text)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlxspec.bench.report.markdown import markdown
 from mlxspec.bench.report.page import html
 from mlxspec.bench.results import Results
-from mlxspec.files import replacing
+from mlxspec.files import write_whole
 
 
 def write_report(results: Results, folder: Path) -> tuple[Path, ...]:
@@ -25,6 +25,5 @@ def write_report(results: Results, folder: Path) -> tuple[Path, ...]:
         "report.html": html(results),
     }
     for name, text in made.items():
-        with replacing(folder / name) as file:
-            file.write(text.encode())
+        write_whole(folder / name, text)
     return tuple(folder / name for name in made)
