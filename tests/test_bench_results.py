@@ -62,7 +62,7 @@ def made(**others):
 
 def test_what_is_written_is_what_is_read(tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(made().as_json())
+    path.write_text(made().as_json(), encoding="utf-8")
     assert results.read(path) == made()
 
 
