@@ -6,10 +6,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
 
+from mlxspec.decode.batch import Batch
 from mlxspec.decode.engine import Engine
 from mlxspec.pairs.loading import load
 from mlxspec.serve.core.call import Call
@@ -85,3 +89,15 @@ def served(
         server.tell_to_end()
         thread.join()
         worker.stop()
+
+
+def break_a_step(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let one step of a batch fail, after so many that do not."""
+    step, steps = Batch.step, count()
+
+    def failing(batch: Batch) -> Any:
+        if next(steps) == after:
+            raise RuntimeError("planted")
+        return step(batch)
+
+    monkeypatch.setattr(Batch, "step", failing)

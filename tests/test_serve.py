@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from cli_tools import wait_for
-from servers import Served, served
+from servers import Served, break_a_step, served
 from talkers import talks
 
 from mlxspec.pairs.loading import load
@@ -184,17 +184,7 @@ def test_texts_end_with_an_error_when_a_round_breaks_and_the_next_are_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with served(talks) as server, server.client() as client:
-        from mlxspec.decode.batch import Batch
-
-        step, broken = Batch.step, threading.Event()
-
-        def failing(batch: Batch) -> Any:
-            if not broken.is_set():
-                broken.set()
-                raise RuntimeError("planted")
-            return step(batch)
-
-        monkeypatch.setattr(Batch, "step", failing)
+        break_a_step(monkeypatch, after=0)
         body = {"prompt": PROMPT, "max_tokens": 4}
         answer = client.post("/v1/completions", json=body)
         assert answer.status_code == 500

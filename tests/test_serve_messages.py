@@ -10,10 +10,9 @@ from typing import Any
 import anthropic
 import httpx
 import pytest
-from servers import WAIT_S, Served, served
+from servers import WAIT_S, Served, break_a_step, served
 from talkers import CALL, WEATHER, talker, talks
 
-from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Generation, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.anthropic.messages import usage
@@ -476,14 +475,7 @@ def test_a_key_is_asked_for_in_the_words_of_anthropic() -> None:
 def test_an_error_in_the_middle_is_an_event(
     server: Served, client: anthropic.Anthropic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, steps = Batch.step, iter(range(4))
-
-    def failing(batch: Batch) -> Any:
-        if next(steps, None) == 3:
-            raise RuntimeError("planted")
-        return step(batch)
-
-    monkeypatch.setattr(Batch, "step", failing)
+    break_a_step(monkeypatch, after=3)
     with (
         pytest.raises(anthropic.APIStatusError, match="planted") as caught,
         client.messages.stream(**asked()) as stream,

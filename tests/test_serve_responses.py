@@ -9,12 +9,11 @@ from typing import Any
 
 import openai
 import pytest
-from servers import WAIT_S, Served
+from servers import WAIT_S, Served, break_a_step
 from talkers import CALL, WEATHER
 
 from mlxspec.calling import Called
 from mlxspec.conversations import ToolCall
-from mlxspec.decode.batch import Batch
 from mlxspec.metrics import Event, Generation, Logprob, Piece, Place, SpeculationStats
 from mlxspec.params import SamplingParams
 from mlxspec.serve.openai.responses import usage
@@ -539,14 +538,7 @@ def test_only_text_can_be_read(chat: Served) -> None:
 def test_an_error_in_the_middle_fails_the_response(
     server: Served, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, steps = Batch.step, iter(range(6))
-
-    def failing(batch: Batch) -> Any:
-        if next(steps, None) == 5:
-            raise RuntimeError("planted")
-        return step(batch)
-
-    monkeypatch.setattr(Batch, "step", failing)
+    break_a_step(monkeypatch, after=5)
     *_, last = client.responses.create(**asked(stream=True))
     assert last.type == "response.failed"
     assert last.response.status == "failed"

@@ -13,6 +13,7 @@ import typer
 from rich.text import Text
 
 from mlxspec.chat import documents
+from mlxspec.chat.conversation import Turn
 from mlxspec.cli.clipboard import copy
 from mlxspec.cli.display import table_of
 from mlxspec.cli.keyboard import FILES, Words
@@ -94,9 +95,7 @@ def _system(talk: Talk, text: str) -> None:
 
 
 def _retry(talk: Talk, _: str) -> None:
-    turn = talk.conversation.undo()
-    if turn is None:
-        raise _nothing("answer again")
+    turn = _undone(talk, "answer again")
     if not talk.sampling.temperature:
         talk.out.aside("at temperature 0 the answer is the same; /set temp 0.7 varies it")
     if not talk.answer(turn.question):
@@ -105,17 +104,19 @@ def _retry(talk: Talk, _: str) -> None:
 
 
 def _undo(talk: Talk, _: str) -> None:
-    turn = talk.conversation.undo()
-    if turn is None:
-        raise _nothing("take back")
-    talk.out.aside(f"taken back: {_in_a_line(turn.question)}")
+    talk.out.aside(f"taken back: {_in_a_line(_undone(talk, 'take back').question)}")
 
 
 def _edit(talk: Talk, _: str) -> str:
+    return _undone(talk, "edit").question
+
+
+def _undone(talk: Talk, what: str) -> Turn:
+    """The last turn, which is taken back; raises UsageError where there is none to do that to."""
     turn = talk.conversation.undo()
     if turn is None:
-        raise _nothing("edit")
-    return turn.question
+        raise _nothing(what)
+    return turn
 
 
 def _save(talk: Talk, name: str) -> None:
