@@ -126,6 +126,21 @@ def is_one_error(stderr: bytes | str) -> bool:
     return len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint:  ")
 
 
+def assert_one_error(run: Any, code: int, *words: str) -> None:
+    """A command wrote nothing but an error with these words and a hint, and ended with `code`.
+
+    Args:
+        run: an `Ended`, or a process that is over.
+    """
+    ended = (run.code, run.out, run.err) if hasattr(run, "code") else None
+    found, out, err = ended or (run.returncode, run.stdout, run.stderr)
+    said = err.decode() if isinstance(err, bytes) else err
+    assert (found, out or "") == (code, ""), said
+    assert is_one_error(said), said
+    for word in words:
+        assert word in said, said
+
+
 class TerminalRun:
     """The command with its stdin, stdout and stderr on a pseudo-terminal.
 

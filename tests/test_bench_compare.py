@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarked import ARMS, NONE, PLAIN, TYPES, cell, cells, results, samples
-from cli_tools import is_one_error
+from cli_tools import assert_one_error
 from typer.testing import CliRunner
 
 from mlxspec.bench.applying import keys
@@ -192,7 +192,7 @@ def test_results_of_the_same_work_make_a_line(tmp_path):
         folder = tmp_path / f"run {day}"
         folder.mkdir()
         made = results(created=f"2026-03-0{3 - day}T09:30:00+00:00", cells=cells()[:5], **others)
-        made.write(folder / "results.json")
+        (folder / "results.json").write_text(made.as_json(), encoding="utf-8")
     (tmp_path / "results.json").write_text("{")
     (tmp_path / "other.json").write_text("{}")
     heard = []
@@ -363,7 +363,7 @@ def bench(*arguments):
 
 def saved(folder: Path, made) -> Path:
     folder.mkdir()
-    made.write(folder / "results.json")
+    (folder / "results.json").write_text(made.as_json(), encoding="utf-8")
     return folder
 
 
@@ -451,5 +451,4 @@ def test_a_file_that_is_none_is_one_clear_error(tmp_path, content):
 
 def test_the_command_says_what_is_wrong_in_one_error(tmp_path, invoke):
     done = invoke("bench", "compare", str(tmp_path / "a"), str(tmp_path / "b"))
-    assert done.code == 1
-    assert is_one_error(done.err)
+    assert_one_error(done, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cli_tools import is_one_error
+from cli_tools import assert_one_error, is_one_error
 
 from mlxspec.cli import streams
 from mlxspec.cli.app import main
@@ -117,10 +117,7 @@ def test_a_prompt_that_begins_with_a_dash_is_told_how_to_go(
     call: Call, prompt: str, before: tuple[str, ...]
 ) -> None:
     run = call("generate", *before, prompt)
-    assert (run.code, run.out) == (2, b"")
-    assert is_one_error(run.err)
-    assert b"begins with a dash" in run.err
-    assert b"mlxspec generate -- " in run.err
+    assert_one_error(run, 2, "begins with a dash", "mlxspec generate -- ")
     # And so it goes: what is missing now is the model.
     assert b"no model folder" in call("generate", "--target", "/none", "--", prompt).err
 
@@ -143,9 +140,7 @@ def test_a_prompt_that_begins_with_a_dash_is_told_how_to_go(
 )
 def test_a_wrong_call_is_one_line_and_a_hint(call: Call, arguments: list[str], words: str) -> None:
     run = call(*arguments, columns=30)  # whose width breaks no line
-    assert (run.code, run.out) == (2, b"")
-    assert is_one_error(run.err)
-    assert all(part in run.err.decode() for part in words.split("|"))
+    assert_one_error(run, 2, *words.split("|"))
 
 
 @pytest.mark.parametrize(
@@ -161,9 +156,7 @@ def test_what_is_given_beside_something_else_is_true_too(
     call: Call, arguments: list[str], words: str
 ) -> None:
     run = call("generate", *arguments, "a")
-    assert (run.code, run.out) == (2, b"")
-    assert is_one_error(run.err)
-    assert words in run.err.decode()
+    assert_one_error(run, 2, words)
 
 
 # --- stdin ------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from cli_tools import (
     PATIENCE_S,
     ROOT,
     TerminalRun,
+    assert_one_error,
     command,
     environment,
     is_one_error,
@@ -121,17 +122,12 @@ def test_a_real_pipe_into_the_process(letters, text_of):
 )
 def test_a_prompt_that_cannot_be_used_is_one_error(generate, arguments, stdin, words):
     run = generate(*arguments, stdin=stdin)
-    assert run.code == 2
-    assert run.out == ""
-    assert is_one_error(run.err)
-    assert words in run.err
+    assert_one_error(run, 2, words)
 
 
 def test_an_argument_that_is_not_utf8_reaches_the_process_as_bytes():
     run = mlxspec("generate", b"caf\xe9")
-    assert (run.returncode, run.stdout) == (2, b"")
-    assert is_one_error(run.stderr)
-    assert b"not valid UTF-8" in run.stderr
+    assert_one_error(run, 2, "not valid UTF-8")
 
 
 def test_a_terminal_is_never_waited_for():
@@ -247,8 +243,7 @@ def test_a_full_disk_is_one_error(letters):
             stderr=subprocess.PIPE,
             check=False,
         )
-    assert run.returncode == 1
-    assert is_one_error(run.stderr)
+    assert_one_error(run, 1)
 
 
 def test_json_is_one_object_with_these_keys_and_types(generate):
@@ -526,9 +521,7 @@ def test_an_audit_takes_a_prompt_cache(invoke, tmp_path):
 
 def test_a_prompt_cache_that_is_no_file(generate, tmp_path):
     run = generate(CODE, "--cache", str(tmp_path))
-    assert (run.code, run.out) == (2, "")
-    assert is_one_error(run.err)
-    assert f"The prompt cache {tmp_path} is a folder." in run.err
+    assert_one_error(run, 2, f"The prompt cache {tmp_path} is a folder.")
     run = generate(CODE, "--cache", "~nobody-of-that-name/cache")
     assert run.code == 0
     assert "the prompt could not be kept in ~nobody-of-that-name/cache" in run.err
@@ -580,9 +573,7 @@ def test_reasoning_is_apart_and_out_of_a_pipe(generate, tmp_path):
 def test_a_system_message_needs_a_chat_template(generate):
     for options in ([], ["--raw"]):
         run = generate("def f(x):", "--system", "Be brief.", *options)
-        assert (run.code, run.out) == (2, "")
-        assert is_one_error(run.err)
-        assert "system message" in run.err
+        assert_one_error(run, 2, "system message")
 
 
 @pytest.mark.parametrize(
@@ -591,9 +582,7 @@ def test_a_system_message_needs_a_chat_template(generate):
 )
 def test_an_unknown_pair_suggests_the_nearest(invoke, call, nearest):
     run = invoke(*call)
-    assert (run.code, run.out) == (2, "")
-    assert is_one_error(run.err)
-    assert f"`{nearest}`" in run.err
+    assert_one_error(run, 2, f"`{nearest}`")
 
 
 def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
@@ -603,9 +592,7 @@ def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
     assert (run["pair"], run["speculation"]["draft_tokens"]) == ("mine", 2)
     table.write_text("[mine]\n")
     bad = generate("abc", "--models", str(table), "--pair", "mine")
-    assert (bad.code, bad.out) == (2, "")
-    assert is_one_error(bad.err)
-    assert str(table) in bad.err
+    assert_one_error(bad, 2, str(table))
 
 
 @pytest.mark.parametrize(
@@ -647,8 +634,7 @@ def test_a_table_of_ones_own_gives_pairs(generate, letters, tmp_path):
 )
 def test_what_is_out_of_range_or_unknown_ends_with_2(invoke, arguments):
     run = invoke("generate", "def f(x):", *arguments)
-    assert (run.code, run.out) == (2, "")
-    assert is_one_error(run.err)
+    assert_one_error(run, 2)
 
 
 def test_a_schema_is_refused_with_what_there_is_in_its_place(generate):
@@ -660,8 +646,7 @@ def test_a_schema_is_refused_with_what_there_is_in_its_place(generate):
 
 def test_a_damaged_model_is_one_error(generate, tmp_path):
     run = generate("abc", "--target", str(tmp_path / "none"))
-    assert (run.code, run.out) == (1, "")
-    assert is_one_error(run.err)
+    assert_one_error(run, 1)
 
 
 # --- commands that need no model --------------------------------------------------------
@@ -994,6 +979,4 @@ def test_a_prediction_that_cannot_be_read_is_one_error(generate, tmp_path, conte
     if content is not None:
         path.write_bytes(content)
     run = generate("x", "--prediction", str(path))
-    assert run.code == PromptError.exit_code
-    assert is_one_error(run.err)
-    assert "expected.txt" in run.err
+    assert_one_error(run, PromptError.exit_code, "expected.txt")

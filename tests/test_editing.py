@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_tools import LETTERS, is_one_error, save_model
+from cli_tools import LETTERS, assert_one_error, save_model
 
 from mlxspec.pairs import editing
 from mlxspec.pairs.table import default_pair, find_pair, load_pairs, user_table
@@ -108,9 +108,7 @@ def test_the_default_is_the_first_line_and_is_changed_there(table):
 def test_a_wrong_change_changes_nothing(table, invoke, call, code, words):
     written(table)
     run = invoke("pairs", *call)
-    assert (run.code, run.out) == (code, "")
-    assert is_one_error(run.err)
-    assert words in run.err
+    assert_one_error(run, code, words)
     assert table.read_text() == BEFORE
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_tools import is_one_error, save_model
+from cli_tools import assert_one_error, save_model
 from hypothesis import given
 from hypothesis import strategies as st
 from talkers import talker
@@ -372,13 +372,9 @@ def test_what_cannot_be_used_is_one_error(
     if options:
         (tmp_path / "mine.txt").write_text("abc\n")
     ended = invoke(*call(folder, tmp_path, *options))
-    assert ended.code == 2
-    assert is_one_error(ended.err)
-    assert words in ended.err
+    assert_one_error(ended, 2, words)
 
 
 def test_an_evaluation_needs_prompts(invoke: Any) -> None:
     ended = invoke("cascade", "eval")
-    assert ended.code == 2
-    assert is_one_error(ended.err)
-    assert "--prompts FILE" in ended.err
+    assert_one_error(ended, 2, "--prompts FILE")

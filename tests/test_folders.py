@@ -11,7 +11,16 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from cli_tools import COMMIT, Hub, as_the_hub, environment, is_one_error, mlxspec, save_model
+from cli_tools import (
+    COMMIT,
+    Hub,
+    as_the_hub,
+    assert_one_error,
+    environment,
+    is_one_error,
+    mlxspec,
+    save_model,
+)
 from huggingface_hub import constants
 from mlx_lm.utils import load_adapters, load_model
 
@@ -483,9 +492,7 @@ def test_the_command_names_another_format_in_one_error(hub, tmp_path):
     changes = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     env = environment(**changes, HF_ENDPOINT=hub.endpoint)
     run = mlxspec("pairs", "pull", "org/other", env=env)
-    assert (run.returncode, run.stdout) == (1, b"")
-    assert is_one_error(run.stderr)
-    assert b"org/other are GGUF (m.gguf)" in run.stderr
+    assert_one_error(run, 1, "org/other are GGUF (m.gguf)")
 
 
 def test_a_hub_that_gives_no_listing_leaves_the_error_as_it_was(hub, tmp_path, monkeypatch):

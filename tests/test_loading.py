@@ -12,8 +12,8 @@ from cli_tools import (
     LETTERS,
     Hub,
     as_the_hub,
+    assert_one_error,
     environment,
-    is_one_error,
     mlxspec,
     save_model,
     serving,
@@ -421,8 +421,7 @@ def test_the_command_leaves_out_the_draft_of_a_table_only(target, folder, tmp_pa
         ("--target", str(target), "--draft", str(folder)),
     ):
         run = invoke(*common, *refusing)
-        assert (run.code, run.out) == (1, "")
-        assert is_one_error(run.err)
+        assert_one_error(run, 1)
 
 
 def test_padded_and_longer_vocabularies_are_accepted(target, tmp_path):
@@ -470,10 +469,7 @@ def test_a_hub_that_cannot_be_reached_is_one_error_of_the_command(tmp_path):
         HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0"
     )
     run = mlxspec("generate", "abc", "--pair", "mine", "--models", str(table), env=closed)
-    assert run.returncode == 1
-    assert run.stdout == b""
-    assert is_one_error(run.stderr)
-    assert b"org/model (of the pair mine) is not on this machine" in run.stderr
+    assert_one_error(run, 1, "org/model (of the pair mine) is not on this machine")
 
 
 @pytest.mark.parametrize(

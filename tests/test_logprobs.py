@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from cli_tools import is_one_error, save_model
+from cli_tools import assert_one_error, save_model
 from conftest import KINDS, TOKENIZER, draft_for, model, plain_of, prompt_of
 from mlx_lm.generate import generate_step
 
@@ -325,7 +325,5 @@ def test_json_tells_each_token(generate: Callable[..., Any], tmp_path: Path) -> 
 
 def test_text_has_no_place_for_them(generate: Callable[..., Any]) -> None:
     ended = generate("--logprobs", "2", "--no-stdin", "abc")
-    assert ended.code == 2
-    assert is_one_error(ended.err)
-    assert "--logprobs 2 says nothing" in ended.err
+    assert_one_error(ended, 2, "--logprobs 2 says nothing")
     assert "logprobs" not in generate("--json", "--no-stdin", "abc").json

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import pytest
-from cli_tools import is_one_error, save_model
+from cli_tools import assert_one_error, save_model
 from clocks import Clock, Slowed, growing
 from conftest import draft_for, foreign, model
 from rich.console import Console
@@ -563,8 +563,7 @@ def test_a_target_alone_is_probed_by_the_command(folder: str, run: Callable[...,
 
 def test_without_speculation_there_is_one_error(folder: str, invoke: Callable[..., Ended]) -> None:
     ended = invoke("probe", "--target", folder, "--no-speculation")
-    assert ended.code == UsageError.exit_code
-    assert is_one_error(ended.err)
+    assert_one_error(ended, UsageError.exit_code)
 
 
 # --- files of prompts -------------------------------------------------------------------

@@ -19,9 +19,9 @@ from cli_tools import (
     Hub,
     TerminalRun,
     as_the_hub,
+    assert_one_error,
     command,
     environment,
-    is_one_error,
     letters_tokenizer,
     save_model,
     wait_for,
@@ -310,10 +310,12 @@ def test_two_processes_pull_one_file_once(hub, away):
 
 def test_a_pair_that_is_away_is_refused_where_nobody_can_be_asked(hub, invoke):
     run = invoke("generate", "--target", "org/model", "abc")
-    assert (run.code, run.out) == (1, "")
-    assert is_one_error(run.err)
-    assert "org/model (of the pair org/model) is not on this machine" in run.err
-    assert "`mlxspec pairs pull org/model`" in run.err
+    assert_one_error(
+        run,
+        1,
+        "org/model (of the pair org/model) is not on this machine",
+        "`mlxspec pairs pull org/model`",
+    )
     assert hub.asked == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from cli_tools import is_one_error, wait_for
+from cli_tools import assert_one_error, wait_for
 from servers import Served, served
 from talkers import CALL, saying
 from upstreams import KEY, Misbehaving, asked, misbehaving, upstream
@@ -401,6 +401,4 @@ def test_a_server_that_cannot_route_does_not_start(
     options: tuple[str, ...], words: str, invoke: Any
 ) -> None:
     ended = invoke("serve", *options)
-    assert ended.code == 2
-    assert is_one_error(ended.err)
-    assert words in ended.err
+    assert_one_error(ended, 2, words)

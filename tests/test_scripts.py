@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cli_tools import ROOT, environment, is_one_error
+from cli_tools import ROOT, assert_one_error, environment
 
 from mlxspec.pairs.table import find_pair
 
@@ -277,8 +277,7 @@ def run_python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProc
 
 def test_the_command_without_a_backend_says_which_extra(no_backend):
     run = run_python("-m", "mlxspec", "generate", "x", env=no_backend)
-    assert (run.returncode, run.stdout) == (1, "")
-    assert is_one_error(run.stderr)
+    assert_one_error(run, 1)
     for extra in ("mlxspec[cpu]", "cuda12", "cuda13"):
         assert extra in run.stderr
     assert run_python("-m", "mlxspec", "pairs", "list", env=no_backend).returncode == 0

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import httpx
 import pytest
-from cli_tools import TerminalRun, command, environment, is_one_error, wait_for
+from cli_tools import TerminalRun, assert_one_error, command, environment, wait_for
 from conftest import Ended
 
 PROMPT = "def fibonacci(n):"
@@ -129,21 +129,16 @@ def test_a_server_that_cannot_start_says_why(
     invoke: Callable[..., Ended], options: list[str], words: str
 ) -> None:
     ended = invoke("serve", "--port", "0", *options)
-    assert ended.code == 2
-    assert is_one_error(ended.err)
-    assert words in ended.err
+    assert_one_error(ended, 2, words)
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(invoke: Callable[..., Ended]) -> None:
     ended = invoke("serve", "--port", "0", "--target", "/nowhere/at/all")
-    assert ended.code == 1
-    assert is_one_error(ended.err)
+    assert_one_error(ended, 1)
 
 
 def test_without_its_libraries_one_line_says_what_to_install() -> None:
     hidden = "import sys; sys.modules['uvicorn'] = None; from mlxspec.__main__ import main; main()"
     call = [sys.executable, "-c", hidden, "serve"]
     ended = subprocess.run(call, capture_output=True, text=True, env=environment(), check=False)
-    assert ended.returncode == 1
-    assert is_one_error(ended.stderr)
-    assert "mlxspec[serve]" in ended.stderr
+    assert_one_error(ended, 1, "mlxspec[serve]")
