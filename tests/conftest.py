@@ -55,6 +55,15 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(stack.close)
 
 
+@pytest.fixture
+def rooms() -> Iterator[None]:
+    """Fails where a round would write beyond the room of its caches."""
+    from rooms import watched
+
+    with watched():
+        yield
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
     """A server of the embedded pair, for all tests that leave its settings alone."""

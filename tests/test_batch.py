@@ -24,6 +24,8 @@ from mlxspec.metrics import Event
 from mlxspec.models.pace import Pace
 from mlxspec.params import KVQuantization, Penalties, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 COUNT = 24
 SAMPLED = SamplingParams(temperature=0.8, seed=4)
 # The last two take turns: rounds of llama4 wait, and those of gemma2 are of one row.

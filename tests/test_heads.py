@@ -32,6 +32,8 @@ from mlxspec.pairs.check import check
 from mlxspec.pairs.table import Pair
 from mlxspec.params import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 COUNT = 24
 # Of full attention, windows, a recurrence beside attention and alone, and on mlx-lm's own caches.
 KINDS = ("llama", "gemma3_text", "qwen3_next", "mamba2", "llama4")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import draft_for, model, plain, prompt_of
+from rooms import watched
 
 from mlxspec.control.controller import Controller
 from mlxspec.control.policy import (
@@ -28,6 +29,8 @@ from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
 from mlxspec.models.prefill import finished
 from mlxspec.params import SamplingParams
+
+pytestmark = pytest.mark.usefixtures("rooms")
 
 LENGTH = 40
 # Attention, quantised attention aside, windows, and states of both kinds.
@@ -145,6 +148,19 @@ def test_a_seed_gives_a_text_its_own_whoever_is_beside(
         beside.step()
     beside.finish()
     assert [written(track) for track in beside.tracks] == alone
+
+
+def test_a_text_that_was_cut_at_its_limit_keeps_its_room_beside_others() -> None:
+    engine = Engine(model("llama"), draft_for(model("llama"), "agrees"), compiled=False)
+    beside = Beside(engine, lambda _: FixedPolicy([MODEL], 8), draft_tokens=8)
+    # It ends so short of its caches' end that a round may write there and no further.
+    cut, other = beside.join(prompt_of(236), 12), beside.join(prompt_of(9), LENGTH)
+    with watched():
+        while cut.left or other.left:
+            beside.lane.step()
+    (place, _) = beside.lane.state.position.tolist()
+    assert place >= len(cut.text) + 5
+    assert written(other) == plain(model("llama"), prompt_of(9), LENGTH)
 
 
 def test_rows_are_as_many_as_texts_need() -> None:

@@ -244,10 +244,10 @@ def test_who_does_not_ask_gets_the_same_graphs_and_who_asks_one_more_of_each(
 
     rounds = engine.rounds.of(engine.request(PROMPT, **options))
     outputs = {}
-    for shape in rounds._shapes:
+    for shape, graph in rounds._graphs.of_shape.items():
         state = engine.prefilled(PROMPT, draft=False, capacity=shape.length)
         if not shape.drafter:
-            outputs[shape.logprobs] = len(rounds._of_shape(shape)(state, NOTHING))
+            outputs[shape.logprobs] = len(graph(state, NOTHING))
     assert outputs == {False: 2, True: 3}
 
 

@@ -27,6 +27,8 @@ from mlxspec.drafters.heads.mtp import Mtp
 from mlxspec.drafters.history import History
 from mlxspec.params import SamplingParams
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 PROMPTS = ([5], [3, 1, 4, 1, 5, 9, 2, 6], [(7 * i) % 61 for i in range(40)])
 HALVES = ("embedding", "feature")
 CHECKED = 24  # rounds of a run at most

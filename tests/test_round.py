@@ -33,6 +33,8 @@ from mlxspec.models.caches.layers import capacity_of
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=1.0, seed=3)
 

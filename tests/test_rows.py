@@ -19,6 +19,8 @@ from mlxspec.decode.request import Request
 from mlxspec.errors import BrokenOutput
 from mlxspec.params import Penalties, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 LENGTH = 9
 COUNTS = (0, 1, 3, 8)
 PROMPTS = [prompt_of(length, length) for length in (1, 2, 7, 20)]

@@ -27,6 +27,8 @@ from mlxspec.models.cached_model import FusedModel
 from mlxspec.models.caches.layers import Layers, capacity_of
 from mlxspec.models.prefill import finished
 
+pytestmark = pytest.mark.usefixtures("rooms")
+
 ROWS = 16
 SLACK = 2**16  # bytes: for positions, keys and the like
 CAPACITY = 4096

@@ -5,6 +5,7 @@ MLX's streams belong to their thread, which ends them with `mx.clear_streams()`.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -14,7 +15,9 @@ import pytest
 from conftest import draft_for, model, plain_of, prompt_of
 
 from mlxspec.decode.engine import Engine
+from mlxspec.decode.round import FusedRound
 from mlxspec.params import SamplingParams
+from mlxspec.sampling.sampler import Sampler
 
 WARM = SamplingParams(temperature=1.0, seed=7)
 
@@ -47,6 +50,26 @@ def test_one_engine_from_several_threads(compiled: bool) -> None:
     for _ in range(3):
         assert in_threads(jobs) == alone
     assert written(engine, 5, SamplingParams()) == plain_of("llama", 5, 40)
+
+
+def test_rounds_that_are_gone_leave_nothing_for_later_ones_in_any_thread() -> None:
+    engine, top = engine_of("llama", compiled=True), 3
+    sampler = Sampler(SamplingParams().method(), engine.models[0].vocabulary)
+
+    def width(rounds: FusedRound, told: bool) -> int:
+        shape = rounds.shape(0, 64)._replace(logprobs=told)
+        _, result = rounds.run(engine.prefilled(prompt_of(9)), shape, top=top)
+        return int(result.shape[1])
+
+    with ThreadPoolExecutor(1) as pool:
+        # A few turns until Python puts a function where another one was.
+        for told in [False, True] * 7:
+            rounds = engine.rounds.with_sampler(sampler, compiled=True)
+            found = [width(rounds, told), pool.submit(width, rounds, told).result()]
+            assert found == [2 + told * (1 + 2 * top)] * 2
+            del rounds
+            gc.collect()
+        pool.submit(mx.clear_streams).result()
 
 
 def test_two_engines_from_two_threads() -> None:

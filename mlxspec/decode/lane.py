@@ -217,8 +217,8 @@ class Lane:
         return track.left > sum(track in one.tracks for one in self._in_flight)
 
     def _bound(self, track: Track) -> int:
-        """The most tokens that a text can have once every dispatched round is committed."""
-        return len(track.text) + sum(
+        """The most tokens of a text that every dispatched round together can have kept."""
+        return track.reach + sum(
             one.plan.rows[one.tracks.index(track)].draft_tokens + 1
             for one in self._in_flight
             if track in one.tracks

@@ -10,8 +10,8 @@ and reads `result`, one small array, a round late.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, cast
 
 import mlx.core as mx
@@ -34,6 +34,18 @@ BROKEN = -1  # in place of the number of accepted tokens: the target's scores ar
 
 Propose = Callable[[RoundState], tuple[Draft, RoundState]]
 Commit = Callable[[RoundState, Draft], tuple[RoundState, mx.array]]
+
+
+class _Graphs(threading.local):
+    """The rounds that a thread has built, by shape.
+
+    A compiled one must never run on another thread: MLX keeps what it traced for each thread by
+    the address of the function, and forgets it on the thread alone that compiled the function. A
+    later function at that address would find it, and run the wrong graph.
+    """
+
+    def __init__(self) -> None:
+        self.of_shape: dict[Shape, Callable[..., Any]] = {}
 
 
 class FusedRound:
@@ -65,8 +77,7 @@ class FusedRound:
         fused = target.fused and all(one.fused for one in drafters.values())
         self.waits = sampler.sees_whole_text or not fused
         self._compiled = compiled and not self.waits
-        self._of_shape = cache(self._build)
-        self._shapes: set[Shape] = set()
+        self._graphs = _Graphs()
 
     @property
     def takes_one(self) -> bool:
@@ -122,8 +133,9 @@ class FusedRound:
             for name, past in state.drafts.items()
             if name == shape.drafter or self.drafters[name].follows
         }
-        after, result, *logits = self._of_shape(shape)(state._replace(drafts=used), given)
-        self._shapes.add(shape)
+        graph = self._graphs.of_shape.get(shape) or self._build(shape)
+        after, result, *logits = graph(state._replace(drafts=used), given)
+        self._graphs.of_shape[shape] = graph
         if logits:
             result = with_logprobs(result, logits[0], top)
         after = self._typed(after)
@@ -180,8 +192,8 @@ class FusedRound:
         return Shape(drafter, draft_tokens, length, length_of_draft, is_given, is_ragged, rows)
 
     def is_new(self, shape: Shape) -> bool:
-        """Whether such a round has not been built before: it would take longer than others."""
-        return shape not in self._shapes
+        """Whether this thread has yet to build such a round: it takes longer than others."""
+        return shape not in self._graphs.of_shape
 
     def halves(
         self, draft_tokens: int, length: int, drafter: str = MODEL

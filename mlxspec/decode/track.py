@@ -76,11 +76,17 @@ class Track:
         self._reader = reader
         self._writes = reader.writes
         self.is_sound = True  # otherwise nothing of its rounds is kept
+        self._cut = 0  # tokens that rounds kept beyond the limit
 
     @property
     def left(self) -> int:
         """The most tokens that it may still get."""
         return self.request.limit - len(self.text)
+
+    @property
+    def reach(self) -> int:
+        """The tokens that rounds have kept, those beyond the limit included."""
+        return len(self.text) + self._cut
 
     @property
     def follows(self) -> bool:
@@ -102,7 +108,7 @@ class Track:
             OutOfMemory: the target's caches do not fit.
         """
         state = yield from self._reader.state(self.text, beside=beside)
-        self.is_first = True
+        self.is_first, self._cut = True, 0
         self.drafts.forget()
         return state
 
@@ -157,6 +163,7 @@ class Track:
         """
         committed = list(tokens[: self.left])
         self.text += committed
+        self._cut += len(tokens) - len(committed)
         self.policy.kept(choice, stats.accepted)
         self._tell_texts()
         told = tuple(logprobs[: len(committed)])
