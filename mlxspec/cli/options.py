@@ -217,6 +217,8 @@ class ModelOptions:
 
     def chosen(self) -> Pair:
         """The table's pair, or what the options make of it."""
+        if self.draft_bits not in (None, 4, 8):
+            raise UsageError(f"--draft-bits is {self.draft_bits}.", hint="It must be 4 or 8.")
         pair = self._named()
         return replace(
             pair,
@@ -335,16 +337,3 @@ class ReasoningOptions:
             show_default=False,
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """The checks that follow a text."""
-
-    audit: Annotated[
-        bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
-    ] = False
-    compare: Annotated[
-        bool,
-        _output("--compare", help="Decode again, with and without speculation; show both speeds."),
-    ] = False

@@ -161,6 +161,8 @@ def show_pair(
     else:
         show_memory(memory, out)
     for record in kept:
+        if not record.recommendation and not _has_measured(record):
+            continue  # its texts were too short to time a round
         out.show("", _setting(record))
         console = out.console(least=_COLUMNS)
         console.print(_learned(record, roomy=console.width >= _ROOMY))
@@ -264,6 +266,16 @@ def _learned(record: Record, *, roomy: bool) -> Table:
                     table.add_row(texts, name, *row)
                     texts = name = ""
     return table
+
+
+def _has_measured(record: Record) -> bool:
+    """Whether anything is known that a table would show."""
+    return any(
+        _measured(one)
+        for learned in (record.learned, *record.learned.beside.values())
+        for drafters in learned.by_length.values()
+        for one in drafters.values()
+    )
 
 
 def _measured(one: Knowledge) -> list[tuple[str, str, str]]:
