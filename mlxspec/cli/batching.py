@@ -49,7 +49,9 @@ class BatchOptions:
     ordered: Annotated[bool, _batch("--ordered", help="Keep the order of the lines.")] = False
     resume: Annotated[
         Path | None,
-        _batch(metavar="FILE", help="Leave out the texts that this file of earlier results has."),
+        _batch(
+            metavar="FILE", help="Skip the texts that this file of earlier results already has."
+        ),
     ] = None
 
     @property

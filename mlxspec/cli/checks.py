@@ -19,7 +19,7 @@ class CheckOptions:
     """The checks that follow a text."""
 
     audit: Annotated[
-        bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
+        bool, _output("--audit", help="Compare the text with plain decoding afterwards.")
     ] = False
     compare: Annotated[
         bool,

@@ -86,7 +86,7 @@ def audit_text(
     sampling: SamplingOptions,
     output: OutputOptions,
 ) -> None:
-    """Write a text and prove it: hold every token against plain decoding.
+    """Write a text and prove it: compare every token with plain decoding.
 
     When sampling, with the coupled rule, whose text depends on the seed alone. Exits with 1 where
     a difference is more than rounding.

@@ -44,7 +44,7 @@ BudgetOption = Annotated[
         "--budget",
         metavar="SECONDS",
         min=1,
-        help="Measure for about as long: less is measured where a pass is slow. Loading and "
+        help="Measure for about this long: less is measured where a pass is slow. Loading and "
         "building kernels come on top.",
     ),
 ]
@@ -120,7 +120,7 @@ class ModelOptions:
     ] = None
     adapter: Annotated[
         str | None,
-        _model(metavar="PATH_OR_REPO", help="LoRA weights of mlx-lm for the target."),
+        _model(metavar="PATH_OR_REPO", help="LoRA weights in mlx-lm's format, for the target."),
     ] = None
     revision: Annotated[
         str | None,
@@ -128,7 +128,7 @@ class ModelOptions:
     ] = None
     trust_remote_code: Annotated[
         bool,
-        _model("--trust-remote-code", help="Run code that a model or a tokenizer brings."),
+        _model("--trust-remote-code", help="Run code that comes with a model or a tokenizer."),
     ] = False
     draft: Annotated[
         list[str] | None,

@@ -47,10 +47,12 @@ ContextOption = Annotated[
 
 @pairs_app.command("list", cls=Command)
 def list_pairs(
-    fits: Annotated[bool, typer.Option("--fits", help="Those that fit this machine.")] = False,
+    fits: Annotated[bool, typer.Option("--fits", help="Only pairs that fit this machine.")] = False,
     tag: Annotated[
         list[str] | None,
-        typer.Option(metavar="TAG", help="Those with this tag, such as code or 16gb; repeatable."),
+        typer.Option(
+            metavar="TAG", help="Only pairs with this tag, such as code or 16gb; repeatable."
+        ),
     ] = None,
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
