@@ -135,6 +135,13 @@ def test_a_prompt_that_begins_with_a_dash_is_told_how_to_go(
         (["generate", "--", "-5", "--raw"], "another argument: --raw.|options before --"),
         (["generat", "x"], "command 'generat'.|Did you mean 'generate'?"),
         (["Why is it?"], "command 'Why is it?'.|mlxspec generate 'Why is it?' writes a text"),
+        (
+            ["pairs", "lst"],
+            "command 'lst'.|Did you mean 'list'? `mlxspec pairs --help` lists them.\n",
+        ),
+        (["list"], "Did you mean `mlxspec pairs list`? `mlxspec --help` lists them; "),
+        (["pull", "x"], "Did you mean `mlxspec pairs pull`?"),
+        (["doctor", "x"], "another argument: x.|`mlxspec doctor --help` shows what it takes.\n"),
         (["pairs", "show"], "Missing argument 'name'.|mlxspec pairs show --help"),
     ],
 )
@@ -150,6 +157,10 @@ def test_a_wrong_call_is_one_line_and_a_hint(call: Call, arguments: list[str], w
         (["--models", "~nobody-here/x.toml"], "The table ~nobody-here/x.toml cannot be read"),
         (["--prediction", "~nobody-here/x"], "The file ~nobody-here/x cannot be read"),
         (["--kv-group-size", "32"], "says nothing without --kv-bits"),
+        (["--draft-bits", "5"], "--draft-bits is 5."),
+        (["--compare", "--no-speculation"], "--compare has nothing to compare"),
+        (["--compare", "--draft-tokens", "0"], "--compare has nothing to compare"),
+        (["--compare", "--quiet"], "--compare shows nothing with --quiet"),
     ],
 )
 def test_what_is_given_beside_something_else_is_true_too(

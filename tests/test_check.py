@@ -159,6 +159,23 @@ def test_suggestions_rank_what_was_measured_and_leave_out_what_cannot_be(models)
     assert (best[0].draft, best[0].accepted) == (str(models["turned"]), 0.9)
 
 
+def test_a_pair_shows_what_was_learned_and_no_table_without_rows(invoke):
+    setting = dict.fromkeys(("quantisation", "chip", "backend", "mlx", "mlx_lm"), "x")
+    one = Setting(target="package:demo/target", draft="package:demo/draft", **setting)
+    for costs, shown in (((1.0,), False), ((1.0, 1.2), True)):
+        learned = Learned({0: {"model": Knowledge(costs, (0.9,))}})
+        records.remember(Record(one, learned), pytest.fail)
+        assert ("learned on x" in invoke("pairs", "show", "demo").out) == shown
+
+
+def test_bits_for_heads_are_no_secret_where_no_head_drafts(models, invoke):
+    call = ("generate", "--target", str(models["target"]), "--draft", str(models["draft"]), "abc")
+    options = ("--draft-bits", "8", "--max-tokens", "2", "--no-compile", "--raw")
+    ended = invoke(*call, *options)
+    assert ended.code == 0
+    assert "--draft-bits 8 changes nothing: no trained head drafts here" in ended.err
+
+
 def test_the_command_prints_the_lines_of_a_table(models, tmp_path, invoke):
     table = tmp_path / "mine.toml"
     table.write_text(f'[mine]\ntarget = "{models["target"]}"\ndraft = "{models["draft"]}"\n')

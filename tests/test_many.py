@@ -169,6 +169,7 @@ def test_a_prompt_that_begins_like_another_is_read_from_there(many: Any) -> None
         (("--batch", "-", "--cache", "x"), "--cache is for one text"),
         (("--ordered", "abc"), "--ordered says nothing without --batch"),
         (("--cache-gb", "1", "abc"), "--cache-gb says nothing without --batch"),
+        (("--max-rows", "8", "abc"), "--max-rows says nothing without --batch"),
         (("--resume", "x", "abc"), "--resume says nothing without --batch"),
         (("--batch", "missing.jsonl"), "cannot be read"),
     ],

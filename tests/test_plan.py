@@ -112,7 +112,7 @@ def test_where_not_even_the_least_fits_the_time_that_would_do_is_told(clock: Clo
     assert took_s < 30
     words = findings.verdict().words
     assert findings.verdict().recommendation is None
-    assert "a pass over one row takes 2.0 s here" in words
+    assert "a pass over one row takes 2 s here" in words
     enough = float(words.partition("--budget ")[2].split()[0])
     assert Pair(clock, growing(2.0, 0.2), growing(0.2, 0.02)).probed(enough)[0].is_whole
 

@@ -126,6 +126,15 @@ def test_numbers_that_cannot_be_are_damage(kept: Path, value: object) -> None:
     assert said
 
 
+@pytest.mark.parametrize("value", [float("nan"), 0.0, -1.0])
+def test_what_could_not_be_read_again_is_not_kept(kept: Path, value: float) -> None:
+    remember(Record(SETTING, LEARNED), silent)
+    said: list[str] = []
+    remember(Record(SETTING, Learned({0: {"model": Knowledge((1.0, value), ())}})), said.append)
+    assert said == ["what was learned is not kept: costs and rates are numbers above 0"]
+    assert recall(SETTING, silent).learned == LEARNED
+
+
 def test_a_file_of_a_newer_version_is_left_alone(kept: Path) -> None:
     kept.parent.mkdir()
     content = json.dumps({"format": records.FORMAT + 1, "records": "other"})

@@ -90,6 +90,25 @@ def test_a_field_that_is_wrong_is_named(client: httpx.Client, body: Any, param: 
     assert param in error["message"] or "texts" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("route", "others", "message"),
+    [
+        ("completions", {"echo": True}, "echo is true, and this server takes false alone."),
+        (
+            "chat/completions",
+            {"response_format": {"type": "json_object"}},
+            "response_format.type is \"json_object\", and this server takes 'text' alone.",
+        ),
+    ],
+)
+def test_a_value_that_is_not_taken_is_named_with_those_that_are(
+    client: httpx.Client, route: str, others: dict[str, Any], message: str
+) -> None:
+    body = {"prompt": PROMPT, "messages": [{"role": "user", "content": PROMPT}]}
+    answer = client.post(f"/v1/{route}", json=body | others)
+    assert answer.json()["error"]["message"] == message
+
+
 def test_an_unknown_field_is_ignored(client: httpx.Client) -> None:
     body = {"prompt": PROMPT, "max_tokens": 2, "user": "me", "store": False}
     assert client.post("/v1/completions", json=body).status_code == 200

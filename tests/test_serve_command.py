@@ -23,11 +23,15 @@ ENDLESS = {"prompt": PROMPT, "max_tokens": 900, "temperature": 1, "logit_bias": 
 
 
 class Process:
-    """A server in a process of its own; `lines` are the objects on its stderr so far."""
+    """A server in a process of its own; `lines` are the objects on its stderr so far.
+
+    `words` are the other lines there.
+    """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.lines: list[dict[str, Any]] = []
+        self.words: list[str] = []
         self._ready = threading.Event()
         self._reading = threading.Thread(target=self._read, args=(process.stderr,))
         self._reading.start()
@@ -48,6 +52,8 @@ class Process:
                 self.lines.append(json.loads(line))
                 if self.lines[-1]["event"] == "ready":
                     self._ready.set()
+            else:
+                self.words.append(line.rstrip())
         self._ready.set()
 
 
@@ -81,19 +87,31 @@ def test_a_server_tells_its_address_and_lets_texts_end_when_it_is_told_to() -> N
     assert "s3cret" not in json.dumps(server.lines)
 
 
-def test_a_second_signal_ends_a_server_at_once() -> None:
-    with serving("--drain-s", "600") as server:
+@pytest.mark.parametrize(("drain_s", "signals"), [("600", 2), ("1", 1)])
+def test_a_second_signal_or_the_end_of_waiting_breaks_texts_off(drain_s: str, signals: int) -> None:
+    with serving("--drain-s", drain_s) as server:
         url = server.url()
         body = ENDLESS | {"stream": True, "n": 8}
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
-            server.process.send_signal(signal.SIGINT)
-            wait_for(lambda: not listens(url))
-            server.process.send_signal(signal.SIGINT)
+            for _ in range(signals):
+                server.process.send_signal(signal.SIGINT)
+                wait_for(lambda: not listens(url))
             with pytest.raises(httpx.HTTPError):
                 deque(lines, maxlen=0)
         assert server.ended() == 0
+        assert server.lines[-1]["finish_reasons"] == ["interrupted"] * 8
+        assert server.words == ["loading demo"]  # no traceback
+
+
+def test_a_second_signal_to_an_idle_server_ends_it_without_a_word() -> None:
+    with serving() as server:
+        server.url()
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGINT)
+        assert server.ended() == 0
+        assert server.words == ["loading demo"]
 
 
 def listens(url: str) -> bool:

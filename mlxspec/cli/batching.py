@@ -11,6 +11,8 @@ import typer
 
 from mlxspec.errors import UsageError
 
+DEFAULT_ROWS = 8
+
 _batch = partial(typer.Option, rich_help_panel="Many texts")
 
 
@@ -25,25 +27,37 @@ class BatchOptions:
             help="Write a text for each line of a file, several at a time; - is stdin. A line is a "
             "JSON string, or an object with prompt or messages, and optionally tools, id, "
             "system, max_tokens, stop, seed, prediction, logprobs and the sampling options. stdout "
-            "gets a JSON object for each as soon as it is done.",
+            "gets a JSON object for each text as soon as it is done.",
         ),
     ] = None
     max_rows: Annotated[
-        int, _batch(min=1, max=32, help="The most texts that are written at a time.")
-    ] = 8
+        int | None,
+        _batch(
+            min=1,
+            max=32,
+            help=f"The most texts that are written at a time; {DEFAULT_ROWS} by default.",
+        ),
+    ] = None
     cache_gb: Annotated[
         float | None,
         _batch(
             min=0,
             help="Memory for what was read of prompts, in GB: a prompt that begins like an earlier "
-            "one is read from where they part. 1 unless given; 0 keeps nothing.",
+            "one is read from where they part. 1 by default; 0 keeps nothing.",
         ),
     ] = None
     ordered: Annotated[bool, _batch("--ordered", help="Keep the order of the lines.")] = False
     resume: Annotated[
         Path | None,
-        _batch(metavar="FILE", help="Leave out the texts that this file of earlier results has."),
+        _batch(
+            metavar="FILE", help="Skip the texts that this file of earlier results already has."
+        ),
     ] = None
+
+    @property
+    def rows(self) -> int:
+        """The most texts that are written at a time."""
+        return self.max_rows or DEFAULT_ROWS
 
     @property
     def file(self) -> Path:
@@ -56,11 +70,15 @@ class BatchOptions:
         Args:
             others: what was given of the options that hold for one text, by name.
         """
-        idle = [] if self.batch is not None else ["--ordered"] * self.ordered
-        idle += ["--cache-gb"] if self.batch is None and self.cache_gb is not None else []
-        idle += ["--resume"] if self.batch is None and self.resume is not None else []
-        for name in idle:
-            raise UsageError(f"{name} says nothing without --batch.", hint="Add --batch FILE.")
+        needs_batch: dict[str, object] = {
+            "--max-rows": self.max_rows,
+            "--cache-gb": self.cache_gb,
+            "--ordered": self.ordered or None,
+            "--resume": self.resume,
+        }
+        for name, given in needs_batch.items():
+            if given is not None and self.batch is None:
+                raise UsageError(f"{name} says nothing without --batch.", hint="Add --batch FILE.")
         for name, given in others.items():
             if given and self.batch is not None:
                 raise UsageError(

@@ -109,15 +109,18 @@ class BenchOptions:
     ] = None
     full: Annotated[
         bool,
-        _what("--full", help="Measure all of that: every system prompt, temperature, length, row."),
+        _what(
+            "--full",
+            help="Measure all of that: each system prompt, temperature, length, number of rows.",
+        ),
     ] = False
     quick: Annotated[
         bool,
-        _how("--quick", help="Less of it, within half a minute of measuring."),
+        _how("--quick", help="Measure less: for half a minute in all."),
     ] = False
     minutes: Annotated[
         float | None,
-        _how(min=0.01, metavar="MINUTES", help="Measure for so long at most; 10 by default."),
+        _how(min=0.01, metavar="MINUTES", help="Measure for this long at most; 10 by default."),
     ] = None
     precision: Annotated[
         str,
@@ -146,7 +149,7 @@ class BenchOptions:
         bool,
         _left(
             "--targets",
-            help="Hold the result against the targets: acceptance, speed-up, time to the first "
+            help="Compare the result with the targets: acceptance, speed-up, time to the first "
             "token, memory. The exit code is 1 where one is missed.",
         ),
     ] = False

@@ -36,20 +36,37 @@ def in_words(error: Any, arguments: Sequence[str]) -> UsageError:
     message = " ".join(str(error.format_message()).split()).partition(", unable to")[0].rstrip(".")
     hint = f"`{path} --help` shows what it takes."
     if message.startswith("No such option"):
-        prompted = any(one.name == "prompt" for one in context.command.params) if context else False
-        return _unknown(error, path, arguments, prompted=prompted)
+        return _unknown(error, path, arguments, prompted=_takes_prompt(context))
     if message.startswith("Got unexpected extra argument"):
         message = f"There is no place for another argument: {message.partition(' (')[2][:-1]}"
-        hint = f"Put a prompt of several words in quotes: {path} 'one two'."
+        if _takes_prompt(context):
+            hint = f"Put a prompt of several words in quotes: {path} 'one two'."
         if "--" in arguments:
             hint = "Put options before --, and the prompt alone behind it."
     elif message.startswith("No such command"):
         message, _, near = message.partition(". Did you mean ")
         near = f"Did you mean {near.rstrip('?')}? " if near else ""
         wanted = next((one for one in arguments if one in message), "PROMPT")
-        wanted = shlex.quote(shorten(wanted, 40, placeholder=" ..."))
-        hint = f"{near}`{path} --help` lists them; {path} generate {wanted} writes a text."
+        hint = f"{_below(context, path, wanted) or near}`{path} --help` lists them"
+        if context is None or context.parent is None:
+            wanted = shlex.quote(shorten(wanted, 40, placeholder=" ..."))
+            hint += f"; {path} generate {wanted} writes a text"
+        hint += "."
     return UsageError(f"{message}.", hint=hint)
+
+
+def _takes_prompt(context: Any) -> bool:
+    """Whether the command that was called takes a prompt."""
+    return context is not None and any(one.name == "prompt" for one in context.command.params)
+
+
+def _below(context: Any, path: str, wanted: str) -> str:
+    """A question that names the command where a group has it, as other programs have no group."""
+    groups = getattr(context.command, "commands", {}) if context is not None else {}
+    for name, group in groups.items():
+        if wanted in getattr(group, "commands", {}):
+            return f"Did you mean `{path} {name} {wanted}`? "
+    return ""
 
 
 def _path(arguments: Sequence[str]) -> str:

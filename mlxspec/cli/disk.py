@@ -206,7 +206,7 @@ def _commands(pair: Pair) -> str:
     except Exception:  # a table that cannot be read is not what went wrong here
         known = False
     if known:
-        return f"`mlxspec pairs pull {pair.name}` downloads it."
+        return f"`mlxspec pairs pull {pair.name}` downloads what is missing."
     repositories = " and ".join(f"`mlxspec pairs pull {one.name}`" for one in _repositories(pair))
     return f"Run {repositories}."
 

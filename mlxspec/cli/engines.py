@@ -45,6 +45,8 @@ def load_engine(
             tell=hears,
             doing=doing,
         )
+    if models.draft_bits is not None and models.speculates and not engine.heads:
+        tell(f"--draft-bits {models.draft_bits} changes nothing: no trained head drafts here")
     from mlxspec.models.scales import why_slow
 
     if why := why_slow([engine.target, *engine.drafts.values()]):
@@ -72,7 +74,7 @@ def build_kernels(
     rounds = engine.rounds
     if not rounds.kernels_missing(request, beside=beside):
         return
-    what = "building CPU kernels, once; --no-compile skips it"
+    what = "building CPU kernels for these rounds; --no-compile skips it"
     with display.status(what, timed=True, aloud=True):
         built = rounds.build_kernels(request, beside=beside)
     if built.kernels:

@@ -12,16 +12,11 @@ import typer
 from mlxspec.cli import engines, options, streams
 from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.cascade import UpstreamOptions, cascade_of
+from mlxspec.cli.checks import CheckOptions
 from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
 from mlxspec.cli.logprobs import LogprobsOptions
-from mlxspec.cli.options import (
-    CheckOptions,
-    ModelOptions,
-    OutputOptions,
-    ReasoningOptions,
-    TextOptions,
-)
+from mlxspec.cli.options import ModelOptions, OutputOptions, ReasoningOptions, TextOptions
 from mlxspec.cli.output import Output
 from mlxspec.cli.sampling import SamplingOptions
 from mlxspec.cli.summary import Both
@@ -72,6 +67,7 @@ def generate(
         **{"--batch": many.batch, "--audit": checks.audit, "--compare": checks.compare},
         **{"--raw": text.raw},
     )
+    checks.require_use(models, output)
     likely.require_place(in_json=output.as_json or many.batch is not None)
     if many.batch is not None:
         _write_many(many, text, models, sampling, out, likely.logprobs)
@@ -89,7 +85,7 @@ def audit_text(
     sampling: SamplingOptions,
     output: OutputOptions,
 ) -> None:
-    """Write a text and prove it: hold every token against plain decoding.
+    """Write a text and prove it: compare every token with plain decoding.
 
     When sampling, with the coupled rule, whose text depends on the seed alone. Exits with 1 where
     a difference is more than rounding.
@@ -127,7 +123,7 @@ def _write_many(
         usual["sampling"] = sampling.recommended(engine, pair, display.note)
         request = engine.request([0], draft_tokens=models.draft_tokens, sampling=usual["sampling"])
         record = engines.recall(pair, engine, display) if request.auto else None
-        engines.build_kernels(engine, request, display, beside=many.max_rows > 1)
+        engines.build_kernels(engine, request, display, beside=many.rows > 1)
         drafts = pair.draft_name if engine.drafts or engine.heads else None
         about = {"pair": pair.name, "target": pair.target, "draft": drafts}
         lines = Many(engine, usual, work, many, out, about)

@@ -22,7 +22,7 @@ class LogprobsOptions:
             min=0,
             max=MAX_LOGPROBS,
             help="Add to the JSON object the target's log-probability of each token, and those of "
-            "so many of the likeliest ones in its place.",
+            "this many of the likeliest ones in its place.",
         ),
     ] = None
 

@@ -87,7 +87,7 @@ class Many:
             from mlxspec.decode.prefixes import PrefixCache
 
             self._engine.prefixes = PrefixCache(int(self._chosen.cache_gb * 1e9))
-        batch = self._engine.batch(self._chosen.max_rows)
+        batch = self._engine.batch(self._chosen.rows)
         started_s = shown_s = time.monotonic()
         while self._left or not batch.done:
             self._feed(batch)

@@ -44,7 +44,7 @@ BudgetOption = Annotated[
         "--budget",
         metavar="SECONDS",
         min=1,
-        help="Measure for about as long: less is measured where a pass is slow. Loading and "
+        help="Measure for about this long: less is measured where a pass is slow. Loading and "
         "building kernels come on top.",
     ),
 ]
@@ -120,7 +120,7 @@ class ModelOptions:
     ] = None
     adapter: Annotated[
         str | None,
-        _model(metavar="PATH_OR_REPO", help="LoRA weights of mlx-lm for the target."),
+        _model(metavar="PATH_OR_REPO", help="LoRA weights in mlx-lm's format, for the target."),
     ] = None
     revision: Annotated[
         str | None,
@@ -128,7 +128,7 @@ class ModelOptions:
     ] = None
     trust_remote_code: Annotated[
         bool,
-        _model("--trust-remote-code", help="Run code that a model or a tokenizer brings."),
+        _model("--trust-remote-code", help="Run code that comes with a model or a tokenizer."),
     ] = False
     draft: Annotated[
         list[str] | None,
@@ -217,6 +217,8 @@ class ModelOptions:
 
     def chosen(self) -> Pair:
         """The table's pair, or what the options make of it."""
+        if self.draft_bits not in (None, 4, 8):
+            raise UsageError(f"--draft-bits is {self.draft_bits}.", hint="It must be 4 or 8.")
         pair = self._named()
         return replace(
             pair,
@@ -335,16 +337,3 @@ class ReasoningOptions:
             show_default=False,
         ),
     ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """The checks that follow a text."""
-
-    audit: Annotated[
-        bool, _output("--audit", help="Hold the text against plain decoding afterwards.")
-    ] = False
-    compare: Annotated[
-        bool,
-        _output("--compare", help="Decode again, with and without speculation; show both speeds."),
-    ] = False

@@ -48,10 +48,12 @@ ContextOption = Annotated[
 
 @pairs_app.command("list", cls=Command)
 def list_pairs(
-    fits: Annotated[bool, typer.Option("--fits", help="Those that fit this machine.")] = False,
+    fits: Annotated[bool, typer.Option("--fits", help="Only pairs that fit this machine.")] = False,
     tag: Annotated[
         list[str] | None,
-        typer.Option(metavar="TAG", help="Those with this tag, such as code or 16gb; repeatable."),
+        typer.Option(
+            metavar="TAG", help="Only pairs with this tag, such as code or 16gb; repeatable."
+        ),
     ] = None,
     models: options.ModelsOption = None,
     as_json: options.JsonOption = False,
@@ -157,6 +159,8 @@ def show_pair(
     else:
         show_memory(memory, out)
     for record in kept:
+        if not record.recommendation and not _has_measured(record):
+            continue  # its texts were too short to time a round
         out.show("", _setting(record))
         console = out.console(least=_COLUMNS)
         console.print(_learned(record, roomy=console.width >= _ROOMY))
@@ -260,6 +264,16 @@ def _learned(record: Record, *, roomy: bool) -> Table:
                     table.add_row(texts, name, *row)
                     texts = name = ""
     return table
+
+
+def _has_measured(record: Record) -> bool:
+    """Whether anything is known that a table would show."""
+    return any(
+        _measured(one)
+        for learned in (record.learned, *record.learned.beside.values())
+        for drafters in learned.by_length.values()
+        for one in drafters.values()
+    )
 
 
 def _measured(one: Knowledge) -> list[tuple[str, str, str]]:

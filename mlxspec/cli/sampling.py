@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _sampling = partial(typer.Option, rich_help_panel="Sampling", show_default=False)
 _penalty = partial(typer.Option, rich_help_panel="Penalties", show_default=False)
 
+TEMPERATURE = (
+    "Temperature; 0 is greedy. What no option sets is as the pair says, or else as the model's "
+    "generation_config.json says, or else greedy without filters."
+)
+
 _Context = Annotated[
     int | None,
     _penalty(min=0, help=f"Tokens that it looks back on; {DEFAULT_CONTEXT} by default, 0 is all."),
@@ -41,7 +46,7 @@ class SamplingOptions:
 
     temperature: Annotated[
         float | None,
-        _sampling("--temp", "--temperature", min=0, help="Temperature; 0, the default, is greedy."),
+        _sampling("--temp", "--temperature", min=0, help=TEMPERATURE),
     ] = None
     top_p: Annotated[
         float | None,

@@ -58,14 +58,15 @@ class ServerOptions:
         _server(metavar="VAR", help="The environment variable with the key that clients send."),
     ] = None
     no_key: Annotated[
-        bool, _server("--no-key", help="Let everybody in who reaches an address beyond loopback.")
+        bool,
+        _server("--no-key", help="Ask for no key, even where other machines reach the address."),
     ] = False
     drain_s: Annotated[
         float,
         _server(
             min=0,
             metavar="SECONDS",
-            help="After Ctrl-C or SIGTERM, let texts that are being written end for so long.",
+            help="After Ctrl-C or SIGTERM, wait this long for texts that are being written.",
         ),
     ] = 30.0
     log_texts: Annotated[
@@ -103,7 +104,8 @@ class ServerOptions:
         Path | None,
         _limits(
             metavar="DIR",
-            help="Keep that in this folder too, for the next server of the same models.",
+            help="Keep what was read of prompts in this folder too, for the next server of the "
+            "same models.",
         ),
     ] = None
 
@@ -173,7 +175,7 @@ def serve(
     upstream: UpstreamOptions,
     routing: RoutingOptions,
 ) -> None:
-    """Serve a pair over HTTP, as OpenAI's and Anthropic's clients speak."""
+    """Serve a pair over HTTP, for clients of OpenAI's and Anthropic's APIs."""
     _require_libraries()
     from mlxspec.cli.board import open_board
     from mlxspec.pairs.stock import recommended_of

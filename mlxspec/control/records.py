@@ -97,8 +97,14 @@ def load_all(tell: Tell) -> list[Record]:
 def remember(record: Record, tell: Tell) -> None:
     """Keep a record in place of the one for its setting. Never raises: `tell` gets a line.
 
-    An earlier recommendation stays where the new record has none.
+    An earlier recommendation stays where the new record has none. A record that could not be read
+    again is not kept: it would take all others with it.
     """
+    try:
+        _record(as_dict(record))
+    except ValueError as error:
+        tell(f"what was learned is not kept: {error}")
+        return
     try:
         with _locked():
             kept = _kept(tell)
@@ -181,7 +187,7 @@ def _costs(values: list[Any]) -> tuple[float | None, ...]:
 def _numbers(values: list[Any]) -> tuple[float, ...]:
     numbers = tuple(map(float, values))
     if not all(isfinite(number) and number > 0 for number in numbers):
-        raise ValueError("neither costs nor rates are zero")
+        raise ValueError("costs and rates are numbers above 0")
     return numbers
 
 

@@ -117,11 +117,12 @@ class Forecast:
         return self.noise > TOO_NOISY
 
     def seconds(self, drafting: MeasuredDrafter, draft_tokens: int) -> float:
-        """C(K) in seconds."""
+        """C(K) in seconds; never less than a plain round, whatever a busy machine made of it."""
         if draft_tokens == 0:
             return self.plain_s
         verifying = pass_seconds(self.pass_s, draft_tokens + 1)
-        return drafting.drafting_s(draft_tokens) + verifying + drafting.host_s
+        expected = drafting.drafting_s(draft_tokens) + verifying + drafting.host_s
+        return max(expected, self.plain_s)
 
     def options(self) -> list[Option]:
         """Plain decoding first, then every drafter's K."""

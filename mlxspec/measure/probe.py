@@ -114,7 +114,7 @@ class Probe(Iterator[Progress]):
         if taken is None:
             least_s = plan.enough(findings.budget_s - left_s + plan.least_s(pace, sizes))
             findings.ended = (
-                f"nothing is settled: a pass over one row takes {pace.rows_s(1):.1f} s here; "
+                f"nothing is settled: a pass over one row takes {pace.rows_s(1):.2g} s here; "
                 f"--budget {least_s} leaves the time to count acceptance"
             )
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -78,6 +79,9 @@ async def _invalid(http: Http, error: Exception) -> Response:
     if first["type"] == "union_tag_invalid":
         known, tag = first["ctx"]["expected_tags"], first["ctx"]["tag"]
         message = f"{param} is of type {tag!r}, and only {known} can be read: leave it out."
+    if first["type"] == "literal_error":
+        known = first["ctx"]["expected"].replace("False", "false")
+        message = f"{param} is {json.dumps(first['input'])}, and this server takes {known} alone."
     if first["type"] == "union_tag_not_found":
         message = f"{param} is no object with a type."
     if first["type"] == "json_invalid":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=max(1, round(drain_s)),
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(_tells_a_fault)
         self._service = service
         self._listening = listening
         self._begun = begun
@@ -59,11 +62,23 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.watch.listeners.close()  # they would listen for ever
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would break off what ends the application too
+            await self.lifespan.shutdown()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._begun is not None:
             self._begun()
+
+
+def _tells_a_fault(record: logging.LogRecord) -> bool:
+    """Whether a line of uvicorn's tells more than that the end has broken something off.
+
+    It prints a traceback for every text that it breaks off, which the log tells by its request.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    ends = str(record.msg).startswith("Cancel ")
+    return not ends and (kind is None or not issubclass(kind, asyncio.CancelledError))
 
 
 def listen(host: str, port: int) -> socket.socket:
