@@ -184,6 +184,27 @@ def test_a_cancelled_text_frees_its_row_within_a_round(when: int) -> None:
     assert second.generation.tokens == plain(model("llama"), prompt_of(9, 1), COUNT)
 
 
+def test_a_text_that_is_cancelled_while_others_are_read_is_in_no_round_after_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = engine_of().batch(max_rows=4)
+    first, second = (batch.add(prompt_of(9, seed), max_tokens=200) for seed in range(2))
+    while batch.running < 2:
+        batch.step()
+    read_piece = Batch._read_piece
+
+    def cancelling(self: Batch) -> list[tuple[Row, Event]]:
+        first.cancel()
+        return read_piece(self)
+
+    monkeypatch.setattr(Batch, "_read_piece", cancelling)
+    batch.add(prompt_of(40), max_tokens=200)
+    events = batch.step()
+    assert [event for row, event in events if row is first] == [Event(finish_reason="interrupted")]
+    assert [bool(event.tokens) for row, event in events if row is second] == [True]
+    batch.close()
+
+
 class Nowhere(nn.Module):
     """A model whose scores are no distribution after token 63."""
 

@@ -27,6 +27,7 @@ from mlxspec.decode.track import Track
 from mlxspec.defaults import MODEL
 from mlxspec.drafters.history import History
 from mlxspec.drafters.proposals import PLAIN, Choice, Offer
+from mlxspec.models.pace import Pace
 from mlxspec.models.prefill import finished
 from mlxspec.params import SamplingParams
 
@@ -161,6 +162,30 @@ def test_a_text_that_was_cut_at_its_limit_keeps_its_room_beside_others() -> None
     (place, _) = beside.lane.state.position.tolist()
     assert place >= len(cut.text) + 5
     assert written(other) == plain(model("llama"), prompt_of(9), LENGTH)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_a_model_has_read_is_told_where_some_is_left_over(
+    monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """Of a whole text, and of what was written without the model after it had read all."""
+    monkeypatch.setattr(Pace, "rows", lambda *_, **__: 16)
+    engine = Engine(model("llama"), draft_for(model("llama"), "half"), compiled=False)
+    policy = FixedPolicy([], 0)
+    beside = Beside(engine, lambda _: policy, draft_tokens=3)
+    track = beside.join(prompt_of(70), 200)
+    catching, drafts = beside.lane._catching_up, track.drafts
+    beside.lane.step()
+    if again:
+        catching.read({track: Permit.ALL}, MODEL)
+        while len(track.text) < 170:
+            beside.lane.step()
+    monkeypatch.setattr(policy, "permit", lambda name, need: Permit.LATER)  # but for one piece
+    missed = drafts.missed(MODEL, track.text)
+    caught = catching.read({track: Permit.PIECE}, MODEL)
+    left = drafts.missed(MODEL, track.text)
+    assert 0 < left < missed
+    assert caught[:3] == (MODEL, missed - left, 1)
 
 
 def test_rows_are_as_many_as_texts_need() -> None:

@@ -33,8 +33,6 @@ from mlxspec.models.caches.layers import capacity_of
 from mlxspec.params import Penalties, SamplingParams, Verify
 from mlxspec.sampling.sampler import NO_TOKEN, Sampler
 
-pytestmark = pytest.mark.usefixtures("rooms")
-
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=1.0, seed=3)
 
@@ -144,6 +142,7 @@ def test_rounds_after_the_end_have_room_for_what_was_kept_beyond_the_limit() -> 
     assert max(beyond) >= 7
 
 
+@pytest.mark.usefixtures("rooms")
 @pytest.mark.parametrize(("kind", "draft_tokens"), [("agrees", 8), ("half", 4), ("half", 1)])
 def test_text_that_outgrows_its_caches_twice(
     monkeypatch: pytest.MonkeyPatch, kind: str, draft_tokens: int

@@ -152,6 +152,7 @@ class Batch:
         events: list[tuple[Row, Event]] = []
         while self._may_read:
             events += self._read_piece()
+            events += self._end_cancelled()  # it may be long until the next step
             for lane in self._lanes:
                 lane.interrupted()
             if time.perf_counter() >= until:
