@@ -242,7 +242,7 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
     programs = [
         f"mlxspec.bench.{path.stem}"
         for path in (ROOT / "mlxspec" / "bench").glob("[!_]*.py")
-        if "typer.run(main)" in path.read_text()
+        if path.read_text().endswith("\n    run(main)\n")
     ]
     assert all(f"{program}\n" in named for program in programs)
     (tmp_path / "empty" / "programs.py").write_text(PROGRAMS)
