@@ -64,6 +64,7 @@ TAPS = (1, 7, 12, 18, 23)
 BLOCK = 8
 PROMPT, LENGTH = 256, 448  # of the target's own texts
 SAMPLED = 0.8  # temperature of half of them; the others are greedy
+HELD_OUT = 256  # of them, which tell how good a head is
 
 
 def compiled(model: nn.Module) -> None:
@@ -162,11 +163,11 @@ def train_draft(
 
 
 def train_head(head: Head, target: Llama, samples: Tensor, options: argparse.Namespace) -> dict:
-    """Train on the target's own texts; the first 256 of them tell how good the head is."""
+    """Train on the target's own texts; the first of them tell how good the head is."""
     even = torch.arange(len(samples), device=samples.device) % 2 == 0
     texts = read(target, samples, even, head.taps, PROMPT)
     print("features of all texts are read", flush=True)
-    held_out, seen = texts.rows(slice(256)), texts.rows(slice(256, None))
+    held_out, seen = texts.rows(slice(HELD_OUT)), texts.rows(slice(HELD_OUT, None))
     head.compile(dynamic=False)
 
     def loss(step: int, phase: Phase) -> Tensor:
@@ -212,7 +213,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "mlxspec" / "demo")
     report = REPOSITORY / "docs" / "results" / "demo_pair_training.json"
     parser.add_argument("--report", type=Path, default=report)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.samples < 2 * HELD_OUT:
+        parser.error(f"--samples is {options.samples}; give {2 * HELD_OUT} or more.")
+    return options
 
 
 def text_of(options: argparse.Namespace) -> tuple[PreTrainedTokenizerFast, Tensor, Tensor]:
