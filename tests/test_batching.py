@@ -368,6 +368,17 @@ def test_the_price_of_building_moves_halfway_to_what_each_build_took() -> None:
         assert bool(policy.plan(100, [[]] * 4, outlook).whole.draft_tokens) == may
 
 
+def test_the_first_cost_of_a_round_is_told_without_the_wait_before_it() -> None:
+    policy = Controllers({"model": 3}, Learned(), LENGTH)(4)
+    for _ in range(6):
+        policy.took(PLAIN, 1.0)
+    for _ in range(12):
+        policy.took(PLAIN, 1.6, waited=True)  # which says what a wait takes, and nothing else
+    assert policy.seconds(PLAIN) == pytest.approx(1.0, rel=0.02)
+    policy.took(Choice("model", 1), 2.0, waited=True)
+    assert policy.seconds(Choice("model", 1)) == pytest.approx(1.4, rel=0.05)
+
+
 def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
     """A round takes as long, however many of its texts are drafted for."""
     costs = (1.0, 1.2, 1.5, 1.8, 2.0, 2.2)
