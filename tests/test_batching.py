@@ -17,6 +17,7 @@ from statistics import fmean
 import pytest
 
 from mlxspec.control.batching import COUNTS
+from mlxspec.control.controller import FIRST_RETRY
 from mlxspec.control.estimates import Knowledge, Learned
 from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Outlook, Policy
@@ -377,6 +378,14 @@ def test_the_first_cost_of_a_round_is_told_without_the_wait_before_it() -> None:
     assert policy.seconds(PLAIN) == pytest.approx(1.0, rel=0.02)
     policy.took(Choice("model", 1), 2.0, waited=True)
     assert policy.seconds(Choice("model", 1)) == pytest.approx(1.4, rel=0.05)
+
+
+def test_plain_rounds_are_timed_soon_where_an_earlier_run_knew_better_ones() -> None:
+    learned = Learned()
+    learned.learn(LENGTH, {"model": Knowledge((1.0, 1.1, 1.2), (0.9, 0.9))}, rows=4)
+    policy = Controllers({"model": 2}, learned, LENGTH)(4)
+    choices = driven(policy, 4, 30, lambda choice: 1.0 + 0.1 * choice.draft_tokens)
+    assert choices.index(PLAIN) == FIRST_RETRY
 
 
 def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
