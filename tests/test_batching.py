@@ -17,6 +17,7 @@ from statistics import fmean
 import pytest
 
 from mlxspec.control.batching import COUNTS
+from mlxspec.control.controller import FIRST_RETRY
 from mlxspec.control.estimates import Knowledge, Learned
 from mlxspec.control.policies import Controllers
 from mlxspec.control.policy import FixedPolicy, Outlook, Policy
@@ -355,6 +356,38 @@ def test_no_round_is_built_that_the_rest_of_the_texts_does_not_pay_for() -> None
         assert bool(plan.whole.draft_tokens) == may
 
 
+def test_the_price_of_building_moves_halfway_to_what_each_build_took() -> None:
+    learned = Learned()
+    learned.learn(LENGTH, {"model": Knowledge((1.0, 1.1), (0.9,))}, rows=4)
+    # What one proposal brings in the rounds ahead pays for 20 plain rounds, and not for 32.
+    for built, may in (((4, 36), True), ((36, 4), True), ((4, 60), False), ((60, 4), False)):
+        policy = Controllers({"model": 1}, learned, LENGTH)(4)
+        policy.took(PLAIN, 1.0)
+        for seconds in built:
+            policy.built(seconds)
+        outlook = Outlook(100, lambda choice: choice != PLAIN, lambda name: 0.0)
+        assert bool(policy.plan(100, [[]] * 4, outlook).whole.draft_tokens) == may
+
+
+def test_the_first_cost_of_a_round_is_told_without_the_wait_before_it() -> None:
+    policy = Controllers({"model": 3}, Learned(), LENGTH)(4)
+    for _ in range(6):
+        policy.took(PLAIN, 1.0)
+    for _ in range(12):
+        policy.took(PLAIN, 1.6, waited=True)  # which says what a wait takes, and nothing else
+    assert policy.seconds(PLAIN) == pytest.approx(1.0, rel=0.02)
+    policy.took(Choice("model", 1), 2.0, waited=True)
+    assert policy.seconds(Choice("model", 1)) == pytest.approx(1.4, rel=0.05)
+
+
+def test_plain_rounds_are_timed_soon_where_an_earlier_run_knew_better_ones() -> None:
+    learned = Learned()
+    learned.learn(LENGTH, {"model": Knowledge((1.0, 1.1, 1.2), (0.9, 0.9))}, rows=4)
+    policy = Controllers({"model": 2}, learned, LENGTH)(4)
+    choices = driven(policy, 4, 30, lambda choice: 1.0 + 0.1 * choice.draft_tokens)
+    assert choices.index(PLAIN) == FIRST_RETRY
+
+
 def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
     """A round takes as long, however many of its texts are drafted for."""
     costs = (1.0, 1.2, 1.5, 1.8, 2.0, 2.2)
@@ -365,6 +398,7 @@ def test_a_model_drafts_where_enough_of_the_texts_have_it() -> None:
     assert policy.pays(drafts, 8, 8)
     assert policy.pays(drafts, 4, 8)
     assert not policy.pays(drafts, 2, 8)
+    assert Controllers({"model": 5}, Learned(), LENGTH)(8).pays(drafts, 1, 8)  # is to be found out
     assert policy.pays(drafts, 2, 2)
 
 

@@ -278,6 +278,20 @@ def test_a_causal_block_has_the_rows_that_propose_and_no_more(name: str, rows: i
         assert int(mx.any(layer.keys != 0, axis=-1).sum(axis=-1).max()) == rows
 
 
+@pytest.mark.parametrize("name", ["DFlash", "DFlash, a window", "DFlash, a window both ways"])
+def test_a_head_sees_nothing_before_the_text_however_much_it_attends_over(name: str) -> None:
+    head, _ = made(FORMATS[name], target())
+    rows = np.random.default_rng(4).normal(size=(1, 2, D * len(FORMATS[name].taps)))
+    start, tokens, two = mx.array([0]), mx.zeros((1, 2), mx.int32), mx.ones((1, 2), mx.int32)
+    past = head.commit(head.begin(160), tokens, split(head, rows), start, None)
+    logits = []
+    for length in (16, 160):
+        picks = Recorded(1)
+        head.propose(past, two, mx.array([2]), picks, 3, length)
+        logits.append(mx.concatenate(picks.logits, axis=1))
+    assert error(*(np.array(one, np.float64) for one in logits)) < TOLERANCE
+
+
 def test_the_taps_are_the_layers_that_the_format_means() -> None:
     model = target()
     for form in FORMATS.values():

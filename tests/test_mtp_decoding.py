@@ -203,6 +203,19 @@ def test_an_engine_gives_a_layer_what_the_formulas_ask_for(kind: str) -> None:
         require_formulas(spy, of, [[*prompt, *found.tokens]], 8)
 
 
+class Likeliest:
+    def pick(self, logits: mx.array) -> mx.array:
+        return mx.argmax(logits, axis=-1).astype(mx.int32)
+
+
+def test_after_one_token_a_layer_sees_the_entry_that_is_of_no_row() -> None:
+    """It has no other: without it the scores would be no numbers."""
+    head, heard = made("qwen3_5").head, Overheard(Likeliest())
+    two = mx.array([[5, 5]], mx.int32)
+    head.propose(head.begin(64), two, mx.array([0], mx.int32), cast(Any, heard), 2, 64)
+    assert mx.all(mx.isfinite(mx.concatenate(heard.logits, axis=1)))
+
+
 @pytest.mark.parametrize("rule", ["token", "block", "coupled"])
 def test_it_is_drawn_from_as_the_formulas_say(rule: Any) -> None:
     of, spy = made("qwen3_5_moe"), Spy(made("qwen3_5_moe").head)
