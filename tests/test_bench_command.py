@@ -16,9 +16,10 @@ from rich.console import Console
 
 from mlxspec.bench import plan, results
 from mlxspec.bench.statistics import Interval
-from mlxspec.cli import bench_tables, interrupts
-from mlxspec.cli.bench_live import left, table_of
-from mlxspec.cli.display import Display
+from mlxspec.cli import interrupts
+from mlxspec.cli.bench import tables as bench_tables
+from mlxspec.cli.bench.live import left, table_of
+from mlxspec.cli.screen.display import Display
 from mlxspec.errors import UsageError
 
 PROMPTS = [
@@ -62,7 +63,9 @@ def test_a_script_is_a_benchmark_that_there_is(invoke, monkeypatch, name):
     (line,) = (one for one in text.splitlines() if " -m mlxspec bench " in one)
     words = [one.replace("$root", str(SCRIPTS.parent)) for one in shlex.split(line)]
     called = []
-    monkeypatch.setattr("mlxspec.cli.bench.measure", lambda *options: called.append(options))
+    monkeypatch.setattr(
+        "mlxspec.cli.bench.command.measure", lambda *options: called.append(options)
+    )
     ended = invoke(*words[words.index("bench") : -1], "--minutes", "1")
     assert ended.code == 0, ended.err
     ((options, others, _),) = called

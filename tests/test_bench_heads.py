@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from mlxspec.bench import heads
-from mlxspec.bench.commands import run
-from mlxspec.bench.heads import COUNTS, KINDS, main, measure, show
+from mlxspec.bench.__main__ import main
+from mlxspec.bench.questions import heads
+from mlxspec.bench.questions.heads import COUNTS, KINDS, measure, show
 from mlxspec.errors import UsageError
 
 
@@ -36,13 +36,20 @@ def test_what_does_not_exist_is_one_error() -> None:
             measure(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["heads", "--packing", "9bit"], "There is no packing '9bit'.", "Choose of 2bit, "),
+        (["head"], "There is no measurement 'head'.", "Did you mean heads?"),
+        (["xyz"], "There is no measurement 'xyz'.", "`python -m mlxspec.bench` lists "),
+    ],
+)
 def test_a_wrong_value_is_one_line_and_a_hint(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["heads", "--packing", "9bit"])
     with pytest.raises(SystemExit) as end:
-        run(main)
+        main(arguments)
     assert end.value.code == 2
-    error, hint = capsys.readouterr().err.splitlines()
-    assert error == "error: There is no packing '9bit'."
-    assert hint.startswith("hint:  Choose of 2bit, ")
+    told, advice = capsys.readouterr().err.splitlines()
+    assert told == f"error: {message}"
+    assert advice.startswith(f"hint:  {hint}")

@@ -16,7 +16,7 @@ from servers import Served, served
 from test_bench_run import concluded, made_run
 from upstreams import KEY, Misbehaving, misbehaving
 
-from mlxspec.bench import peers, serve
+from mlxspec.bench import peers
 from mlxspec.bench.arms import Asked, Place, own_arms
 from mlxspec.bench.cells import Configuration
 from mlxspec.bench.measuring import Run
@@ -24,9 +24,10 @@ from mlxspec.bench.mlx_lm_arm import mlx_lm_arms, rounds_of
 from mlxspec.bench.peers import Lost, ServerArm, model_of, server_arms
 from mlxspec.bench.plan import NO_TYPES, PLAIN, Settings, configurations, planned
 from mlxspec.bench.prompt_sets import shipped
+from mlxspec.bench.questions import serve
 from mlxspec.bench.report import tables
 from mlxspec.bench.summing import Series
-from mlxspec.cli.bench_peers import PeerOptions
+from mlxspec.cli.bench.peers import PeerOptions
 from mlxspec.decode.engine import Engine
 from mlxspec.errors import UsageError
 from mlxspec.pairs import diagnosis, servers

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 from cli_tools import assert_one_error, is_one_error
 
-from mlxspec.cli import streams
 from mlxspec.cli.app import main
-from mlxspec.cli.prompts import read_prompt
+from mlxspec.cli.arguments.prompts import read_prompt
+from mlxspec.cli.screen import streams
 from mlxspec.errors import PromptError
 
 ENCODINGS = ("utf-8", "ascii", "latin-1", "cp1252")

@@ -23,7 +23,7 @@ from mlxspec.cascade.client import TRIES, Client, Fault, Question, Reply
 from mlxspec.cascade.decision import Decision, similarity
 from mlxspec.cascade.rules import MARKERS, Draft, Thresholds, entropy, judged
 from mlxspec.cascade.upstreams import load_upstreams
-from mlxspec.cli.terminal import TerminalText
+from mlxspec.cli.screen.terminal import TerminalText
 from mlxspec.decode.engine import Engine
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import TableError, UsageError

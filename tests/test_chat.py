@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from talkers import Talker, talker, talking_tokenizer
 
 from mlxspec import Engine
-from mlxspec.bench.turns import summed_up, waits
+from mlxspec.bench.questions.turns import summed_up, waits
 from mlxspec.chat import documents
 from mlxspec.chat.conversation import Conversation, Turn
 from mlxspec.chat.sending import Sending

@@ -19,8 +19,8 @@ from talkers import talker
 from test_display import Running, Screen, Terminal
 
 from mlxspec.cli import engines
-from mlxspec.cli.display import open_display
-from mlxspec.cli.folding import FoldingText, end_of_blocks, rows_below
+from mlxspec.cli.screen.display import open_display
+from mlxspec.cli.screen.folding import FoldingText, end_of_blocks, rows_below
 from mlxspec.errors import LoadError
 
 TALKER = Path(__file__).with_name("chatting.py")

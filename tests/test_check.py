@@ -10,7 +10,7 @@ import pytest
 from cli_tools import LETTERS, Hub, as_the_hub, save_model, serving
 from huggingface_hub import constants
 
-from mlxspec.cli.display import Display
+from mlxspec.cli.screen.display import Display
 from mlxspec.control import places, records
 from mlxspec.control.estimates import Knowledge, Learned
 from mlxspec.control.places import Place

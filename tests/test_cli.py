@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 
 from mlxspec import __version__
 from mlxspec.cli import interrupts
-from mlxspec.cli.display import Display
+from mlxspec.cli.screen.display import Display
 from mlxspec.decode.engine import Engine
 from mlxspec.device import kernels
 from mlxspec.errors import PromptError

@@ -9,8 +9,8 @@ import pytest
 
 import mlxspec
 from mlxspec import load
-from mlxspec.bench.following import share
 from mlxspec.bench.prompt_sets import beginnings
+from mlxspec.bench.questions.following import share
 from mlxspec.drafters.heads import block_config
 from mlxspec.drafters.heads.block_layers import Attention
 from mlxspec.drafters.proposals import PLAIN, Choice

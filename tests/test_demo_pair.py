@@ -8,9 +8,9 @@ import pytest
 from mlx_lm.generate import generate_step
 
 from mlxspec import SamplingParams, load
-from mlxspec.bench.acceptance import Task, measure
-from mlxspec.bench.loops import loops, parses, sense, whole_functions
 from mlxspec.bench.prompt_sets import beginnings
+from mlxspec.bench.questions.acceptance import Task, measure
+from mlxspec.bench.questions.loops import loops, parses, sense, whole_functions
 from mlxspec.control.replay import along_model, rounds
 from mlxspec.decode.request import GREEDY
 from mlxspec.defaults import AUTO
@@ -114,7 +114,7 @@ def test_acceptance_is_counted_by_kind_and_drafter(engine):
 
 
 def test_texts_do_not_loop_with_the_pairs_own_sampling(engine, greedy):
-    # Of these, half loop greedily; `python -m mlxspec.bench.loops` counts all 64.
+    # Of these, half loop greedily; `python -m mlxspec.bench loops` counts all 64.
     found = sense(engine, PROMPTS[:COUNT], dict(find_pair("demo").sampling))
     assert len(found.looping) <= 1
     assert found.parsed >= 0.6 * found.functions

@@ -21,11 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wcwidth import wcwidth
 
-from mlxspec.cli import display as display_module
-from mlxspec.cli import streams
-from mlxspec.cli import waiting as waiting_module
-from mlxspec.cli.display import Display, Split, open_display
-from mlxspec.cli.summary import Both, live_parts, summary
+from mlxspec.cli.screen import display as display_module
+from mlxspec.cli.screen import streams
+from mlxspec.cli.screen import waiting as waiting_module
+from mlxspec.cli.screen.display import Display, Split, open_display
+from mlxspec.cli.screen.summary import Both, live_parts, summary
 from mlxspec.metrics import (
     Event,
     FinishReason,
@@ -730,7 +730,7 @@ def test_the_bar_moves_while_a_piece_is_read(
 def test_a_text_that_flows_is_left_alone(
     terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxspec.cli.pulse.QUIET_S", 60)
+    monkeypatch.setattr("mlxspec.cli.screen.pulse.QUIET_S", 60)
     run = on(terminal)
     with run.display.running():
         run.say("some words")

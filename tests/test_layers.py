@@ -113,7 +113,7 @@ def test_no_module_imports_itself_by_way_of_others():
     [
         "chat.sending",
         "cli.app",
-        "cli.display",
+        "cli.screen.display",
         "control.controller",
         "drafters.history",
         "drafters.text_drafters",

@@ -21,9 +21,9 @@ from rich.console import Console
 
 from mlxspec.cli import interrupts
 from mlxspec.cli.app import main
-from mlxspec.cli.display import Display
-from mlxspec.cli.prompts import read_prompts
-from mlxspec.cli.report import show
+from mlxspec.cli.arguments.prompts import read_prompts
+from mlxspec.cli.screen.display import Display
+from mlxspec.cli.screen.report import show
 from mlxspec.control.estimates import TEXT
 from mlxspec.control.records import Recommendation
 from mlxspec.control.replay import Proposed, along_model, rounds

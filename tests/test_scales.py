@@ -15,7 +15,7 @@ from cli_tools import save_model
 from conftest import build
 from mlx.utils import tree_flatten
 
-from mlxspec.bench.scales import measure
+from mlxspec.bench.questions.scales import measure
 from mlxspec.cli.app import main
 from mlxspec.models import scales
 from mlxspec.models.scales import why_slow

@@ -28,11 +28,11 @@ fi
 
 # Asks every program that is named for help, in one process, and counts the prompts' characters.
 PROGRAMS = """
-import runpy, sys
+import sys
+from mlxspec.bench.__main__ import main
 for program in sys.argv[1:]:
-    sys.argv = [program, "--help"]
     try:
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
+        main([program, "--help"])
     except SystemExit as ended:
         assert not ended.code
 from mlxspec.bench.prompt_sets import beginnings
@@ -239,12 +239,9 @@ def test_the_wheel_holds_the_table_and_the_demo_pair_and_runs(copy, tmp_path):
     assert json.loads(measured)["pair"]["name"] == "demo"
     assert "<style>" in (tmp_path / "empty" / "out" / "report.html").read_text()
     named = started("mlxspec.bench")
-    programs = [
-        f"mlxspec.bench.{path.stem}"
-        for path in (ROOT / "mlxspec" / "bench").glob("[!_]*.py")
-        if path.read_text().endswith("\n    run(main)\n")
-    ]
-    assert all(f"{program}\n" in named for program in programs)
+    questions = (ROOT / "mlxspec" / "bench" / "questions").glob("[!_]*.py")
+    programs = [path.stem for path in questions if "\ndef main(" in path.read_text()]
+    assert all(f"python -m mlxspec.bench {program}\n" in named for program in programs)
     (tmp_path / "empty" / "programs.py").write_text(PROGRAMS)
     helped = started("programs", *programs)
     assert helped.count("Usage:") == len(programs) > 5

@@ -13,7 +13,7 @@ from conftest import draft_for, model, plain, prompt_of
 from mlx.utils import tree_flatten
 from test_every_cache import engine_of
 
-from mlxspec.bench import joining
+from mlxspec.bench.questions import joining
 from mlxspec.control.policy import FixedPolicy, Outlook, Plan, planned
 from mlxspec.decode.batch import Batch
 from mlxspec.decode.engine import Engine

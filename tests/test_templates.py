@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from test_tokens import tokenizer_of
 from tokenizers import AddedToken
 
-from mlxspec.cli.options import template_args
+from mlxspec.cli.arguments.options import template_args
 from mlxspec.errors import PromptError, UsageError
 from mlxspec.text import encode_prompt, ends_of
 

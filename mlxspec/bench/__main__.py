@@ -1,10 +1,18 @@
-"""`python -m mlxspec.bench` names the measurements beside `mlxspec bench`, with their questions."""
+"""`python -m mlxspec.bench NAME` runs a measurement beside `mlxspec bench`; no NAME lists them."""
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+
+import typer
 from rich.console import Console
 
-BENCHES = {
+from mlxspec.defaults import INTERRUPTED
+from mlxspec.errors import MlxspecError, UsageError, nearest
+
+PROGRAM = "python -m mlxspec.bench"
+QUESTIONS = {
     "acceptance": "How many proposals of each drafter are kept, by kind of text?",
     "caches": "How much does taking proposals back cost, for each kind of cache?",
     "compiling": "How much does compiling a round gain, and how long does it take?",
@@ -20,16 +28,42 @@ BENCHES = {
 }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
+    """Run a measurement with the options behind its name, and end as `mlxspec` ends."""
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _list()
+        else:
+            _measure(*arguments)
+    except MlxspecError as error:
+        print(f"error: {error.message}\nhint:  {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _list() -> None:
     console = Console(highlight=False)
     console.print("mlxspec bench", style="bold")
     console.print(
         "    Which setting is fastest here, for which kind of text, and how sure is that?"
     )
-    for name, question in BENCHES.items():
-        console.print(f"python -m mlxspec.bench.{name}", style="bold")
+    for name, question in QUESTIONS.items():
+        console.print(f"{PROGRAM} {name}", style="bold")
         console.print(f"    {question}")
 
 
+def _measure(name: str, *options: str) -> None:
+    if name not in QUESTIONS:
+        near = nearest(name, QUESTIONS)
+        raise UsageError(
+            f"There is no measurement {name!r}.",
+            hint=f"Did you mean {near}?" if near else f"`{PROGRAM}` lists all of them.",
+        )
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(import_module(f"mlxspec.bench.questions.{name}").main)
+    app(list(options), prog_name=f"{PROGRAM} {name}")
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,18 +10,21 @@ from typing import Annotated
 import typer
 
 from mlxspec._version import __version__
-from mlxspec.cli import bench_compare, bench_results, checking, disk, editing, streams
-from mlxspec.cli.bench import bench_app
-from mlxspec.cli.calls import CallError, in_words, shows_help
-from mlxspec.cli.chat import EXAMPLES as TALKING
-from mlxspec.cli.chat import chat
+from mlxspec.cli import checking, disk, editing
+from mlxspec.cli.arguments.calls import CallError, in_words, shows_help
+from mlxspec.cli.arguments.help import Command, Group
+from mlxspec.cli.bench import compare as bench_compare
+from mlxspec.cli.bench import results as bench_results
+from mlxspec.cli.bench.command import bench_app
+from mlxspec.cli.chat.command import EXAMPLES as TALKING
+from mlxspec.cli.chat.command import chat
 from mlxspec.cli.evaluating import cascade_app
 from mlxspec.cli.generate import EXAMPLES, audit_text, generate
-from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import answered, leaving
-from mlxspec.cli.output import Output, explain
 from mlxspec.cli.pairs import pairs_app
 from mlxspec.cli.probe import probe_pair, tune_pair
+from mlxspec.cli.screen import streams
+from mlxspec.cli.screen.output import Output, explain
 from mlxspec.cli.serve import EXAMPLES as SERVING
 from mlxspec.cli.serve import serve
 from mlxspec.defaults import INTERRUPTED

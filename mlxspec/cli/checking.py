@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mlxspec.cli import options
+from mlxspec.cli.arguments import options
+from mlxspec.cli.arguments.options import ModelOptions
 from mlxspec.cli.disk import require_mlx
-from mlxspec.cli.options import ModelOptions
-from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import ContextOption, show_memory
 from mlxspec.cli.probe import probe_models
+from mlxspec.cli.screen.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import BUDGET_S, HISTORY
 from mlxspec.errors import MlxspecError, UsageError

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlxspec.cli.options import ModelOptions, OutputOptions
+from mlxspec.cli.arguments.options import ModelOptions, OutputOptions
 from mlxspec.errors import UsageError
 
 _output = partial(typer.Option, rich_help_panel="Output")

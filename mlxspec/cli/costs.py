@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxspec.cli import engines
+from mlxspec.cli.arguments.options import ModelOptions
 from mlxspec.cli.disk import require_mlx
 from mlxspec.cli.interrupts import leaving
-from mlxspec.cli.options import ModelOptions
-from mlxspec.cli.output import Output
+from mlxspec.cli.screen.output import Output
 from mlxspec.defaults import AUTO, INTERRUPTED
 from mlxspec.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.measure.costing import Costing
     from mlxspec.measure.costs import Costs
@@ -122,7 +122,7 @@ def show(pair: ShapePair, costing: Costing, out: Output, more: str = "--budget {
         )
         return
     if costs is not None:
-        from mlxspec.cli.report import curve
+        from mlxspec.cli.screen.report import curve
 
         console = out.console(least=_COLUMNS)
         console.print(curve(costs.pass_s))

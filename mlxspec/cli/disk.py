@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxspec import require_backend
-from mlxspec.cli import options
-from mlxspec.cli.output import Output
+from mlxspec.cli.arguments import options
+from mlxspec.cli.screen.output import Output
 from mlxspec.errors import LoadError, UsageError
 from mlxspec.pairs.table import Pair, find_pair, load_pairs
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from mlxspec.cli.arguments.options import draft_tokens_of
 from mlxspec.cli.checking import show_check
-from mlxspec.cli.options import draft_tokens_of
-from mlxspec.cli.output import Output
 from mlxspec.cli.pairs import NameArgument
+from mlxspec.cli.screen.output import Output
 from mlxspec.defaults import HISTORY, MTP
 from mlxspec.errors import UsageError
 from mlxspec.pairs.table import Pair, default_pair, user_table

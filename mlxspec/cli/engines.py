@@ -6,14 +6,14 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mlxspec.cli.arguments.options import ModelOptions
 from mlxspec.cli.disk import require_here, require_mlx
-from mlxspec.cli.options import ModelOptions
 from mlxspec.control import records
 from mlxspec.control.records import Record
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.request import Request
 

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mlxspec.cli import engines, options
+from mlxspec.cli import engines
+from mlxspec.cli.arguments import options
+from mlxspec.cli.arguments.grouping import grouped
+from mlxspec.cli.arguments.help import Command, Group
+from mlxspec.cli.arguments.options import ModelOptions, OutputOptions, TextOptions
+from mlxspec.cli.arguments.sampling import SamplingOptions
 from mlxspec.cli.cascade import UpstreamOptions
-from mlxspec.cli.grouping import grouped
-from mlxspec.cli.help import Command, Group
 from mlxspec.cli.interrupts import leaving
-from mlxspec.cli.options import ModelOptions, OutputOptions, TextOptions
-from mlxspec.cli.output import Output
-from mlxspec.cli.sampling import SamplingOptions
+from mlxspec.cli.screen.output import Output
 from mlxspec.defaults import DEFAULT_MAX_TOKENS, INTERRUPTED
 from mlxspec.errors import UsageError
 from mlxspec.files import expanded
@@ -24,7 +25,7 @@ from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
     from mlxspec.cascade.answers import Local
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.engine import Engine
 
 EXAMPLES = """
@@ -98,8 +99,8 @@ def evaluate(
     """
     from mlxspec.cascade.answers import Kept
     from mlxspec.cascade.gathering import Gathering
+    from mlxspec.cli.arguments.prompts import read_prompts
     from mlxspec.cli.outcomes import Shown
-    from mlxspec.cli.prompts import read_prompts
 
     out = Output(output.as_json, output.quiet)
     pair, policy = models.chosen(), upstream.policy()

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mlxspec.cli import engines, options, streams
+from mlxspec.cli import engines
+from mlxspec.cli.arguments import options
+from mlxspec.cli.arguments.grouping import grouped
+from mlxspec.cli.arguments.options import ModelOptions, OutputOptions, ReasoningOptions, TextOptions
+from mlxspec.cli.arguments.sampling import SamplingOptions
 from mlxspec.cli.batching import BatchOptions
 from mlxspec.cli.cascade import UpstreamOptions, cascade_of
 from mlxspec.cli.checks import CheckOptions
-from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
-from mlxspec.cli.logprobs import LogprobsOptions
-from mlxspec.cli.options import ModelOptions, OutputOptions, ReasoningOptions, TextOptions
-from mlxspec.cli.output import Output
-from mlxspec.cli.sampling import SamplingOptions
-from mlxspec.cli.summary import Both
+from mlxspec.cli.screen import streams
+from mlxspec.cli.screen.logprobs import LogprobsOptions
+from mlxspec.cli.screen.output import Output
+from mlxspec.cli.screen.summary import Both
 from mlxspec.control import records
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
@@ -30,7 +32,7 @@ from mlxspec.spelling import Spelling
 if TYPE_CHECKING:
     from mlxspec.cascade.cascade import Cascade, Policy
     from mlxspec.cascade.decision import Decision
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.decode.run import Run
     from mlxspec.measure.audit import Audit
@@ -157,7 +159,7 @@ def _write(
     shown: bool,
 ) -> None:
     """Generate, show what is to be shown, and check."""
-    from mlxspec.cli.prompts import read_prompt, read_text
+    from mlxspec.cli.arguments.prompts import read_prompt, read_text
 
     pair = models.chosen()
     text.require_free()

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from mlxspec.cli.entries import Entry, read_entries, written_in
+from mlxspec.cli.arguments.entries import Entry, read_entries, written_in
 from mlxspec.cli.interrupts import leaving
-from mlxspec.cli.output import Output
+from mlxspec.cli.screen.output import Output
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError
 from mlxspec.metrics import Progress, RoundStats, speed
@@ -19,7 +19,7 @@ from mlxspec.spelling import Spelling
 
 if TYPE_CHECKING:
     from mlxspec.cli.batching import BatchOptions
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.batch import Batch, Row
     from mlxspec.decode.engine import Engine
 

@@ -14,7 +14,7 @@ from mlxspec.cascade.evaluation import ALL, Outcome, Setting, cost_of, outcomes,
 from mlxspec.cascade.gathering import Case, Gathering
 from mlxspec.cascade.rules import Thresholds
 from mlxspec.cascade.upstreams import Upstream
-from mlxspec.cli.output import Output
+from mlxspec.cli.screen.output import Output
 
 _ROOMY = 72  # columns from which the table has wider gaps
 _UNKNOWN = "–"

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxspec import require_backend
-from mlxspec.cli import options
-from mlxspec.cli.help import BESIDE, Command, Group
-from mlxspec.cli.output import Output
+from mlxspec.cli.arguments import options
+from mlxspec.cli.arguments.help import BESIDE, Command, Group
+from mlxspec.cli.screen.output import Output
 from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
 from mlxspec.control.records import Record

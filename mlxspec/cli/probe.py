@@ -8,19 +8,20 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from mlxspec.cli import engines, options
+from mlxspec.cli import engines
+from mlxspec.cli.arguments import options
+from mlxspec.cli.arguments.grouping import grouped
+from mlxspec.cli.arguments.options import ModelOptions, OutputOptions
 from mlxspec.cli.costs import ShapeOption, probe_shape
-from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import leaving
-from mlxspec.cli.options import ModelOptions, OutputOptions
-from mlxspec.cli.output import Output
+from mlxspec.cli.screen.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import AUTO, BUDGET_S, INTERRUPTED
 from mlxspec.errors import NothingDrafts, UsageError
 from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
-    from mlxspec.cli.display import Display
+    from mlxspec.cli.screen.display import Display
     from mlxspec.decode.engine import Engine
     from mlxspec.measure.findings import Findings
 
@@ -64,7 +65,7 @@ def tune_pair(
 def probe_models(
     models: ModelOptions, prompts: Path | None, budget_s: float, out: Output, *, tunes: bool
 ) -> None:
-    from mlxspec.cli.prompts import read_prompts
+    from mlxspec.cli.arguments.prompts import read_prompts
 
     pair = models.chosen()
     if not models.speculates:
@@ -121,7 +122,7 @@ def _print(
         stored = {} if remembered is None else {"remembered": remembered}
         out.object({"pair": pair.name, **findings.as_dict(), "notes": notes, **stored})
         return
-    from mlxspec.cli import report
+    from mlxspec.cli.screen import report
 
     console = out.console(least=report.COLUMNS)
     report.show(findings, console)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxspec.cli import engines
+from mlxspec.cli.arguments.grouping import grouped
+from mlxspec.cli.arguments.options import ModelOptions, TemplateArgOption, template_args
+from mlxspec.cli.arguments.sampling import SamplingOptions
 from mlxspec.cli.cascade import RoutingOptions, UpstreamOptions
 from mlxspec.cli.disk import require_here
-from mlxspec.cli.grouping import grouped
 from mlxspec.cli.interrupts import handed_to
-from mlxspec.cli.options import ModelOptions, TemplateArgOption, template_args
-from mlxspec.cli.output import Output
-from mlxspec.cli.sampling import SamplingOptions
+from mlxspec.cli.screen.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError, UsageError
@@ -28,7 +28,7 @@ from mlxspec.pairs.table import Pair
 
 if TYPE_CHECKING:
     from mlxspec.cascade.upstreams import Upstream
-    from mlxspec.cli.board import Board
+    from mlxspec.cli.screen.board import Board
     from mlxspec.decode.engine import Engine
     from mlxspec.serve.core.settings import Settings
     from mlxspec.serve.core.store import Store
@@ -177,7 +177,7 @@ def serve(
 ) -> None:
     """Serve a pair over HTTP, for clients of OpenAI's and Anthropic's APIs."""
     _require_libraries()
-    from mlxspec.cli.board import open_board
+    from mlxspec.cli.screen.board import open_board
     from mlxspec.pairs.stock import recommended_of
     from mlxspec.serve.core.service import Service
     from mlxspec.serve.core.worker import Worker

@@ -1,0 +1,1 @@
+"""`mlxspec chat`: the prompt, its keys, and the commands of a conversation."""

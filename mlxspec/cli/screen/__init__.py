@@ -1,0 +1,1 @@
+"""What a person sees: the terminal, the live display, and the lines on both streams."""
