@@ -137,11 +137,11 @@ def test_a_prompt_that_begins_with_a_dash_is_told_how_to_go(
         (["Why is it?"], "command 'Why is it?'.|mlxspec generate 'Why is it?' writes a text"),
         (
             ["pairs", "lst"],
-            "command 'lst'.|Did you mean 'list'? `mlxspec pairs --help` lists them.\n",
+            "command 'lst'.|Did you mean 'list'?| pairs --help` lists them.\n",
         ),
-        (["list"], "Did you mean `mlxspec pairs list`? `mlxspec --help` lists them; "),
-        (["pull", "x"], "Did you mean `mlxspec pairs pull`?"),
-        (["doctor", "x"], "another argument: x.|`mlxspec doctor --help` shows what it takes.\n"),
+        (["list"], "Did you mean `| pairs list`? `| --help` lists them; "),
+        (["pull", "x"], "Did you mean `| pairs pull`?"),
+        (["doctor", "x"], "another argument: x.| doctor --help` shows what it takes.\n"),
         (["pairs", "show"], "Missing argument 'name'.|mlxspec pairs show --help"),
     ],
 )
