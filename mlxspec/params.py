@@ -266,7 +266,8 @@ class SamplingParams:
         for name in NAMES:
             value = _named(self, name)
             looks_back = name.endswith("context_size")
-            if value != _named(plain, name) and not looks_back:
+            idle = looks_back or (name in FILTERS and not self.temperature)
+            if value != _named(plain, name) and not idle:
                 words.append(f"{name.replace('_', ' ')} {value:g}")
         if self.logit_bias:
             words.append(f"{len(self.logit_bias)} bias{'' if len(self.logit_bias) == 1 else 'es'}")
@@ -305,11 +306,9 @@ _PENALTY_NAMES = {
     for kind in ("repetition", "presence", "frequency")
     for mine, its in (("penalty", ""), ("context_size", "_context"))
 }
+FILTERS = ("top_p", "top_k", "min_p", "xtc_probability", "xtc_threshold")
 # The parameters that are numbers, by the names that the command line and the table give them.
-NAMES = (
-    *("temperature", "top_p", "top_k", "min_p", "xtc_probability", "xtc_threshold"),
-    *_PENALTY_NAMES,
-)
+NAMES = ("temperature", *FILTERS, *_PENALTY_NAMES)
 WHOLE = ("top_k", *(name for name in NAMES if name.endswith("context_size")))  # integers
 
 

@@ -141,6 +141,8 @@ def test_a_prompt_that_begins_with_a_dash_is_told_how_to_go(
         ),
         (["list"], "Did you mean `| pairs list`? `| --help` lists them; "),
         (["pull", "x"], "Did you mean `| pairs pull`?"),
+        (["run", "qwen3-8b"], "Did you mean `| chat`?"),
+        (["pairs", "list", "--tag", "cod"], "No pair has the tag 'cod'.|Tags: |code, "),
         (["doctor", "x"], "another argument: x.| doctor --help` shows what it takes.\n"),
         (["pairs", "show"], "Missing argument 'name'.|mlxspec pairs show --help"),
     ],
@@ -161,6 +163,10 @@ def test_a_wrong_call_is_one_line_and_a_hint(call: Call, arguments: list[str], w
         (["--compare", "--no-speculation"], "--compare has nothing to compare"),
         (["--compare", "--draft-tokens", "0"], "--compare has nothing to compare"),
         (["--compare", "--quiet"], "--compare shows nothing with --quiet"),
+        (["--no-speculation", "--draft-tokens", "4"], "leaves --draft-tokens 4 no place"),
+        (["--no-speculation", "--draft-tokens", "auto"], "leaves --draft-tokens auto no place"),
+        (["--stop", "x", "--stop", ""], "A stop string is empty."),
+        (["--cache", "/none/at/all/x"], "There is no folder /none/at/all for the prompt cache x."),
     ],
 )
 def test_what_is_given_beside_something_else_is_true_too(

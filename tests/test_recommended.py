@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 from cli_tools import save_model
 
@@ -130,3 +131,20 @@ def test_code_runs_where_the_table_says_so(folder, tmp_path):
     # The same folder is refused where nobody says so.
     with pytest.raises(Exception, match="needs code of its own"):
         load(Pair("mine", str(own)))
+
+
+def test_what_changes_nothing_is_told(invoke):
+    idle = ("--top-p", "0.9", "--xtc-threshold", "0.2", "--presence-context-size", "30", "--wired")
+    short = ("--no-compile", "--no-speculation", "--max-tokens", "2", "abc")
+    run = invoke("generate", "--temp", "0", *idle, *short)
+    told = [line for line in run.err.splitlines() if "changes nothing without" in line]
+    assert told == [
+        "--top-p changes nothing without --temperature",
+        "--xtc-threshold changes nothing without --xtc-probability",
+        "--presence-context-size changes nothing without --presence-penalty",
+    ]
+    wires = mx.metal.is_available()
+    assert ("--wired changes nothing" in run.err) == (not wires)
+    assert "sampling: greedy;" in run.err
+    used = ("--temp", "1", "--top-p", "1", "--xtc-threshold", "0.2", "--xtc-probability", "0.5")
+    assert "changes nothing" not in invoke("generate", *used, *short).err

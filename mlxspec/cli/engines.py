@@ -47,7 +47,11 @@ def load_engine(
         )
     if models.draft_bits is not None and models.speculates and not engine.heads:
         tell(f"--draft-bits {models.draft_bits} changes nothing: no trained head drafts here")
+    from mlxspec.device.memory import can_wire
     from mlxspec.models.scales import why_slow
+
+    if models.wired and not can_wire():
+        tell("--wired changes nothing: it is for Metal, which this machine lacks")
 
     if why := why_slow([engine.target, *engine.drafts.values()]):
         tell(why)

@@ -16,7 +16,7 @@ from mlxspec.control import records
 from mlxspec.control.estimates import Knowledge
 from mlxspec.control.records import Record
 from mlxspec.defaults import HISTORY
-from mlxspec.errors import BackendMissing, LoadError
+from mlxspec.errors import BackendMissing, LoadError, UsageError
 from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 
 if TYPE_CHECKING:
@@ -60,8 +60,11 @@ def list_pairs(
 ) -> None:
     """Show the pairs of the table: their size, whether they fit, and what is on disk."""
     out = Output(as_json)
-    wanted = set(tag or ())
-    pairs = [pair for pair in load_pairs(models).values() if wanted <= set(pair.tags)]
+    wanted, table = set(tag or ()), load_pairs(models).values()
+    known_tags = sorted({one for pair in table for one in pair.tags})
+    for name in sorted(wanted.difference(known_tags)):
+        raise UsageError(f"No pair has the tag {name!r}.", hint=f"Tags: {', '.join(known_tags)}.")
+    pairs = [pair for pair in table if wanted <= set(pair.tags)]
     try:
         require_backend()
     except BackendMissing as error:  # the table can be read all the same

@@ -18,7 +18,6 @@ from mlxspec.cli.arguments.sampling import SamplingOptions
 from mlxspec.cli.cascade import RoutingOptions, UpstreamOptions
 from mlxspec.cli.disk import require_here
 from mlxspec.cli.interrupts import handed_to
-from mlxspec.cli.screen.output import Output
 from mlxspec.control import records
 from mlxspec.defaults import INTERRUPTED
 from mlxspec.errors import MlxspecError, UsageError
@@ -248,7 +247,7 @@ class _Preparing:
         from mlxspec.decode.prefixes import PrefixCache
 
         usual = self._settings.usual
-        with Output().display(text=False) as display:
+        with self._board.loading() as display:
             engine = engines.load_engine(self._pair, self._models, display, [], quiet=False)
             options = {"draft_tokens": usual["draft_tokens"], "sampling": usual["sampling"]}
             request = engine.request([0], **options)

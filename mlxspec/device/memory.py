@@ -62,13 +62,18 @@ def limit() -> int:
     return min([system_memory(), *_of_control_group()])
 
 
+def can_wire() -> bool:
+    """Whether memory can be wired here: only Metal knows it."""
+    return mx.metal.is_available()
+
+
 def wire(needed: int) -> None:
     """Keep as much memory wired as models need, and a little more, until this process ends.
 
     Wired memory cannot be paged out, so that a machine that runs short of the rest may stop; so
-    nothing is wired that nobody asked for. Only Metal knows it.
+    nothing is wired that nobody asked for.
     """
-    if not mx.metal.is_available():
+    if not can_wire():
         return
     before = mx.set_wired_limit(min(needed + _SPARE_WIRED, limit()))
     atexit.register(mx.set_wired_limit, before)

@@ -18,6 +18,8 @@ CallError: type[Exception] = typer.BadParameter.__mro__[2]
 
 # No option has blanks in it or begins with a digit: this is a prompt.
 _PROMPT = re.compile(r"-.*\s|-+\d|---|-+$", re.DOTALL)
+# What commands of other programs are called here.
+_ELSEWHERE = {"run": "chat", "ps": "doctor"}
 
 
 def shows_help(error: Exception) -> bool:
@@ -62,6 +64,8 @@ def _takes_prompt(context: Any) -> bool:
 
 def _below(context: Any, path: str, wanted: str) -> str:
     """A question that names the command where a group has it, as other programs have no group."""
+    if wanted in _ELSEWHERE:
+        return f"Did you mean `{path} {_ELSEWHERE[wanted]}`? "
     groups = getattr(context.command, "commands", {}) if context is not None else {}
     for name, group in groups.items():
         if wanted in getattr(group, "commands", {}):

@@ -14,7 +14,7 @@ import typer
 from mlxspec.cli.screen.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
-from mlxspec.files import expanded, require_no_folder
+from mlxspec.files import expanded, require_file_place
 from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
@@ -70,6 +70,13 @@ def draft_tokens_of(text: str) -> DraftTokens:
 
 def _texts(given: Iterable[str] | None, what: str) -> tuple[str, ...]:
     return tuple(as_text(one, what) for one in given or ())
+
+
+def _stops(given: Iterable[str] | None) -> tuple[str, ...]:
+    stops = _texts(given, "The stop string")
+    if "" in stops:
+        raise UsageError("A stop string is empty.", hint="--stop takes the text to end before.")
+    return stops
 
 
 def template_args(given: Iterable[str] | None) -> dict[str, Any]:
@@ -219,6 +226,9 @@ class ModelOptions:
         """The table's pair, or what the options make of it."""
         if self.draft_bits not in (None, 4, 8):
             raise UsageError(f"--draft-bits is {self.draft_bits}.", hint="It must be 4 or 8.")
+        if self.no_speculation and self.draft_tokens not in (None, 0):
+            asked = f"--draft-tokens {self.draft_tokens}"
+            raise UsageError(f"--no-speculation leaves {asked} no place.", hint="Leave one out.")
         pair = self._named()
         return replace(
             pair,
@@ -294,17 +304,17 @@ class TextOptions:
             arguments = {**pair.template_args, **arguments}
         return {
             "system": None if system is None else as_text(system, "The system message"),
-            "stop": _texts(self.stop, "The stop string"),
+            "stop": _stops(self.stop),
             "eos": _texts(self.eos, "The token's name"),
             "template_args": arguments,
         }
 
     def cache_file(self) -> Path | None:
-        """The file of the prompt cache; raises UsageError where it is a folder."""
+        """The file of the prompt cache; raises UsageError where none can be."""
         if self.cache is None:
             return None
         path = expanded(self.cache)
-        require_no_folder(path)
+        require_file_place(path)
         return path
 
     def require_free(self) -> None:

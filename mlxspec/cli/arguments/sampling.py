@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +16,7 @@ from mlxspec.pairs.table import Pair
 from mlxspec.params import (
     DEFAULT_CONTEXT,
     DEFAULT_THRESHOLD,
+    FILTERS,
     NAMES,
     VERIFY,
     SamplingParams,
@@ -33,6 +34,13 @@ TEMPERATURE = (
     "Temperature; 0 is greedy. What no option sets is as the pair says, or else as the model's "
     "generation_config.json says, or else greedy without filters."
 )
+
+# What says nothing without another: a filter where the likeliest token is taken, and so on.
+_NEEDS = {
+    **dict.fromkeys(FILTERS, "temperature"),
+    "xtc_threshold": "xtc_probability",
+    **{f"{one}_context_size": f"{one}_penalty" for one in ("repetition", "presence", "frequency")},
+}
 
 _Context = Annotated[
     int | None,
@@ -140,9 +148,12 @@ class SamplingOptions:
         """The parameters; where none is given, the pair's, and else what its authors recommend.
 
         Args:
-            tell: called with what comes from the authors' generation_config.json.
+            tell: called with what comes from the authors' generation_config.json, and with the
+                options that change nothing.
         """
         params = self.params(engine.recommended)
+        for line in self._idle(params.as_dict()):
+            tell(line)
         used = params.as_dict() if params.temperature else {}
         theirs = [
             f"{name.replace('_', ' ')} {value:g}"
@@ -154,6 +165,20 @@ class SamplingOptions:
         if theirs:
             tell(f"sampling by the model's generation_config.json: {', '.join(theirs)}")
         return params
+
+    def _idle(self, used: Mapping[str, float]) -> Iterator[str]:
+        """The options that were given and change nothing.
+
+        Args:
+            used: the values that are not the defaults.
+        """
+        for name, needed in _NEEDS.items():
+            if getattr(self, name) is not None and name in used and needed not in used:
+                yield f"{_option(name)} changes nothing without {_option(needed)}"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _biases(text: str | None) -> dict[int, float]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
 import threading
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -15,8 +16,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from mlxspec.cli.screen.display import Display, open_display
 from mlxspec.cli.screen.terminal import ASIDE, visible
-from mlxspec.metrics import speed
+from mlxspec.metrics import Tell, speed
 
 if TYPE_CHECKING:
     from mlxspec.decode.engine import Engine
@@ -46,6 +48,10 @@ class Board:
     def __exit__(self, *error: object) -> None:
         self.end()
 
+    def loading(self) -> Display:
+        """The display of what is done before the server is ready."""
+        return _display(_Lines(self.log))
+
     def ready(self, worker: Worker) -> None:
         """The models are loaded."""
         self.write(event="ready", url=self._url, **self._settings.about)
@@ -70,6 +76,21 @@ class Board:
         sys.stderr.flush()
 
 
+class _Lines(io.StringIO):
+    """A stream of which each whole line is told."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__()
+        self._tell = tell
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._tell(line)
+        return len(text)
+
+
 class LiveBoard(Board):
     """A panel that says how to use the server, and a line that says what it does."""
 
@@ -82,6 +103,9 @@ class LiveBoard(Board):
         )
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def loading(self) -> Display:
+        return _display(sys.stderr)
 
     def ready(self, worker: Worker) -> None:
         engine = worker.wait()
@@ -153,6 +177,10 @@ class LiveBoard(Board):
             body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
         key = f' -H "Authorization: Bearer {self._key}"' if self._key else ""
         return f"curl {self._url}{path}{key} --json '{json.dumps(body)}'"
+
+
+def _display(stderr: TextIO) -> Display:
+    return open_display(stdout=sys.stdout, stderr=stderr, quiet=False, json=True, measures=True)
 
 
 def open_board(settings: Settings, listening: socket.socket, key_variable: str | None) -> Board:
