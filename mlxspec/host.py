@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -39,7 +38,7 @@ def allow_open_files(count: int = 4096) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class _Guard(MetaPathFinder):
+class _Guard:
     """Lets mlx-lm be imported, however it is found, with the process kept."""
 
     def find_spec(
