@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,16 +62,11 @@ def page_style(own: Path) -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in (base, own))
 
 
-def require_file_place(cache: Path) -> None:
-    """Raise UsageError where no file of a prompt cache can be: at a folder, or in none."""
+def require_no_folder(cache: Path) -> None:
+    """Raise UsageError where the file of a prompt cache is a folder."""
     with suppress(OSError):  # of a place that nobody may look at: reading the file will tell
         if cache.is_dir():
             raise UsageError(
                 f"The prompt cache {cache} is a folder.",
                 hint="Name a file in it, such as prompt.safetensors.",
-            )
-        if not cache.parent.is_dir():
-            raise UsageError(
-                f"There is no folder {cache.parent} for the prompt cache {cache.name}.",
-                hint=f"Make it: mkdir -p {shlex.quote(str(cache.parent))}",
             )

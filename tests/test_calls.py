@@ -166,7 +166,6 @@ def test_a_wrong_call_is_one_line_and_a_hint(call: Call, arguments: list[str], w
         (["--no-speculation", "--draft-tokens", "4"], "leaves --draft-tokens 4 no place"),
         (["--no-speculation", "--draft-tokens", "auto"], "leaves --draft-tokens auto no place"),
         (["--stop", "x", "--stop", ""], "A stop string is empty."),
-        (["--cache", "/none/at/all/x"], "There is no folder /none/at/all for the prompt cache x."),
     ],
 )
 def test_what_is_given_beside_something_else_is_true_too(

@@ -245,7 +245,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 @pytest.mark.parametrize(
     ("route", "routing", "fields", "words"),
     [
-        (ROUTES[0], {"strategy": "remote"}, {}, "routing.strategy: Input should be 'local'"),
+        (ROUTES[0], {"strategy": "remote"}, {}, "and this server takes 'local', "),
         (ROUTES[0], ROUTED | {"upstream": "near"}, {}, "is 'near', and this server has far"),
         (ROUTES[0], ROUTED | {"min_confidance": 1}, {}, "routing.min_confidance: Extra"),
         (ROUTES[0], ROUTED | {"min_confidence": 80}, {}, "routing.min_confidence"),

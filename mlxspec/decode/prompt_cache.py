@@ -16,7 +16,7 @@ from mlxspec.decode import prompt_file
 from mlxspec.decode.prefix_tree import Found, common_of
 from mlxspec.decode.prefixes import Marked
 from mlxspec.decode.prompt_file import Damaged, Unusable
-from mlxspec.files import require_file_place
+from mlxspec.files import require_no_folder
 from mlxspec.metrics import TARGET, Tell
 from mlxspec.models.identity import Identity
 from mlxspec.models.kept import Entries, Kept, Rest, resumed, without_form
@@ -92,7 +92,7 @@ class PromptCache:
         prompt_tokens: int,
         ends: frozenset[int] = frozenset(),
     ) -> None:
-        require_file_place(path)
+        require_no_folder(path)
         self.taken: dict[str, int] = {}
         self._marked = Marked(ends)
         self._path = path

@@ -23,7 +23,7 @@ from mlxspec.defaults import (
 )
 from mlxspec.drafters.proposals import MOST
 from mlxspec.errors import PromptError, UsageError
-from mlxspec.files import require_file_place
+from mlxspec.files import require_no_folder
 from mlxspec.markup import Markup, begun, markup_of
 from mlxspec.metrics import Tell, silent
 from mlxspec.params import SamplingParams
@@ -281,7 +281,7 @@ def _require_range(max_tokens: int | None, logprobs: int | None) -> None:
 def _file_of(cache: str | Path | None) -> Path | None:
     if cache is None:
         return None
-    require_file_place(Path(cache))
+    require_no_folder(Path(cache))
     return Path(cache)
 
 

@@ -14,7 +14,7 @@ import typer
 from mlxspec.cli.screen.streams import as_text
 from mlxspec.defaults import AUTO, DEFAULT_MAX_TOKENS, DEFAULT_PAIR, MAX_DRAFT_TOKENS, DraftTokens
 from mlxspec.errors import UsageError
-from mlxspec.files import expanded, require_file_place
+from mlxspec.files import expanded, require_no_folder
 from mlxspec.pairs.table import Pair, default_pair, find_pair, load_pairs
 from mlxspec.params import DEFAULT_GROUP_SIZE, KVQuantization
 
@@ -310,11 +310,11 @@ class TextOptions:
         }
 
     def cache_file(self) -> Path | None:
-        """The file of the prompt cache; raises UsageError where none can be."""
+        """The file of the prompt cache; raises UsageError where it is a folder."""
         if self.cache is None:
             return None
         path = expanded(self.cache)
-        require_file_place(path)
+        require_no_folder(path)
         return path
 
     def require_free(self) -> None:
