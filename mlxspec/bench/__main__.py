@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
         else:
             _measure(*arguments)
     except MlxspecError as error:
-        print(f"error: {error.message}\nhint:  {error.hint}", file=sys.stderr)
+        typer.echo(f"error: {error.message}\nhint:  {error.hint}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

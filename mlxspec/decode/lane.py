@@ -216,7 +216,7 @@ class Lane:
         # Every round in flight brings at least one token.
         return track.left > sum(track in one.tracks for one in self._in_flight)
 
-    def _bound(self, track: Track) -> int:
+    def bound(self, track: Track) -> int:
         """The most tokens of a text that every dispatched round together can have kept."""
         return track.reach + sum(
             one.plan.rows[one.tracks.index(track)].draft_tokens + 1
@@ -267,7 +267,7 @@ class Lane:
             choice = self.policy.choose(length, offers[0])
             plan = Plan(choice, (choice,))
         else:
-            bound = max(map(self._bound, self.tracks))
+            bound = max(map(self.bound, self.tracks))
             plan = self.policy.plan(length, offers, self.ahead.outlook(bound))
             chosen = iter(plan.rows)
             plan = plan._replace(
@@ -292,7 +292,7 @@ class Lane:
 
     def _send(self, plan: Plan, rows: Sequence[Track | None], caught_up: CaughtUp | None) -> None:
         name, count = plan.whole.drafter, plan.whole.draft_tokens
-        bounds = {track: self._bound(track) + count for track in self.tracks}
+        bounds = {track: self.bound(track) + count for track in self.tracks}
         length = self._slots.room_for(bounds)
         draft_length = self._slots.draft_room_for(name, bounds)
         given = given_of(plan, rows, drafts=name in self.rounds.drafters)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import cast
 
 from mlxspec.control.policy import Policy
 from mlxspec.decode.lane import Lane
@@ -79,12 +78,10 @@ class Session:
         read the text so far have room for as many. K is the session's own, unless one is given.
         """
         count = self.draft_tokens if draft_tokens is None else draft_tokens
-        state = self._lane.state
-        # A text ends at its limit, but its last round may have kept tokens beyond that.
-        (read,) = cast(list[int], state.position.tolist())
-        length = lengths.attended(read + 1 + rounds * (count + 1))
-        room = max(lengths.reserved(length), self.rounds.room(state))
-        state = self.rounds.grown(state, room)
+        bound = self._lane.bound(self._track) + rounds * (count + 1)
+        length = lengths.attended(bound)
+        room = max(lengths.reserved(length), self.rounds.room(self._lane.state))
+        state = self.rounds.grown(self._lane.state, room)
         for name in self.drafted:
             past = self.rounds.drafters[name].grown(state.drafts[name], room)
             state = state.with_draft(name, past)

@@ -152,13 +152,14 @@ class SamplingOptions:
                 options that change nothing.
         """
         params = self.params(engine.recommended)
-        for line in self._idle(params.as_dict()):
+        used = params.as_dict()
+        for line in self._idle(used):
             tell(line)
-        used = params.as_dict() if params.temperature else {}
         theirs = [
             f"{name.replace('_', ' ')} {value:g}"
             for name, value in used.items()
-            if name in engine.recommended
+            if params.temperature
+            and name in engine.recommended
             and name not in pair.sampling
             and getattr(self, name) is None
         ]
